@@ -1,0 +1,8 @@
+//! The relay daemon, the agent library and what both speak.
+//!
+//! Dependencies go one way: `protocol` is used by `agent` and by `relay`, which do not know each other; the binary on
+//! top uses the public API of both.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
+pub mod clock;
+pub mod relay;

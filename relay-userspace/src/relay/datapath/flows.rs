@@ -1,0 +1,132 @@
+//! The orders the rendezvous gives to the packet path.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use relay_common::Side;
+
+use crate::clock::MonoTime;
+
+/// What the rendezvous asks of the packet path. Every call takes effect before it returns.
+pub trait Flows {
+    /// Puts both flows of a session in place: when this returns, packets from either tuple are forwarded to the other
+    /// until the earlier of `deadlines` (indexed by [`Side`]).
+    ///
+    /// # Errors
+    /// The table or both buckets of a tuple are full, or a tuple cannot be forwarded. Nothing is installed then.
+    fn install(
+        &mut self,
+        sides: [FlowTuple; 2],
+        limit: Limit,
+        deadlines: [MonoTime; 2],
+        now: MonoTime,
+    ) -> Result<SlotId, InstallError>;
+
+    /// Moves the time until which packets from and to `side` are forwarded.
+    fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime);
+
+    /// `side`'s agent has proved another tuple. The old tuple is forwarded no more.
+    ///
+    /// # Errors
+    /// As for [`Flows::install`]; the old tuple stays in place then.
+    fn rebind(&mut self, slot: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError>;
+
+    /// Changes the session's limit; what was already charged stays charged, at most one new burst of it.
+    fn set_limit(&mut self, slot: SlotId, limit: Limit, now: MonoTime);
+
+    /// Stops forwarding at once. The slot is reused only after a quarantine.
+    fn remove(&mut self, slot: SlotId, now: MonoTime);
+
+    /// What the session has carried so far.
+    fn traffic(&self, slot: SlotId) -> Traffic;
+}
+
+/// One side's addresses as the packet path sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowTuple {
+    /// Where the agent's datagrams come from, after all NAT: proved by the bind exchange.
+    pub agent: SocketAddr,
+    /// The relay address and port they arrive at.
+    pub relay: SocketAddr,
+}
+
+/// A session's bandwidth limit: UDP payload bytes, both directions together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes per second; 0 is unlimited.
+    pub bytes_per_s: u64,
+    /// Bytes that may pass at once after a pause.
+    pub burst_bytes: u64,
+}
+
+impl Limit {
+    /// No limit.
+    pub const UNLIMITED: Limit = Limit { bytes_per_s: 0, burst_bytes: 0 };
+
+    /// The smallest burst: one UDP datagram of the largest size always fits.
+    pub const MIN_BURST_BYTES: u64 = 64 * 1024;
+
+    /// The time's worth of bytes in a default burst.
+    pub const BURST: Duration = Duration::from_millis(250);
+
+    /// A limit of `bytes_per_s` (0: unlimited) with the default burst: 250 ms of the rate, at least 64 KiB.
+    pub fn per_second(bytes_per_s: u64) -> Limit {
+        Limit { bytes_per_s, burst_bytes: (bytes_per_s / 4).max(Limit::MIN_BURST_BYTES) }
+    }
+}
+
+/// A session's place in the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub u32);
+
+/// Why flows were not put in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InstallError {
+    /// Every slot is taken, or both index buckets of a tuple are full.
+    #[error("the flow table is full: raise datapath.max_sessions, or let sessions end")]
+    TableFull,
+    /// The tuple is not one that packets could be forwarded from or to.
+    #[error("the tuple is refused: {0}")]
+    Tuple(TupleFault),
+}
+
+/// What is wrong with a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TupleFault {
+    /// Port 0 cannot be sent to.
+    #[error("port 0")]
+    PortZero,
+    /// Loopback, multicast, broadcast, unspecified or one of the relay's own addresses.
+    #[error("the address is not a unicast address of another host")]
+    Address,
+    /// Both sides have the same tuple, or the tuple belongs to another session.
+    #[error("the tuple is in use")]
+    InUse,
+    /// The two addresses of a tuple are of different families, or the sides' families cannot be joined yet.
+    #[error("the address families differ")]
+    Family,
+}
+
+/// What a session has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// By sending side, indexed by [`Side`].
+    pub sides: [SideTraffic; 2],
+    /// Packets dropped for the limit.
+    pub limited_packets: u64,
+    /// Their UDP payload bytes.
+    pub limited_bytes: u64,
+    /// Packets marked CE.
+    pub marked_packets: u64,
+}
+
+/// What one side has sent through the relay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SideTraffic {
+    /// Packets forwarded by the XDP program.
+    pub packets_kernel: u64,
+    /// Packets forwarded by the userspace forwarder.
+    pub packets_userspace: u64,
+    /// UDP payload bytes of both.
+    pub bytes: u64,
+}

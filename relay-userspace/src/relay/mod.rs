@@ -1,0 +1,3 @@
+//! The relay daemon: rendezvous of agents, and the packet path that follows.
+
+pub mod datapath;
