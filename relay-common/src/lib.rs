@@ -1,11 +1,36 @@
 //! The packet decision of the relay, shared by the XDP program and the userspace forwarder.
 //!
 //! What this crate does not have: a clock, sockets, allocation, panics, `std`. Time is a parameter, packets and tables
-//! are reached through traits, and the same code is compiled for the kernel and for the host.
+//! are reached through traits, and the same code is compiled for the kernel and for the host. Its only unsafe code is
+//! in `word`: the words of shared memory.
+//!
+//! To follow one packet, read [`forward`](mod@forward) first, then the modules in the order it names them: `parse`,
+//! `flow` (over `index` and `slot`), `next_hop`, `bucket`, `rewrite`.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", allow(internal_features, reason = "the BPF target has no other atomics"))]
 
+pub mod bucket;
+pub mod checksum;
+pub mod flow;
+pub mod forward;
+pub mod frame;
+mod header;
+pub mod index;
+pub mod interface;
+pub mod next_hop;
+pub mod parse;
+pub mod reason;
+pub mod rewrite;
 mod side;
+pub mod siphash;
+pub mod slot;
+pub mod tables;
+pub mod tuple;
+pub mod word;
 
+pub use forward::{Departure, forward};
+pub use reason::{Action, Reason};
 pub use side::Side;
 
 /// Length of the magic every bind datagram begins with, in bytes.
@@ -13,3 +38,39 @@ pub const BIND_MAGIC_LEN: usize = 8;
 
 /// Length of every bind datagram, in bytes: questions and answers have one length, so no answer amplifies.
 pub const BIND_LEN: usize = 96;
+
+/// The maps of the XDP program, by the names both sides use.
+pub mod maps {
+    /// Array of [`IndexBucket`](crate::index::IndexBucket), mapped by the daemon.
+    pub const INDEX: &str = "INDEX";
+    /// Array of [`Slot`](crate::slot::Slot), mapped by the daemon.
+    pub const SLOTS: &str = "SLOTS";
+    /// Array of [`NextHop`](crate::next_hop::NextHop), mapped by the daemon.
+    pub const NEXT_HOPS: &str = "NEXT_HOPS";
+    /// Array of [`Interface`](crate::interface::Interface), mapped by the daemon.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// Device map: the egress interface of each next hop, under the hop's number.
+    pub const EGRESS: &str = "EGRESS";
+    /// Per-CPU array of packet counts, one [`Tally`](crate::Tally) per reason.
+    pub const TALLIES: &str = "TALLIES";
+
+    /// Read-only data: the two words of the index's hash key.
+    pub const HASH_KEY: [&str; 2] = ["HASH_KEY_0", "HASH_KEY_1"];
+    /// Read-only data: number of index buckets less one.
+    pub const BUCKET_MASK: &str = "BUCKET_MASK";
+    /// Read-only data: the bind magic.
+    pub const BIND_MAGIC: &str = "BIND_MAGIC";
+
+    /// Entries of the next-hop array and the device map.
+    pub const NEXT_HOP_ENTRIES: u32 = 1024;
+}
+
+/// What one CPU has counted for one [`Reason`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tally {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+}

@@ -63,13 +63,13 @@ impl Limit {
     /// No limit.
     pub const UNLIMITED: Limit = Limit { bytes_per_s: 0, burst_bytes: 0 };
 
-    /// The smallest burst: one UDP datagram of the largest size always fits.
-    pub const MIN_BURST_BYTES: u64 = 64 * 1024;
+    /// The smallest burst in bytes: seven eighths of it, which is what large packets may use, hold the largest datagram.
+    pub const MIN_BURST_BYTES: u64 = 80 * 1024;
 
     /// The time's worth of bytes in a default burst.
     pub const BURST: Duration = Duration::from_millis(250);
 
-    /// A limit of `bytes_per_s` (0: unlimited) with the default burst: 250 ms of the rate, at least 64 KiB.
+    /// A limit of `bytes_per_s` (0: unlimited) with the default burst: 250 ms of the rate, at least 80 KiB.
     pub fn per_second(bytes_per_s: u64) -> Limit {
         Limit { bytes_per_s, burst_bytes: (bytes_per_s / 4).max(Limit::MIN_BURST_BYTES) }
     }

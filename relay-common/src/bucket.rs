@@ -1,0 +1,325 @@
+//! The bandwidth limit of a session: a token bucket in the form of one word (GCRA, ITU-T I.371).
+//!
+//! The word is the *theoretical arrival time*: the time at which the bucket would be empty of debt again. A packet moves
+//! it forward by its cost; a packet that would move it further than the burst ahead of now is over the limit. One word
+//! means one compare-and-swap: exact with any number of CPUs, kernel and userspace on the same word, and nothing to
+//! tear. Unit: 1/64 ns, so that a word lasts nine years of uptime and costs are exact enough at 1 GB/s.
+
+use crate::word::{Word32, Word64};
+
+/// Ticks of the bucket per nanosecond.
+const TICKS_PER_NS: u64 = 64;
+
+/// Fractional bits of [`Allowance::cost_per_byte`].
+const COST_FRACTION_BITS: u32 = 18;
+
+/// The smallest chargeable size in bytes: empty datagrams cost the host as much as small ones, so they are not free.
+pub const MIN_CHARGED_BYTES: u32 = 64;
+
+/// The smallest rate that can be expressed, in bytes per second: below it, the cost of a large datagram would overflow.
+pub const MIN_BYTES_PER_S: u64 = 64;
+
+/// Up to this payload size in bytes a packet may use the last eighth of the burst: acknowledgements and handshakes pass
+/// where bulk data no longer does, so one side's flood does not silence the other.
+pub const SMALL_PACKET_BYTES: u32 = 256;
+
+/// How often a lost race for the word is tried again.
+pub const MAX_TRIES: u32 = 8;
+
+/// Steps of 2^20 ns (1.05 ms) between two marks while the bucket is moderately full: about 100 ms.
+const MARK_PAUSE_STEPS: u32 = 95;
+
+/// Rate and burst as the packet path needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Cost of one byte in ticks, times 2^18, rounded up. 0: unlimited.
+    pub cost_per_byte: u64,
+    /// How far ahead of now the word may be, in ticks.
+    pub burst: u64,
+}
+
+impl Allowance {
+    /// No limit.
+    pub const UNLIMITED: Allowance = Allowance { cost_per_byte: 0, burst: 0 };
+
+    /// The shortest burst in nanoseconds: two ticks of the coarse clock at 250 Hz. A shorter one would grant less than
+    /// the rate, since the clock stands still in between.
+    pub const MIN_BURST_NS: u64 = 8_000_000;
+
+    /// The longest burst in nanoseconds: keeps every product of the marking ramp within 64 bits.
+    pub const MAX_BURST_NS: u64 = 60_000_000_000;
+
+    /// The allowance of `bytes_per_s` (0: unlimited; at least [`MIN_BYTES_PER_S`]) with a burst worth `burst_bytes`,
+    /// held between [`Allowance::MIN_BURST_NS`] and [`Allowance::MAX_BURST_NS`].
+    pub fn new(bytes_per_s: u64, burst_bytes: u64) -> Allowance {
+        if bytes_per_s == 0 {
+            return Allowance::UNLIMITED;
+        }
+        let rate = u128::from(bytes_per_s.max(MIN_BYTES_PER_S));
+        let ticks_per_s = u128::from(1_000_000_000 * TICKS_PER_NS);
+        let cost = (ticks_per_s << COST_FRACTION_BITS).div_ceil(rate);
+        let burst = u128::from(burst_bytes) * ticks_per_s / rate;
+        let bounds =
+            (u128::from(Self::MIN_BURST_NS * TICKS_PER_NS), u128::from(Self::MAX_BURST_NS * TICKS_PER_NS));
+        Allowance {
+            // At the smallest rate this is 2.7e14, and the burst is bounded just above: both fit.
+            cost_per_byte: cost as u64,
+            burst: burst.clamp(bounds.0, bounds.1) as u64,
+        }
+    }
+
+    /// The cost of a datagram with `payload` bytes, in ticks, rounded up.
+    #[inline(always)]
+    pub const fn cost(self, payload: u32) -> u64 {
+        let bytes = if payload < MIN_CHARGED_BYTES { MIN_CHARGED_BYTES } else { payload } as u64;
+        (bytes.wrapping_mul(self.cost_per_byte).wrapping_add((1 << COST_FRACTION_BITS) - 1))
+            >> COST_FRACTION_BITS
+    }
+}
+
+/// The verdict on one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charge {
+    /// Within the limit; charged.
+    Conforming,
+    /// Within the limit and charged, but the bucket is filling: tell the sender by a CE mark, if the packet can bear it.
+    Marked,
+    /// Over the limit; not charged.
+    Over,
+    /// The word changed under every try; not charged.
+    Contended,
+}
+
+/// A session's bucket, borrowed from its slot.
+pub struct Bucket<'a> {
+    /// Theoretical arrival time in ticks.
+    pub arrival: &'a Word64,
+    /// When a packet was marked last, in steps of 2^20 ns, wrapping.
+    pub marked_at: &'a Word32,
+    /// The session's allowance.
+    pub allowance: Allowance,
+}
+
+impl Bucket<'_> {
+    /// Charges a datagram of `payload` bytes at `now` (nanoseconds). `markable`: its IP header says that the sender
+    /// understands marks.
+    #[inline(always)]
+    pub fn charge(&self, payload: u32, markable: bool, now: u64) -> Charge {
+        if self.allowance.cost_per_byte == 0 {
+            return Charge::Conforming;
+        }
+        let cost = self.allowance.cost(payload);
+        let burst = self.allowance.burst;
+        let ceiling = if payload > SMALL_PACKET_BYTES { burst - (burst >> 3) } else { burst };
+        let now_ticks = now.wrapping_mul(TICKS_PER_NS);
+        let mut arrival = self.arrival.load();
+        let mut tries = 0;
+        while tries < MAX_TRIES {
+            let start = if arrival > now_ticks { arrival } else { now_ticks };
+            let next = start.wrapping_add(cost);
+            let level = next.wrapping_sub(now_ticks);
+            if level > ceiling {
+                return Charge::Over;
+            }
+            match self.arrival.replace(arrival, next) {
+                Ok(()) if markable && self.marks(level, next, now) => return Charge::Marked,
+                Ok(()) => return Charge::Conforming,
+                Err(found) => arrival = found,
+            }
+            tries += 1;
+        }
+        Charge::Contended
+    }
+
+    /// Whether a packet that filled the bucket to `level` is marked: above a quarter of the burst one packet per 100 ms,
+    /// above five eighths with a probability that rises to 1 at the top.
+    #[inline(always)]
+    fn marks(&self, level: u64, arrival: u64, now: u64) -> bool {
+        let burst = self.allowance.burst;
+        if level <= burst >> 2 {
+            return false;
+        }
+        let step = (now >> 20) as u32;
+        if step.wrapping_sub(self.marked_at.load()) >= MARK_PAUSE_STEPS {
+            self.marked_at.store(step);
+            return true;
+        }
+        let ramp_start = (burst >> 1) + (burst >> 3);
+        if level <= ramp_start {
+            return false;
+        }
+        // The ramp needs chance, not secrecy: the word's low bits, mixed, serve kernel and host alike.
+        let chance = arrival.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+        let ramp = burst - ramp_start;
+        (level - ramp_start) << 16 > ramp.wrapping_mul(chance)
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Bucket<'_> {
+    /// Holds the word to at most one burst of `self.allowance` ahead of `now`: what a change of rate asks for.
+    pub fn clamp(&self, now: u64) {
+        let latest = now.wrapping_mul(TICKS_PER_NS).saturating_add(self.allowance.burst);
+        let mut arrival = self.arrival.load();
+        while arrival > latest {
+            match self.arrival.replace(arrival, latest) {
+                Ok(()) => return,
+                Err(found) => arrival = found,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::{Allowance, Bucket, Charge, MIN_CHARGED_BYTES, SMALL_PACKET_BYTES};
+    use crate::word::{Word32, Word64};
+    use proptest::prelude::{prop_assert, proptest};
+    use std::vec::Vec;
+
+    struct Session {
+        arrival: Word64,
+        marked_at: Word32,
+        allowance: Allowance,
+    }
+
+    impl Session {
+        fn new(bytes_per_s: u64, burst_bytes: u64) -> Session {
+            Session {
+                arrival: Word64::new(0),
+                marked_at: Word32::new(0),
+                allowance: Allowance::new(bytes_per_s, burst_bytes),
+            }
+        }
+
+        fn bucket(&self) -> Bucket<'_> {
+            Bucket { arrival: &self.arrival, marked_at: &self.marked_at, allowance: self.allowance }
+        }
+
+        fn charge(&self, payload: u32, now: u64) -> Charge {
+            self.bucket().charge(payload, false, now)
+        }
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_limit_of_zero_is_no_limit() {
+        let session = Session::new(0, 0);
+        for _ in 0..1000 {
+            assert_eq!(session.charge(65_507, SECOND), Charge::Conforming);
+        }
+    }
+
+    #[test]
+    fn a_full_bucket_grants_the_burst_and_then_the_rate() {
+        let session = Session::new(1_000_000, 250_000);
+        let burst = (0..).take_while(|_| session.charge(200, SECOND) == Charge::Conforming).count();
+        assert_eq!(burst, 250_000 / 200);
+        let later = SECOND + SECOND / 10;
+        let refill = (0..).take_while(|_| session.charge(200, later) == Charge::Conforming).count();
+        assert_eq!(refill, 100_000 / 200);
+    }
+
+    #[test]
+    fn large_packets_leave_the_last_eighth_to_small_ones() {
+        let session = Session::new(1_000_000, 80_000);
+        while session.charge(SMALL_PACKET_BYTES + 1, SECOND) == Charge::Conforming {}
+        assert_eq!(session.charge(1200, SECOND), Charge::Over);
+        assert_eq!(session.charge(SMALL_PACKET_BYTES, SECOND), Charge::Conforming);
+    }
+
+    #[test]
+    fn an_empty_datagram_is_not_free() {
+        let session = Session::new(64_000, 64 * 1024);
+        let passed = (0..100_000).filter(|_| session.charge(0, SECOND) == Charge::Conforming).count();
+        assert_eq!(passed, 64 * 1024 / MIN_CHARGED_BYTES as usize);
+    }
+
+    #[test]
+    fn a_lower_rate_holds_the_debt_to_one_new_burst() {
+        let mut session = Session::new(1_000, 64_000);
+        while session.charge(100, SECOND) == Charge::Conforming {}
+        session.allowance = Allowance::new(1_000_000, 64_000);
+        session.bucket().clamp(SECOND);
+        let full_again = SECOND + 64_000_000 + 1_000_000;
+        assert_eq!(session.charge(1200, full_again), Charge::Conforming);
+    }
+
+    #[test]
+    fn nothing_is_marked_below_a_quarter_of_the_burst() {
+        let session = Session::new(1_000_000, 250_000);
+        for _ in 0..(250_000 / 4 / 1000) {
+            assert_eq!(session.bucket().charge(1000, true, SECOND), Charge::Conforming);
+        }
+        assert_eq!(session.bucket().charge(1000, true, SECOND), Charge::Marked);
+        assert_eq!(session.bucket().charge(1000, true, SECOND), Charge::Conforming);
+    }
+
+    #[test]
+    fn marks_grow_denser_towards_the_top_of_the_burst() {
+        let session = Session::new(100_000_000, 25_000_000);
+        let verdicts: Vec<Charge> =
+            (0..25_000).map(|_| session.bucket().charge(1000, true, SECOND)).collect();
+        let marks = |from: usize, to: usize| {
+            verdicts[from * 250..to * 250].iter().filter(|v| **v == Charge::Marked).count()
+        };
+        assert_eq!(marks(0, 24), 0);
+        assert_eq!(marks(26, 62), 0, "one per 100 ms, and this took no time");
+        let (low, high) = (marks(63, 70), marks(80, 87));
+        assert!(low > 50 && high > 2 * low, "{low} then {high}");
+    }
+
+    #[test]
+    fn an_unmarkable_packet_is_never_marked() {
+        let session = Session::new(1_000_000, 250_000);
+        let marked = (0..1000).filter(|_| session.charge(1000, SECOND) == Charge::Marked).count();
+        assert_eq!(marked, 0);
+    }
+
+    proptest! {
+        /// Over any interval that begins and ends with a packet: no more than rate x time + burst.
+        #[test]
+        fn never_grants_more_than_rate_times_time_plus_burst(
+            rate in 64u64..2_000_000_000,
+            burst_bytes in 1u64..10_000_000,
+            packets in proptest::collection::vec((0u64..50_000_000, 0u32..65_508), 1..200),
+        ) {
+            let session = Session::new(rate, burst_bytes);
+            let mut now = SECOND;
+            let mut granted: Vec<(u64, u64)> = Vec::new();
+            for (pause, payload) in packets {
+                now += pause;
+                if session.charge(payload, now) != Charge::Over {
+                    granted.push((now, u64::from(payload.max(MIN_CHARGED_BYTES))));
+                }
+            }
+            let burst_ticks = u128::from(session.allowance.burst);
+            for first in 0..granted.len() {
+                let mut bytes = 0u128;
+                for last in first..granted.len() {
+                    bytes += u128::from(granted[last].1);
+                    let ticks = u128::from(granted[last].0 - granted[first].0) * 64 + burst_ticks;
+                    // bytes <= rate x ticks / ticks per second, in exact arithmetic
+                    prop_assert!(bytes * 64 * u128::from(SECOND) <= u128::from(rate) * ticks);
+                }
+            }
+        }
+
+        /// A sender that always has data gets the rate, less one packet.
+        #[test]
+        fn grants_the_rate_to_a_backlogged_sender(rate in 65_536u64..1_000_000_000, payload in 64u32..1400) {
+            let session = Session::new(rate, rate / 4);
+            let mut granted = 0u64;
+            let step = 1_000_000;
+            let mut now = SECOND;
+            while now < 2 * SECOND {
+                while session.charge(payload, now) == Charge::Conforming { granted += u64::from(payload); }
+                now += step;
+            }
+            let least = u128::from(rate) * 998 / 1000;
+            prop_assert!(u128::from(granted) + 2 * u128::from(payload) >= least, "{granted} of {rate}");
+        }
+    }
+}

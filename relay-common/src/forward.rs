@@ -1,0 +1,55 @@
+//! One packet's way, decide then commit: parse, look up, egress, consent and limit, rewrite.
+//!
+//! Nothing is written and nothing is charged before the last check that can pass the packet on unchanged.
+
+use crate::flow::{Flow, look_up};
+use crate::frame::Frame;
+use crate::next_hop::{Egress, Hop};
+use crate::parse::{Packet, parse};
+use crate::reason::Reason;
+use crate::rewrite::rewrite;
+use crate::tables::Tables;
+
+/// Where a forwarded frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Number of the next hop, which is also its place in the device map.
+    pub hop: u32,
+    /// Whether it leaves through the device map or by the interface it came by.
+    pub redirect: bool,
+}
+
+/// Decides on a frame and, if it is forwarded, rewrites it. `now` is asked only where time matters: nanoseconds of the
+/// coarse monotonic clock, the dearest instruction on the way.
+///
+/// # Errors
+/// The reason why the frame is not forwarded. It is unchanged then, except after [`Reason::CommitFailed`].
+#[inline(always)]
+pub fn forward<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    now: impl FnOnce() -> u64,
+) -> Result<Departure, Reason> {
+    let packet = parse(frame, tables)?;
+    let flow = look_up(tables, &packet.tuple)?;
+    let hop = egress(tables, &flow, &packet)?;
+    let mark = flow.admit(packet.payload, packet.markable(), now())?;
+    flow.count(packet.payload);
+    rewrite(frame, &flow.route, &hop, mark)?;
+    Ok(Departure { hop: u32::from(flow.route.hop), redirect: matches!(hop.egress, Egress::Redirect) })
+}
+
+/// The next hop, if the program can send to it. A packet too big for the egress is passed up before anything is charged:
+/// a redirect would drop it after it was counted as forwarded.
+#[inline(always)]
+fn egress<T: Tables>(tables: &T, flow: &Flow<'_>, packet: &Packet) -> Result<Hop, Reason> {
+    let entry = tables.next_hop(u32::from(flow.route.hop)).ok_or(Reason::HopUnresolved)?;
+    let hop = entry.copy().map_err(|_| Reason::FlowChanged)?;
+    if matches!(hop.egress, Egress::Userspace) {
+        return Err(Reason::HopUnresolved);
+    }
+    if packet.ip_length > hop.mtu {
+        return Err(Reason::TooBig);
+    }
+    Ok(hop)
+}

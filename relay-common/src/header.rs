@@ -1,0 +1,50 @@
+//! Where the fields of an Ethernet, IPv4 and UDP header stand in a frame. Offsets come from the `network-types` structs.
+
+use core::mem::offset_of;
+
+use network_types::eth::{EthHdr, EtherType};
+use network_types::ip::Ipv4Hdr;
+use network_types::udp::UdpHdr;
+
+pub(crate) const ETH_LEN: usize = EthHdr::LEN;
+pub(crate) const ETH_DESTINATION: usize = offset_of!(EthHdr, dst_addr);
+pub(crate) const ETH_TYPE: usize = offset_of!(EthHdr, ether_type);
+
+/// Ether types as the two bytes stand in the frame, read as a native-endian word.
+pub(crate) const ETHER_TYPE_IPV4: u16 = EtherType::Ipv4 as u16;
+pub(crate) const ETHER_TYPE_IPV6: u16 = EtherType::Ipv6 as u16;
+pub(crate) const ETHER_TYPE_VLAN: u16 = EtherType::Ieee8021q as u16;
+pub(crate) const ETHER_TYPE_SERVICE_VLAN: u16 = EtherType::Ieee8021ad as u16;
+
+/// The shortest frame on Ethernet without its check sequence; shorter packets are padded to it (IEEE 802.3, 3.2.8).
+pub(crate) const ETH_MIN_LEN: u32 = 60;
+
+pub(crate) const V4_LEN: usize = Ipv4Hdr::LEN;
+pub(crate) const V4_VERSION: usize = ETH_LEN + offset_of!(Ipv4Hdr, vihl);
+pub(crate) const V4_TOS: usize = ETH_LEN + offset_of!(Ipv4Hdr, tos);
+pub(crate) const V4_TOTAL_LEN: usize = ETH_LEN + offset_of!(Ipv4Hdr, tot_len);
+pub(crate) const V4_FRAGMENT: usize = ETH_LEN + offset_of!(Ipv4Hdr, frags);
+pub(crate) const V4_TTL: usize = ETH_LEN + offset_of!(Ipv4Hdr, ttl);
+pub(crate) const V4_PROTOCOL: usize = ETH_LEN + offset_of!(Ipv4Hdr, proto);
+pub(crate) const V4_CHECK: usize = ETH_LEN + offset_of!(Ipv4Hdr, check);
+pub(crate) const V4_SOURCE: usize = ETH_LEN + offset_of!(Ipv4Hdr, src_addr);
+pub(crate) const V4_DESTINATION: usize = ETH_LEN + offset_of!(Ipv4Hdr, dst_addr);
+
+/// Version 4 and five words of header: no options.
+pub(crate) const V4_VERSION_PLAIN: u8 = 0x45;
+
+/// Everything of the flags and offset field but "don't fragment": more fragments, offset (RFC 791 section 3.1).
+pub(crate) const V4_FRAGMENT_MASK: u16 = 0xbfff;
+
+pub(crate) const UDP_LEN: usize = UdpHdr::LEN;
+pub(crate) const V4_UDP: usize = ETH_LEN + V4_LEN;
+pub(crate) const V4_UDP_SOURCE: usize = V4_UDP + offset_of!(UdpHdr, src);
+pub(crate) const V4_UDP_DESTINATION: usize = V4_UDP + offset_of!(UdpHdr, dst);
+pub(crate) const V4_UDP_LENGTH: usize = V4_UDP + offset_of!(UdpHdr, len);
+pub(crate) const V4_UDP_CHECK: usize = V4_UDP + offset_of!(UdpHdr, check);
+
+/// Ethernet, IPv4 without options and UDP: the bytes one look at an IPv4 packet needs.
+pub(crate) const V4_HEADERS: usize = V4_UDP + UDP_LEN;
+
+/// Explicit congestion notification: the low two bits of the TOS byte (RFC 3168 section 5).
+pub(crate) const ECN_MASK: u8 = 0b11;

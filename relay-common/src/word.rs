@@ -1,0 +1,148 @@
+//! Words of memory that kernel and userspace share.
+//!
+//! All of the crate's unsafe code is here. Kernel maps are mapped into the daemon, so every field of a shared record
+//! is one of these words: no reference to plain data that another CPU may be writing ever exists.
+#![expect(unsafe_code, reason = "shared memory, and the BPF target has no atomic types")]
+
+use core::cell::UnsafeCell;
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// A 64-bit word in shared memory.
+#[derive(Default)]
+#[repr(transparent)]
+pub struct Word64(UnsafeCell<u64>);
+
+/// A 32-bit word in shared memory.
+#[derive(Default)]
+#[repr(transparent)]
+pub struct Word32(UnsafeCell<u32>);
+
+// SAFETY: the content is only reached through the atomic operations below (single aligned instructions on the BPF
+// target), so sharing references between threads is sound.
+unsafe impl Sync for Word64 {}
+// SAFETY: as for Word64.
+unsafe impl Sync for Word32 {}
+// SAFETY: a word owns nothing that is bound to a thread.
+unsafe impl Send for Word64 {}
+// SAFETY: as for Word64.
+unsafe impl Send for Word32 {}
+
+/// On the BPF target. An atomic load cannot be selected by LLVM for it, but an aligned volatile read is one load
+/// instruction, and x86-64 keeps loads in order (the only architecture the project builds for).
+///
+/// Read-modify-write operations whose result is used are `SeqCst`: LLVM 22 drops the fetch of relaxed ones
+/// (llvm-project issue 210280).
+#[cfg(target_arch = "bpf")]
+mod operations {
+    use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+
+    use super::{Word32, Word64};
+
+    impl Word64 {
+        /// The present value.
+        #[inline(always)]
+        pub fn load(&self) -> u64 {
+            // SAFETY: the pointer comes from a live reference, so it is valid and aligned.
+            unsafe { core::ptr::read_volatile(self.0.get()) }
+        }
+
+        /// Replaces `current` by `new`, or tells what is there instead.
+        #[inline(always)]
+        pub fn replace(&self, current: u64, new: u64) -> Result<(), u64> {
+            // SAFETY: as for `load`.
+            let (found, replaced) = unsafe {
+                atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                    self.0.get(),
+                    current,
+                    new,
+                )
+            };
+            if replaced { Ok(()) } else { Err(found) }
+        }
+
+        /// Adds, wrapping.
+        #[inline(always)]
+        pub fn add(&self, amount: u64) {
+            // SAFETY: as for `load`. The result is not used, so the relaxed form is right.
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(self.0.get(), amount) };
+        }
+    }
+
+    impl Word32 {
+        /// The present value.
+        #[inline(always)]
+        pub fn load(&self) -> u32 {
+            // SAFETY: the pointer comes from a live reference, so it is valid and aligned.
+            unsafe { core::ptr::read_volatile(self.0.get()) }
+        }
+
+        /// Writes `value`.
+        #[inline(always)]
+        pub fn store(&self, value: u32) {
+            // SAFETY: as for `load`.
+            unsafe { core::ptr::write_volatile(self.0.get(), value) };
+        }
+
+        /// Adds, wrapping.
+        #[inline(always)]
+        pub fn add(&self, amount: u32) {
+            // SAFETY: as for `load`. The result is not used, so the relaxed form is right.
+            unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(self.0.get(), amount) };
+        }
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+macro_rules! host_word {
+    ($word:ident, $plain:ident, $atomic:ident) => {
+        impl $word {
+            /// A word holding `value`.
+            pub const fn new(value: $plain) -> Self {
+                $word(UnsafeCell::new(value))
+            }
+
+            #[inline(always)]
+            fn atomic(&self) -> &$atomic {
+                // SAFETY: the pointer is valid and aligned for the life of `self`, and everything that reaches the
+                // content does so atomically.
+                unsafe { $atomic::from_ptr(self.0.get()) }
+            }
+
+            /// The present value; later reads see what was written before it was.
+            #[inline(always)]
+            pub fn load(&self) -> $plain {
+                self.atomic().load(Ordering::Acquire)
+            }
+
+            /// Writes `value`; whoever sees it sees what was written before.
+            #[inline(always)]
+            pub fn store(&self, value: $plain) {
+                self.atomic().store(value, Ordering::Release);
+            }
+
+            /// Replaces `current` by `new`, or tells what is there instead.
+            #[inline(always)]
+            pub fn replace(&self, current: $plain, new: $plain) -> Result<(), $plain> {
+                self.atomic().compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(|_| ())
+            }
+
+            /// Adds, wrapping.
+            #[inline(always)]
+            pub fn add(&self, amount: $plain) {
+                self.atomic().fetch_add(amount, Ordering::Relaxed);
+            }
+        }
+
+        impl core::fmt::Debug for $word {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                self.load().fmt(f)
+            }
+        }
+    };
+}
+
+#[cfg(not(target_arch = "bpf"))]
+host_word!(Word64, u64, AtomicU64);
+#[cfg(not(target_arch = "bpf"))]
+host_word!(Word32, u32, AtomicU32);

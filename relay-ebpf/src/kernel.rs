@@ -1,0 +1,102 @@
+//! Maps, clock, counters and redirects: what the decision needs of the kernel.
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::{Global, helpers};
+use relay_common::Reason;
+use relay_common::frame::Frame;
+use relay_common::index::IndexBucket;
+use relay_common::interface::{INTERFACES as INTERFACE_ENTRIES, Interface};
+use relay_common::next_hop::NextHop;
+use relay_common::siphash::HashKey;
+use relay_common::slot::Slot;
+use relay_common::tables::Tables;
+
+use crate::maps::{CLOCK, EGRESS, INDEX, INTERFACES, NEXT_HOPS, SLOTS, TALLIES};
+
+// Read-only data, set by the daemon before it loads the program: the verifier knows the values.
+
+/// First word of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_0: Global<u64> = Global::new(0);
+/// Second word of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_1: Global<u64> = Global::new(0);
+/// Number of index buckets less one.
+#[unsafe(no_mangle)]
+static BUCKET_MASK: Global<u32> = Global::new(1);
+/// The bind magic.
+#[unsafe(no_mangle)]
+static BIND_MAGIC: Global<u64> = Global::new(0);
+/// Not 0: read the time from the map `CLOCK`, for tests that compare with the host code.
+#[unsafe(no_mangle)]
+static FIXED_CLOCK: Global<u32> = Global::new(0);
+
+/// The tables, in BPF maps.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn hash_key(&self) -> HashKey {
+        [HASH_KEY_0.load(), HASH_KEY_1.load()]
+    }
+
+    #[inline(always)]
+    fn bucket_mask(&self) -> u32 {
+        BUCKET_MASK.load()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&IndexBucket> {
+        INDEX.get(number)
+    }
+
+    #[inline(always)]
+    fn slot(&self, number: u32) -> Option<&Slot> {
+        SLOTS.get(number)
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, number: u32) -> Option<&NextHop> {
+        NEXT_HOPS.get(number)
+    }
+
+    #[inline(always)]
+    fn interface(&self, index: u32) -> Option<&Interface> {
+        INTERFACES.get(index % INTERFACE_ENTRIES)
+    }
+
+    #[inline(always)]
+    fn bind_magic(&self) -> u64 {
+        BIND_MAGIC.load()
+    }
+}
+
+/// The time in nanoseconds of the coarse monotonic clock: the same clock as the daemon's.
+#[inline(always)]
+pub fn now() -> u64 {
+    if FIXED_CLOCK.load() != 0 {
+        return CLOCK.get(0).copied().unwrap_or(0);
+    }
+    // SAFETY: the helper takes no arguments and cannot fail.
+    unsafe { helpers::bpf_ktime_get_coarse_ns() }
+}
+
+/// Counts the outcome of a frame.
+#[inline(always)]
+pub fn count(reason: Reason, packet: &impl Frame) {
+    if let Some(tally) = TALLIES.get_ptr_mut(reason.index()) {
+        // SAFETY: the entry is this CPU's own, and the program is not preempted by itself on one CPU.
+        unsafe {
+            (*tally).packets += 1;
+            (*tally).bytes += u64::from(packet.length());
+        }
+    }
+}
+
+/// Sends the frame through the device map; aborts if the entry is empty, which is visible as a tracepoint.
+#[inline(always)]
+pub fn redirect(hop: u32) -> u32 {
+    match EGRESS.redirect(hop, u64::from(xdp_action::XDP_ABORTED)) {
+        Ok(action) | Err(action) => action,
+    }
+}
