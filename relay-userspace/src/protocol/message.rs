@@ -1,0 +1,530 @@
+//! The messages, one struct per type byte, and their MessagePack form.
+//!
+//! A payload is a map keyed by field name, in the order of the fields here. Options are written as nil and may be
+//! absent. Unknown keys are ignored; the order of keys does not matter.
+
+use std::fmt;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::byte_fields::{ByteArray, Bytes};
+use super::envelope::{self, WireError};
+use super::flow_terms::{Disconnect, ErrorMessage, RelayAnnounce, RelayConnect, RelayError, RelayReady};
+
+/// The version number in Hello and HelloAck.
+pub const PROTOCOL_V: u32 = 1;
+
+/// Length of the challenge in HelloAck and Verify, in bytes.
+pub const CHALLENGE_LEN: usize = 32;
+
+/// Containers may nest this deep in a payload. No message needs more than a few levels; a deeper one would use our
+/// stack up.
+const MAX_DEPTH: usize = 32;
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $variant:ident($body:ty) = $type_byte:literal $(, as $rename:literal)?;)*) => {
+        /// Any message of the protocol.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Message {
+            $($(#[$doc])* $variant($body),)*
+        }
+
+        impl Message {
+            /// The byte that tells the type in the envelope.
+            pub const fn type_byte(&self) -> u8 {
+                match self {
+                    $(Message::$variant(_) => $type_byte,)*
+                }
+            }
+
+            /// The documented name.
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    $(Message::$variant(_) => stringify!($variant),)*
+                }
+            }
+
+            /// The whole frame.
+            ///
+            /// # Errors
+            /// [`WireError::PayloadTooLarge`].
+            pub fn encode(&self) -> Result<Vec<u8>, WireError> {
+                let payload = match self {
+                    $(Message::$variant(body) => rmp_serde::to_vec_named(body),)*
+                };
+                let payload = payload.map_err(|fault| WireError::Payload {
+                    message: self.name(),
+                    fault: fault.to_string(),
+                })?;
+                envelope::encode(self.type_byte(), &payload)
+            }
+
+            /// The message of a type byte and payload.
+            ///
+            /// # Errors
+            /// [`WireError::UnknownType`], or [`WireError::Payload`] if a field is missing or of another type.
+            pub fn decode(type_byte: u8, payload: &[u8]) -> Result<Self, WireError> {
+                match type_byte {
+                    $($type_byte => {
+                        let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
+                        deserializer.set_max_depth(MAX_DEPTH);
+                        match <$body>::deserialize(&mut deserializer) {
+                            Ok(body) => Ok(Message::$variant(body)),
+                            Err(fault) => Err(WireError::Payload {
+                                message: stringify!($variant),
+                                fault: fault.to_string(),
+                            }),
+                        }
+                    })*
+                    unknown => Err(WireError::UnknownType(unknown)),
+                }
+            }
+        }
+
+        $(impl From<$body> for Message {
+            fn from(body: $body) -> Self {
+                Message::$variant(body)
+            }
+        })*
+    };
+}
+
+messages! {
+    /// The initiator's opening.
+    Hello(Hello) = 0x01;
+    /// The responder's answer, with a challenge.
+    HelloAck(HelloAck) = 0x02;
+    /// The initiator's proof.
+    Verify(Verify) = 0x03;
+    /// The responder's verdict.
+    VerifyAck(VerifyAck) = 0x04;
+    /// An application's message.
+    Message(AtlasMessage) = 0x10;
+    /// The answer to a message or registration.
+    MessageAck(MessageAck) = 0x11;
+    /// An agent registers at a bootstrap node. A relay refuses it.
+    BootstrapRegister(BootstrapRegistration) = 0x20;
+    /// An agent asks a bootstrap node for peers. A relay refuses it.
+    BootstrapDiscover(BootstrapDiscoverRequest) = 0x21;
+    /// A bootstrap node's answer.
+    BootstrapPeers(BootstrapPeers) = 0x22;
+    /// An agent can be reached through this relay.
+    RelayAnnounce(RelayAnnounce) = 0x30;
+    /// An agent wants to reach another through this relay.
+    RelayConnect(RelayConnect) = 0x31;
+    /// The relay has registered or paired the agent.
+    RelayReady(RelayReady) = 0x32;
+    /// The relay will not.
+    RelayError(RelayError) = 0x33;
+    /// A refusal or notice.
+    Error(ErrorMessage) = 0xe0;
+    /// Asks for a Pong.
+    Ping(Ping) = 0xf0;
+    /// Answers a Ping.
+    Pong(Pong) = 0xf1;
+    /// The end of a connection, or of one session.
+    Disconnect(Disconnect) = 0xff;
+}
+
+impl Message {
+    /// Reads one whole frame.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the envelope or the payload.
+    pub fn decode_frame(frame: &[u8]) -> Result<Self, WireError> {
+        let (header, payload) = envelope::decode(frame)?;
+        Message::decode(header.type_byte, payload)
+    }
+}
+
+/// 0x01.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The initiator's id.
+    pub node_id: String,
+    /// A name for humans, not proved by anything.
+    pub name: String,
+    /// What the initiator says it can do.
+    #[serde(default)]
+    pub skills: Vec<String>,
+    /// Who runs it.
+    #[serde(default)]
+    pub operator: Option<OperatorInfo>,
+    /// A wallet address.
+    #[serde(default)]
+    pub wallet: Option<String>,
+    /// The 32 bytes of the initiator's Ed25519 public key.
+    pub public_key: Bytes,
+    /// [`PROTOCOL_V`].
+    pub protocol_v: u32,
+    /// The initiator's clock, in seconds since the Unix epoch.
+    pub timestamp: i64,
+}
+
+/// 0x02.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HelloAck {
+    /// The responder's id.
+    pub node_id: String,
+    /// A name for humans, not proved by anything.
+    pub name: String,
+    /// What the responder says it can do.
+    #[serde(default)]
+    pub skills: Vec<String>,
+    /// Who runs it.
+    #[serde(default)]
+    pub operator: Option<OperatorInfo>,
+    /// A wallet address.
+    #[serde(default)]
+    pub wallet: Option<String>,
+    /// The 32 bytes of the responder's Ed25519 public key.
+    pub public_key: Bytes,
+    /// [`PROTOCOL_V`].
+    pub protocol_v: u32,
+    /// Random bytes the initiator is to sign.
+    pub challenge: ByteArray<CHALLENGE_LEN>,
+}
+
+/// 0x03, documented as VerifyMessage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verify {
+    /// The initiator's Ed25519 signature of the 32 challenge bytes (64 bytes).
+    pub signature: Bytes,
+    /// HelloAck's challenge, repeated.
+    pub challenge: ByteArray<CHALLENGE_LEN>,
+}
+
+/// 0x04.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyAck {
+    /// The verdict.
+    pub status: VerifyStatus,
+    /// Why, if it is a rejection.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// 0x10.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AtlasMessage {
+    /// `msg_` and a UUID of version 7.
+    pub id: String,
+    /// The sender's node id.
+    pub from: String,
+    /// The receiver's node id.
+    pub to: String,
+    /// The sender's clock, in seconds since the Unix epoch.
+    pub timestamp: i64,
+    /// The id of the message this one answers.
+    #[serde(default)]
+    pub reply_to: Option<String>,
+    /// What it is about; tells receivers what the body is.
+    #[serde(default)]
+    pub topic: Option<String>,
+    /// The content.
+    pub body: serde_json::Value,
+}
+
+/// 0x11.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MessageAck {
+    /// The id of the message that is answered.
+    pub msg_id: String,
+    /// What became of it.
+    pub status: AckStatus,
+}
+
+/// 0x20.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BootstrapRegistration {
+    /// The agent's id.
+    pub node_id: String,
+    /// The socket address at which it says it can be reached.
+    pub address: String,
+    /// Its clock, in seconds since the Unix epoch.
+    pub timestamp: i64,
+}
+
+/// 0x21. Its fields are not documented; they are read past.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BootstrapDiscoverRequest {}
+
+/// 0x22. Its fields are not documented; they are read past.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BootstrapPeers {}
+
+/// 0xf0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ping {
+    /// The sender's clock, in seconds since the Unix epoch.
+    pub ts: i64,
+}
+
+/// 0xf1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pong {
+    /// The answerer's clock, in seconds since the Unix epoch.
+    pub ts: i64,
+    /// The Ping's `ts`.
+    pub echo: i64,
+}
+
+/// Who runs a node. The fields are not documented: whatever is sent is read past, and we send none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OperatorInfo;
+
+impl Serialize for OperatorInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_none()
+    }
+}
+
+impl<'de> Deserialize<'de> for OperatorInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| OperatorInfo)
+    }
+}
+
+macro_rules! wire_word {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        ///
+        /// Written in lower case, read in any.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// The word on the wire.
+            pub const fn word(self) -> &'static str {
+                match self {
+                    $($name::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.word())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let word = String::deserialize(deserializer)?;
+                $(if word.eq_ignore_ascii_case($word) {
+                    return Ok($name::$variant);
+                })*
+                Err(serde::de::Error::unknown_variant(&word, &[$($word),*]))
+            }
+        }
+    };
+}
+pub(super) use wire_word;
+
+wire_word! {
+    /// VerifyAck's verdict.
+    VerifyStatus {
+        /// The handshake is complete.
+        Ok = "ok",
+        /// It has failed.
+        Rejected = "rejected",
+    }
+}
+
+wire_word! {
+    /// What became of a message. The documentation's pages name different sets; this is their union.
+    AckStatus {
+        /// It was received.
+        Received = "received",
+        /// It was received and taken.
+        Accepted = "accepted",
+        /// The sender is registered.
+        Registered = "registered",
+        /// It waits for its receiver.
+        Waiting = "waiting",
+        /// It was passed on by a relay.
+        Relayed = "relayed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::flow_terms::ReadyStatus;
+    use super::*;
+
+    #[test]
+    fn ping_pong_and_verify_ack_have_the_documented_bytes() {
+        let fixtures: [(Message, &[u8]); 3] = [
+            (Ping { ts: 1_712_150_400 }.into(), b"\xac\x01\x01\xf0\0\0\0\x09\x81\xa2ts\xce\x66\x0d\x57\x80"),
+            (Pong { ts: 1, echo: -1 }.into(), b"\xac\x01\x01\xf1\0\0\0\x0b\x82\xa2ts\x01\xa4echo\xff"),
+            (
+                VerifyAck { status: VerifyStatus::Ok, reason: None }.into(),
+                b"\xac\x01\x01\x04\0\0\0\x13\x82\xa6status\xa2ok\xa6reason\xc0",
+            ),
+        ];
+        for (message, frame) in fixtures {
+            assert_eq!(message.encode().unwrap(), frame, "{message:?}");
+            assert_eq!(Message::decode_frame(frame).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn every_message_comes_back() {
+        for message in one_of_each() {
+            let frame = message.encode().unwrap();
+            assert_eq!(frame[3], message.type_byte());
+            assert_eq!(Message::decode_frame(&frame).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_every_message_is_refused() {
+        for message in one_of_each() {
+            let frame = message.encode().unwrap();
+            for len in 0..frame.len() {
+                assert!(Message::decode_frame(&frame[..len]).is_err(), "{message:?} cut to {len}");
+            }
+            let payload = &frame[8..];
+            for len in 0..payload.len() {
+                let _no_panic = Message::decode(message.type_byte(), &payload[..len]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_type_is_refused_as_a_message_that_is_not_taken() {
+        let error = Message::decode_frame(&[0xac, 1, 1, 0x05, 0, 0, 0, 1, 0x80]).unwrap_err();
+        assert_eq!(error, WireError::UnknownType(5));
+        assert_eq!(error.code().number(), 2003);
+    }
+
+    #[test]
+    fn unknown_keys_absent_options_and_any_case_are_taken() {
+        let payload = b"\x82\xa6status\xa2OK\xa5other\x92\x81\xa1a\xc4\x01\x00\xc0";
+        assert_eq!(
+            Message::decode(0x04, payload).unwrap(),
+            Message::VerifyAck(VerifyAck { status: VerifyStatus::Ok, reason: None })
+        );
+    }
+
+    #[test]
+    fn an_undocumented_operator_is_read_past() {
+        let payload = [
+            &b"\x88\xa7node_id\xa1x\xa4name\xa1y\xa6skills\x90\xa8operator\x81\xa3fid\x07\xa6wallet\xc0"[..],
+            b"\xaapublic_key\xc4\x01\x09\xaaprotocol_v\x01\xa9timestamp\x02",
+        ]
+        .concat();
+        let Message::Hello(hello) = Message::decode(0x01, &payload).unwrap() else { panic!("not a Hello") };
+        assert_eq!(hello.operator, Some(OperatorInfo));
+        assert_eq!(hello.public_key, Bytes(vec![9]));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_before_it_uses_the_stack_up() {
+        let mut payload = b"\x81\xa1x".to_vec();
+        payload.extend(std::iter::repeat_n(0x91, 60_000));
+        payload.push(0xc0);
+        assert!(matches!(Message::decode(0xf0, &payload), Err(WireError::Payload { message: "Ping", .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_of_any_type_is_decoded_or_refused(type_byte: u8, payload: Vec<u8>) {
+            if let Ok(message) = Message::decode(type_byte, &payload) {
+                prop_assert_eq!(message.type_byte(), type_byte);
+            }
+        }
+
+        #[test]
+        fn a_message_with_some_bytes_replaced_is_decoded_or_refused(
+            which in 0..17_usize, at: prop::sample::Index, byte: u8,
+        ) {
+            let mut frame = one_of_each().swap_remove(which).encode().unwrap();
+            let at = at.index(frame.len());
+            frame[at] = byte;
+            if let Ok(message) = Message::decode_frame(&frame) {
+                // Whatever was understood can be said again.
+                prop_assert!(message.encode().is_ok());
+            }
+        }
+
+        #[test]
+        fn text_and_numbers_come_back(name: String, timestamp: i64, key: Vec<u8>) {
+            let hello = Message::Hello(Hello { name, timestamp, public_key: Bytes(key), ..hello() });
+            prop_assert_eq!(Message::decode_frame(&hello.encode().unwrap()).unwrap(), hello);
+        }
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            node_id: "atlas_00".into(),
+            name: "a".into(),
+            skills: vec!["s".into()],
+            operator: None,
+            wallet: None,
+            public_key: Bytes(vec![7; 32]),
+            protocol_v: 1,
+            timestamp: 1_712_150_400,
+        }
+    }
+
+    fn one_of_each() -> Vec<Message> {
+        vec![
+            hello().into(),
+            HelloAck {
+                node_id: "b".into(),
+                name: String::new(),
+                skills: vec![],
+                operator: None,
+                wallet: Some("0x8f".into()),
+                public_key: Bytes(vec![200; 32]),
+                protocol_v: 1,
+                challenge: ByteArray([255; 32]),
+            }
+            .into(),
+            Verify { signature: Bytes(vec![1; 64]), challenge: ByteArray([3; 32]) }.into(),
+            VerifyAck { status: VerifyStatus::Rejected, reason: Some("no".into()) }.into(),
+            AtlasMessage {
+                id: "msg_1".into(),
+                from: "a".into(),
+                to: "b".into(),
+                timestamp: 0,
+                reply_to: None,
+                topic: Some("net/forward".into()),
+                body: serde_json::json!({"to": "127.0.0.1:9000", "n": [1, 2.5, null, true]}),
+            }
+            .into(),
+            MessageAck { msg_id: "msg_1".into(), status: AckStatus::Accepted }.into(),
+            BootstrapRegistration { node_id: "a".into(), address: "192.0.2.1:4433".into(), timestamp: 5 }
+                .into(),
+            BootstrapDiscoverRequest {}.into(),
+            BootstrapPeers {}.into(),
+            RelayAnnounce { node_id: "a".into(), timestamp: 5, flow: Some(1), allow: Some(vec![]) }.into(),
+            RelayConnect { source_id: "a".into(), target_id: "b".into(), timestamp: None, flow: Some(1) }
+                .into(),
+            RelayReady { rate: Some(1_048_576), ..RelayReady::documented(ReadyStatus::Ready, None) }.into(),
+            RelayError { code: 3001, message: "m".into(), target_id: Some("b".into()), session: None }.into(),
+            ErrorMessage { packets: Some(3), ..ErrorMessage::new(super::super::ErrorCode::RateLimited, "m") }
+                .into(),
+            Ping { ts: -5 }.into(),
+            Pong { ts: i64::MAX, echo: i64::MIN }.into(),
+            Disconnect {
+                reason: "DISCONNECT_IDLE".into(),
+                note: None,
+                session: Some(super::super::SessionId([4; 16])),
+            }
+            .into(),
+        ]
+    }
+}

@@ -1,0 +1,257 @@
+//! TLS for QUIC: a self-signed certificate over the node key on both sides, and nothing else.
+//!
+//! Only Ed25519, one certificate, no resumption, no early data. Names and dates in certificates are not looked at: the
+//! key is the identity.
+
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as RustlsError, PeerIncompatible,
+    SignatureScheme,
+};
+
+use crate::identity::{NodeId, NodeKey, PublicKey};
+
+/// ALPN between an agent and a relay.
+pub const ALPN_RELAY: &[u8] = b"atlas/1";
+
+/// ALPN between two agents.
+pub const ALPN_PEER: &[u8] = b"atlas-peer/1";
+
+/// The server name in every ClientHello. It says nothing, so that it tells an observer nothing.
+pub const SERVER_NAME: &str = "atlas";
+
+/// The side that listens, to agents ([`ALPN_RELAY`]) or to another agent ([`ALPN_PEER`]). It takes any peer with a sound
+/// key; [`peer_key`] tells which.
+///
+/// # Errors
+/// The TLS library does not take our key.
+pub fn server_config(key: &NodeKey, alpn: &[u8]) -> Result<quinn::ServerConfig, TlsError> {
+    let provider = provider();
+    let (chain, private) = certificate(key)?;
+    let verifier = Ed25519Peer::new(&provider, None);
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, private)?;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    let config = QuicServerConfig::try_from(config).map_err(|_| TlsError::CipherSuite)?;
+    Ok(quinn::ServerConfig::with_crypto(Arc::new(config)))
+}
+
+/// The side that dials. With `expected`, a server with another id is refused within the TLS handshake.
+///
+/// # Errors
+/// The TLS library does not take our key.
+pub fn client_config(
+    key: &NodeKey,
+    alpn: &[u8],
+    expected: Option<NodeId>,
+) -> Result<quinn::ClientConfig, TlsError> {
+    let provider = provider();
+    let (chain, private) = certificate(key)?;
+    let verifier = Ed25519Peer::new(&provider, expected);
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain, private)?;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    let config = QuicClientConfig::try_from(config).map_err(|_| TlsError::CipherSuite)?;
+    Ok(quinn::ClientConfig::new(Arc::new(config)))
+}
+
+/// The key that the peer of an established connection has proved to hold.
+///
+/// # Errors
+/// The connection has no peer certificate or another ALPN than ours: neither happens with the configurations above.
+pub fn peer_key(connection: &quinn::Connection) -> Result<PublicKey, TlsError> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(TlsError::NoPeerCertificate)?;
+    let certificate = chain.first().ok_or(TlsError::NoPeerCertificate)?;
+    Ok(certificate_key(certificate)?)
+}
+
+/// The id of the peer of an established connection.
+///
+/// # Errors
+/// As for [`peer_key`].
+pub fn peer_node(connection: &quinn::Connection) -> Result<NodeId, TlsError> {
+    peer_key(connection).map(|key| key.node_id())
+}
+
+/// The ALPN that both ends agreed on.
+pub fn negotiated_alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
+}
+
+/// What can go wrong with our own TLS set-up, or with a peer's certificate after the fact.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The private key could not be encoded.
+    #[error("the node key cannot be encoded for TLS: {0}")]
+    Key(#[from] ed25519_dalek::pkcs8::Error),
+    /// The certificate could not be made.
+    #[error("no certificate can be made over the node key: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// The TLS library refuses.
+    #[error("TLS: {0}")]
+    Rustls(#[from] RustlsError),
+    /// QUIC's first packets need AES-128-GCM (RFC 9001, section 5.2).
+    #[error("the TLS library lacks the cipher suite that QUIC begins with")]
+    CipherSuite,
+    /// The peer has shown no certificate.
+    #[error("the peer has shown no certificate")]
+    NoPeerCertificate,
+}
+
+/// Takes a peer whose one certificate carries a sound Ed25519 key, and which signs the handshake with it.
+///
+/// The certificate's own signature proves nothing more and is not checked; TLS's CertificateVerify proves the key.
+#[derive(Debug)]
+struct Ed25519Peer {
+    algorithms: WebPkiSupportedAlgorithms,
+    expected: Option<NodeId>,
+}
+
+impl Ed25519Peer {
+    fn new(provider: &CryptoProvider, expected: Option<NodeId>) -> Arc<Self> {
+        Arc::new(Ed25519Peer { algorithms: provider.signature_verification_algorithms, expected })
+    }
+
+    fn check(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> Result<(), RustlsError> {
+        if !others.is_empty() {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
+        let key = certificate_key(certificate)?;
+        match self.expected {
+            Some(expected) if expected != key.node_id() => {
+                Err(CertificateError::ApplicationVerificationFailure.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        if signed.scheme != SignatureScheme::ED25519 {
+            return Err(PeerIncompatible::NoSignatureSchemesInCommon.into());
+        }
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+}
+
+impl ServerCertVerifier for Ed25519Peer {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, RustlsError> {
+        self.check(certificate, others).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        self.check_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+impl ClientCertVerifier for Ed25519Peer {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, RustlsError> {
+        self.check(certificate, others).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        self.check_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+/// What precedes the 32 key bytes in the SubjectPublicKeyInfo of every Ed25519 key (RFC 8410, section 4).
+const ED25519_SPKI_PREFIX: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// The key in a certificate, read by the parser that also checks the handshake's signature: two parsers could disagree.
+fn certificate_key(certificate: &CertificateDer<'_>) -> Result<PublicKey, RustlsError> {
+    let info = ParsedCertificate::try_from(certificate)?.subject_public_key_info();
+    let key = info.as_ref().strip_prefix(&ED25519_SPKI_PREFIX).ok_or(CertificateError::BadEncoding)?;
+    // Weak keys are refused here: the TLS library would take a signature that anyone can forge for them.
+    PublicKey::parse(key).map_err(|_| CertificateError::BadEncoding.into())
+}
+
+fn certificate(key: &NodeKey) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let private = PrivatePkcs8KeyDer::from(key.to_pkcs8_der()?.to_vec());
+    let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&private, &rcgen::PKCS_ED25519)?;
+    let certificate = rcgen::CertificateParams::new([SERVER_NAME.to_owned()])?.self_signed(&pair)?;
+    Ok((vec![certificate.der().clone()], private.into()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
