@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
 pub mod clock;
+pub mod config;
 pub mod identity;
 pub mod protocol;
 pub mod relay;

@@ -1,0 +1,208 @@
+//! The configuration file: what it may say ([`file`]), what it means ([`Config`]), and where everything lies
+//! ([`AtlasRoot`]).
+//!
+//! Two models: the file's, in which every key is optional and every value carries its place in the text, and the
+//! program's, in which units are types and nothing is left to check. The way from one to the other gives errors that
+//! name file, line, key and what was expected.
+
+mod address;
+mod error;
+mod file;
+mod profile;
+mod root;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+pub use address::{AddressError, HostPort, RelayAddress};
+pub use error::{ConfigError, Warning};
+pub use profile::{Profile, ProfileError};
+pub use root::{AtlasRoot, RootError};
+
+use crate::identity::NodeId;
+use crate::relay::datapath::Limit;
+
+/// A validated configuration of a relay or of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `[network]`.
+    pub network: Network,
+    /// `[transport]`.
+    pub transport: Transport,
+    /// `[security]`.
+    pub security: Security,
+    /// `[datapath]`.
+    pub datapath: Datapath,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// `[agent]`.
+    pub agent: Agent,
+    /// What the file says in vain. Shown at start and by `config check`.
+    pub warnings: Vec<Warning>,
+}
+
+/// What a node with this configuration does when it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Joins agents and forwards their datagrams.
+    Relay,
+    /// Announces itself to its relays.
+    Agent,
+}
+
+/// `[network]`: where the node listens and what it connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// `port`: UDP port the relay listens on. Default 4433.
+    pub port: u16,
+    /// `relays`: relays an agent announces itself to. Default none.
+    pub relays: Vec<RelayAddress>,
+    /// `advertise`: addresses the relay tells agents to send data to, where the address they reached it at will not
+    /// do. Default none.
+    pub advertise: Vec<SocketAddr>,
+}
+
+/// `[transport]`: connections and relaying.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// `max_connections`: control connections the relay holds at once. Default 200.
+    pub max_connections: usize,
+    /// `max_streams_per_conn`: streams an agent may have open at once. Default 100.
+    pub max_streams_per_conn: u32,
+    /// `idle_timeout`, in seconds: a session without a relayed packet, or a control connection without a sign of life,
+    /// ends after it. Default 300.
+    pub idle_timeout: Duration,
+    /// `enable_relay`: relays are used. Default false.
+    pub enable_relay: bool,
+    /// `offer_relay`: this node is a relay. Default false; needs `enable_relay`.
+    pub offer_relay: bool,
+    /// `relay_bandwidth_limit`, in UDP payload bytes per second and session, both directions together. Default
+    /// 1048576; 0 is unlimited.
+    pub relay_bandwidth_limit: Limit,
+}
+
+/// `[security]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Security {
+    /// `max_clock_drift_secs`: how far, in either direction, the clock in a Hello may be off. Default 300.
+    pub max_clock_drift: Duration,
+}
+
+/// `[datapath]`: what forwards relayed packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datapath {
+    /// `mode`. Default `auto`.
+    pub mode: DatapathMode,
+    /// `interfaces` the XDP program is attached to. Default: those of the default routes.
+    pub interfaces: Vec<String>,
+    /// `max_sessions`: sessions the tables have room for. Default 65536.
+    pub max_sessions: u32,
+}
+
+/// Which datapath is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DatapathMode {
+    /// The first of native, generic and userspace that can be had.
+    #[default]
+    Auto,
+    /// XDP in the driver, or an error.
+    XdpNative,
+    /// XDP behind the driver, or an error.
+    XdpGeneric,
+    /// Sockets only: needs no privilege.
+    Userspace,
+}
+
+/// `[admin]`: the socket that `net peers`, `net sessions` and `xdp status` ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// `socket`. Default `state/admin.sock` under the Atlas root.
+    pub socket: PathBuf,
+}
+
+/// `[agent]`: what others may do through this agent. Nothing unless it is written here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// `accept`: who may connect to this agent. Default nobody.
+    pub accept: Vec<NodeId>,
+    /// `[[agent.allow]]`: what they may reach through it. Default nothing.
+    pub allow: Vec<Allow>,
+}
+
+/// One `[[agent.allow]]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allow {
+    /// Who.
+    pub peer: NodeId,
+    /// What: a TCP address as this agent sees it.
+    pub to: HostPort,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. Defaults that are paths lie under `root`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, has an unknown key, or a value that cannot be.
+    pub fn load(path: &Path, root: &AtlasRoot) -> Result<Config, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&text, path, root),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                Err(ConfigError::Missing { path: path.to_owned() })
+            }
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Checks the text of a configuration file; `path` is only what errors call it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config, ConfigError> {
+        validate::config(text, path, root)
+    }
+
+    /// Relay or agent.
+    pub fn role(&self) -> Role {
+        if self.transport.offer_relay { Role::Relay } else { Role::Agent }
+    }
+}
+
+impl DatapathMode {
+    /// All, as written in the file and on the command line.
+    pub const ALL: [DatapathMode; 4] =
+        [DatapathMode::Auto, DatapathMode::XdpNative, DatapathMode::XdpGeneric, DatapathMode::Userspace];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DatapathMode::Auto => "auto",
+            DatapathMode::XdpNative => "xdp-native",
+            DatapathMode::XdpGeneric => "xdp-generic",
+            DatapathMode::Userspace => "userspace",
+        }
+    }
+}
+
+impl fmt::Display for DatapathMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DatapathMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        DatapathMode::ALL
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or_else(|| "expected auto, xdp-native, xdp-generic or userspace".to_owned())
+    }
+}

@@ -1,0 +1,237 @@
+use std::path::Path;
+use std::time::Duration;
+
+use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Profile, RelayAddress, Role};
+use crate::relay::datapath::Limit;
+
+const NODE: &str = "atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("config.toml"), &AtlasRoot::at("/var/lib/atlas"))
+}
+
+fn refusal(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+/// The configuration of upstream's relay deployment page.
+const UPSTREAM_RELAY: &str = r#"
+[network]
+port = 4433
+bootstrap = []
+relays = []
+
+[transport]
+max_connections = 200
+max_streams_per_conn = 100
+idle_timeout = 300
+enable_relay = true
+offer_relay = true
+relay_bandwidth_limit = 1048576
+
+[security]
+ban_duration_secs = 3600
+handshake_limit = 50
+max_clock_drift_secs = 300
+
+[rate_limit]
+per_peer_per_minute = 120
+
+[exec]
+enabled = false
+"#;
+
+#[test]
+fn upstreams_relay_configuration_makes_a_relay() {
+    let config = parse(UPSTREAM_RELAY).unwrap();
+    assert_eq!(config.role(), Role::Relay);
+    assert_eq!(config.network.port, 4433);
+    assert_eq!(config.transport.max_connections, 200);
+    assert_eq!(config.transport.idle_timeout, Duration::from_secs(300));
+    assert_eq!(config.transport.relay_bandwidth_limit, Limit::per_second(1_048_576));
+    assert_eq!(config.security.max_clock_drift, Duration::from_secs(300));
+}
+
+#[test]
+fn keys_without_effect_are_named_with_their_lines() {
+    let warnings = parse(UPSTREAM_RELAY).unwrap().warnings;
+    let named: Vec<_> = warnings.iter().map(|warning| (warning.line, warning.key.as_str())).collect();
+    assert_eq!(
+        named,
+        [
+            (16, "security.ban_duration_secs"),
+            (17, "security.handshake_limit"),
+            (21, "rate_limit.per_peer_per_minute")
+        ]
+    );
+}
+
+#[test]
+fn an_empty_file_is_an_agent_with_the_documented_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config.role(), Role::Agent);
+    assert_eq!(config.network.port, 4433);
+    assert!(config.network.relays.is_empty());
+    assert!(!config.transport.enable_relay);
+    assert_eq!(config.transport.relay_bandwidth_limit, Limit::per_second(1_048_576));
+    assert_eq!(config.datapath.mode, DatapathMode::Auto);
+    assert_eq!(config.datapath.max_sessions, 65_536);
+    assert_eq!(config.admin.socket, Path::new("/var/lib/atlas/state/admin.sock"));
+    assert!(config.agent.accept.is_empty());
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn an_agents_configuration_says_who_may_reach_what() {
+    let text = format!(
+        r#"
+        [network]
+        relays = ["192.0.2.1:4433", "{NODE}@relay.example.net:443"]
+        [transport]
+        enable_relay = true
+        [agent]
+        accept = ["{NODE}"]
+        [[agent.allow]]
+        peer = "{NODE}"
+        to = "127.0.0.1:9000"
+        "#
+    );
+    let config = parse(&text).unwrap();
+    assert_eq!(config.network.relays[0].node, None);
+    assert_eq!(config.network.relays[1].to_string(), format!("{NODE}@relay.example.net:443"));
+    assert_eq!(config.agent.accept[0].to_string(), NODE);
+    assert_eq!(config.agent.allow[0].to.to_string(), "127.0.0.1:9000");
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn a_permit_for_a_peer_that_may_not_connect_is_pointed_out() {
+    let text = format!("[[agent.allow]]\npeer = \"{NODE}\"\nto = \"127.0.0.1:9000\"\n");
+    let warnings = parse(&text).unwrap().warnings;
+    assert_eq!(warnings[0].line, 2);
+    assert!(warnings[0].text.contains("agent.accept"), "{}", warnings[0]);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    assert_eq!(
+        refusal("[transport]\nidle_timout = 3\n"),
+        "config.toml:2: transport.idle_timout: unknown key; did you mean idle_timeout?"
+    );
+    assert_eq!(refusal("\n[transprt]\n"), "config.toml:2: transprt: unknown key; did you mean transport?");
+    assert_eq!(
+        refusal("[admin]\nzzzzzzzzzzzz = 1\n"),
+        "config.toml:2: admin.zzzzzzzzzzzz: unknown key; known here: socket"
+    );
+    assert_eq!(
+        refusal("[[agent.allow]]\npeer = \"x\"\nt0 = \"y\"\n"),
+        "config.toml:3: agent.allow.t0: unknown key; did you mean to?"
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_type_names_what_was_expected() {
+    assert_eq!(
+        refusal("[network]\n\nport = \"http\"\n"),
+        "config.toml:3: network.port: invalid type: string \"http\", expected an integer"
+    );
+    assert_eq!(
+        refusal("transport.enable_relay = 1\n"),
+        "config.toml:1: transport.enable_relay: invalid type: integer `1`, expected a boolean"
+    );
+}
+
+#[test]
+fn a_value_out_of_range_names_the_range() {
+    assert_eq!(
+        refusal("[network]\nport = 70000\n"),
+        "config.toml:2: network.port: expected a UDP port, 1 to 65535, not 70000"
+    );
+    assert_eq!(
+        refusal("[transport]\nrelay_bandwidth_limit = -1\n"),
+        "config.toml:2: transport.relay_bandwidth_limit: expected bytes per second (0: unlimited), \
+         0 to 1000000000000, not -1"
+    );
+}
+
+#[test]
+fn what_is_not_toml_names_the_line() {
+    let error = refusal("[network]\nport = = 3\n");
+    assert!(error.starts_with("config.toml:2: not TOML: "), "{error}");
+}
+
+#[test]
+fn offering_to_relay_without_using_relays_is_refused() {
+    let error = refusal("[transport]\noffer_relay = true\n");
+    assert_eq!(
+        error,
+        "config.toml:2: transport.offer_relay: a relay must also use relays: set transport.enable_relay = true"
+    );
+}
+
+#[test]
+fn execution_is_refused() {
+    assert!(refusal("[exec]\nenabled = true\n").starts_with("config.toml:2: exec.enabled: "));
+}
+
+#[test]
+fn lists_name_the_line_of_the_faulty_entry() {
+    let error = refusal("[network]\nrelays = [\n  \"a:1\",\n  \"b\",\n]\n");
+    assert!(error.starts_with("config.toml:4: network.relays: expected HOST:PORT"), "{error}");
+    let error = refusal("[agent]\naccept = [\"node_1\"]\n");
+    assert!(error.starts_with("config.toml:2: agent.accept: "), "{error}");
+    let error = refusal("[datapath]\ninterfaces = [\"a/b\"]\n");
+    assert!(error.starts_with("config.toml:2: datapath.interfaces: "), "{error}");
+    let error = refusal("[network]\nadvertise = [\"0.0.0.0:4433\"]\n");
+    assert!(error.starts_with("config.toml:2: network.advertise: "), "{error}");
+}
+
+#[test]
+fn a_permit_needs_both_its_keys() {
+    let error = refusal(&format!("[[agent.allow]]\npeer = \"{NODE}\"\n"));
+    assert!(error.contains("expected both peer"), "{error}");
+}
+
+#[test]
+fn a_missing_file_says_what_to_create() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    let error = Config::load(&path, &AtlasRoot::at(directory.path())).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{}: no such file", path.display())), "{error}");
+}
+
+#[test]
+fn addresses_are_names_or_ip_addresses_with_a_port() {
+    for good in ["relay.example.net:4433", "192.0.2.1:1", "[2001:db8::1]:4433"] {
+        assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
+    }
+    for bad in
+        ["relay", "relay:", "relay:0", "relay:65536", ":4433", "2001:db8::1:4433", "[a]:1", "a b:1", "a/b:1"]
+    {
+        assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+    }
+    assert_eq!(
+        "192.0.2.1:7".parse::<HostPort>().unwrap().socket_addr(),
+        Some("192.0.2.1:7".parse().unwrap())
+    );
+    assert_eq!("example.net:7".parse::<HostPort>().unwrap().socket_addr(), None);
+    assert!("atlas_12@192.0.2.1:4433".parse::<RelayAddress>().is_err());
+}
+
+#[test]
+fn a_profile_survives_being_written_and_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = AtlasRoot::at(directory.path()).profile();
+    assert_eq!(Profile::load(&path).unwrap(), Profile::default());
+    let named = Profile::default().with_name(" relay-01 ").unwrap();
+    named.save(&path).unwrap();
+    assert_eq!(Profile::load(&path).unwrap().name, "relay-01");
+}
+
+#[test]
+fn a_name_that_could_confuse_a_terminal_is_refused() {
+    let long = "x".repeat(Profile::MAX_NAME_BYTES + 1);
+    for name in ["", "  ", "a\u{1b}[2Jb", "a\nb", &long] {
+        assert!(Profile::default().with_name(name).is_err(), "{name:?}");
+    }
+}
