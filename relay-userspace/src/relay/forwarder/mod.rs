@@ -1,0 +1,131 @@
+//! The userspace forwarder: what relays where the kernel does not, and what hands control datagrams to control.
+
+mod ancillary;
+mod batch_io;
+mod counters;
+mod quic_socket;
+mod reader;
+mod socket_group;
+mod steering;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, PipeWriter};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use relay_common::{BIND_LEN, Reason};
+use tokio::sync::mpsc;
+
+pub use batch_io::{BufferSizes, Headers};
+pub use quic_socket::QuicSocket;
+pub use reader::{Arrival, BindDatagram, Decide};
+pub use socket_group::{ConnectionIds, OpenError, SocketGroup};
+
+use counters::Counters;
+use reader::Reader;
+
+/// Bind datagrams that may wait for the rendezvous.
+const BIND_QUEUE_LEN: usize = 256;
+
+/// TTL of what the relay itself sends.
+const OWN_TTL: u8 = 64;
+
+/// The running readers. Dropping it stops and joins them.
+#[derive(Debug)]
+pub struct Forwarder {
+    /// Closed on drop: every reader waits on its other end too.
+    stop: Option<PipeWriter>,
+    readers: Vec<JoinHandle<()>>,
+    sockets: Vec<UdpSocket>,
+    /// One per reader.
+    counters: Vec<Arc<Counters>>,
+}
+
+/// A started forwarder and its three connections to control.
+#[derive(Debug)]
+pub struct Started {
+    /// The readers.
+    pub forwarder: Forwarder,
+    /// What quinn uses as its socket.
+    pub quic: Arc<QuicSocket>,
+    /// Bind datagrams from agents.
+    pub binds: mpsc::Receiver<BindDatagram>,
+    /// Sends the answers.
+    pub bind_sender: BindSender,
+}
+
+impl Forwarder {
+    /// Starts one reader per socket of `group`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The system refuses a thread, a file descriptor or a socket option.
+    pub fn start<D: Decide>(group: SocketGroup, tables: Arc<D>) -> io::Result<Started> {
+        let [control, ..] = &group.sockets[..] else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let quic = Arc::new(QuicSocket::new(control.try_clone()?)?);
+        let bind_sender = BindSender { socket: Arc::new(control.try_clone()?) };
+        let (bind_queue, binds) = mpsc::channel(BIND_QUEUE_LEN);
+        let (stop_reader, stop) = io::pipe()?;
+        let stop_reader = Arc::new(stop_reader);
+        let mut forwarder =
+            Forwarder { stop: Some(stop), readers: Vec::new(), sockets: Vec::new(), counters: Vec::new() };
+        for (number, socket) in group.sockets.iter().enumerate() {
+            let counters = Arc::new(Counters::new());
+            forwarder.counters.push(Arc::clone(&counters));
+            let reader = Reader {
+                socket: socket.try_clone()?,
+                port: group.local_addr().port(),
+                marks: group.marks,
+                tables: Arc::clone(&tables),
+                binds: bind_queue.clone(),
+                quic: Arc::clone(&quic),
+                counters,
+                stop: Arc::clone(&stop_reader),
+            };
+            let thread = thread::Builder::new().name(format!("reader-{number}"));
+            forwarder.readers.push(thread.spawn(move || reader.run())?);
+        }
+        forwarder.sockets = group.sockets;
+        Ok(Started { forwarder, quic, binds, bind_sender })
+    }
+
+    /// Datagrams by what became of them. A forwarded datagram whose sending then failed has both reasons.
+    pub fn count(&self, reason: Reason) -> u64 {
+        self.counters.iter().map(|counters| counters.get(reason)).sum()
+    }
+
+    /// Datagrams the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since
+    /// they were opened. Wraps at 2^32 per socket.
+    pub fn socket_queue_drops(&self) -> u64 {
+        self.sockets.iter().map(|socket| u64::from(batch_io::queue_drops(socket).unwrap_or(0))).sum()
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.stop = None;
+        for reader in self.readers.drain(..) {
+            if reader.join().is_err() {
+                tracing::error!("a reader of the relay's port had panicked");
+            }
+        }
+    }
+}
+
+/// Sends bind answers from the relay's port.
+#[derive(Clone, Debug)]
+pub struct BindSender {
+    socket: Arc<UdpSocket>,
+}
+
+impl BindSender {
+    /// Sends a bind datagram from the relay address `from` to `to`. What cannot be sent is lost, as on the way: the agent
+    /// asks again.
+    pub fn send_bind(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8; BIND_LEN]) {
+        let headers = Headers { to, from: from.ip(), tos: 0, ttl: OWN_TTL };
+        if let Err(error) = batch_io::send_one(&self.socket, datagram, headers) {
+            tracing::debug!(%to, %error, "a bind answer was not sent");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The socket quinn sees: it receives what the readers give it and sends through the control socket.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::batch_io;
+
+/// Datagrams that may wait for quinn. What comes faster than it can take them would be late anyway.
+pub const QUEUE_LEN: usize = 1024;
+
+/// The largest datagram taken for QUIC, in bytes: what an Ethernet frame carries. It bounds the queue's memory.
+pub const MAX_DATAGRAM: usize = 1500;
+
+/// quinn's view of the relay's port: a bounded queue that every reader feeds, so that neither a relayed datagram nor one
+/// that waits for the kernel is touched by quinn's one driver task.
+pub struct QuicSocket {
+    io: AsyncFd<UdpSocket>,
+    state: UdpSocketState,
+    address: SocketAddr,
+    inbox: Mutex<Inbox>,
+}
+
+struct Inbox {
+    queue: VecDeque<Waiting>,
+    receiver: Option<Waker>,
+}
+
+struct Waiting {
+    from: SocketAddr,
+    to: Option<IpAddr>,
+    ecn: Option<EcnCodepoint>,
+    payload: Box<[u8]>,
+}
+
+impl QuicSocket {
+    /// Sends through `control`, which becomes non-blocking. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A socket option or the runtime refuses.
+    pub fn new(control: UdpSocket) -> io::Result<QuicSocket> {
+        let state = UdpSocketState::new((&control).into())?;
+        // quinn-udp has turned UDP_GRO on. The readers want single datagrams, and in generic mode the kernel would
+        // merge them before the XDP program sees them.
+        batch_io::set_gro(&control, false)?;
+        let address = control.local_addr()?;
+        let inbox = Mutex::new(Inbox { queue: VecDeque::with_capacity(QUEUE_LEN), receiver: None });
+        Ok(QuicSocket { io: batch_io::register_writable(control)?, state, address, inbox })
+    }
+
+    /// Gives quinn a datagram: its source, the local address it came to, its TOS byte, its payload. False if the queue
+    /// is full and it was dropped.
+    pub fn deliver(&self, from: SocketAddr, to: IpAddr, tos: u8, payload: &[u8]) -> bool {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.queue.len() >= QUEUE_LEN {
+            return false;
+        }
+        inbox.queue.push_back(Waiting {
+            from,
+            to: Some(to),
+            ecn: EcnCodepoint::from_bits(tos),
+            payload: payload.into(),
+        });
+        let receiver = inbox.receiver.take();
+        drop(inbox);
+        if let Some(receiver) = receiver {
+            receiver.wake();
+        }
+        true
+    }
+}
+
+impl AsyncUdpSocket for QuicSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { socket: self, wait: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        // `send` and not `try_send`: a datagram the system refuses is a lost datagram, not the end of the connection.
+        self.io.try_io(Interest::WRITABLE, |socket| self.state.send(socket.into(), transmit))
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = 0;
+        for (buffer, meta) in buffers.iter_mut().zip(metas) {
+            let Some(waiting) = inbox.queue.pop_front() else { break };
+            // A datagram that quinn left no room for becomes an empty one, which it skips.
+            let len = match buffer.get_mut(..waiting.payload.len()) {
+                Some(room) => {
+                    room.copy_from_slice(&waiting.payload);
+                    room.len()
+                }
+                None => 0,
+            };
+            *meta = RecvMeta { addr: waiting.from, len, stride: len, ecn: waiting.ecn, dst_ip: waiting.to };
+            taken += 1;
+        }
+        if taken > 0 {
+            return Poll::Ready(Ok(taken));
+        }
+        inbox.receiver = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// One: the readers take single datagrams.
+    fn max_receive_segments(&self) -> usize {
+        1
+    }
+
+    /// False on Linux, so quinn may discover the path's MTU.
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+impl fmt::Debug for QuicSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicSocket").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Waits until the control socket takes datagrams again. Each task of quinn has its own.
+struct Writable {
+    socket: Arc<QuicSocket>,
+    wait: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = Arc::clone(&self.socket);
+        let wait =
+            self.wait.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await.map(|_| ()) }));
+        let result = ready!(wait.as_mut().poll(cx));
+        self.wait = None;
+        Poll::Ready(result)
+    }
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writable").finish_non_exhaustive()
+    }
+}
