@@ -1,0 +1,519 @@
+//! The one writer of the flow tables: installs, moves and removes sessions while others read.
+//!
+//! Order matters, since readers take no lock. Install: the slot's lines, then the index, then the deadlines. Removal:
+//! the reverse, and the slot rests before another session gets it, because a reader past its last check may still
+//! charge it.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use relay_common::bucket::Allowance;
+use relay_common::flow::look_up;
+use relay_common::index::{ENTRIES, Place, SlotSide};
+use relay_common::slot::{RouteV4, Slot};
+use relay_common::tables::Tables as _;
+use relay_common::tuple::TupleV4;
+use relay_common::{Reason, Side};
+
+use super::flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+use super::tables::{Carried, Tables};
+use crate::clock::MonoTime;
+
+/// How long a removed session's slot rests: far longer than any packet is being looked at.
+pub const QUARANTINE: Duration = Duration::from_secs(1);
+
+/// Up to this many entries the first bucket of a tuple is used alone; above, the emptier of its two.
+const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 3 / 4;
+
+/// Which next hop leads to an agent.
+pub trait Routes {
+    /// The number of the next hop for packets from the relay's address `relay` to `agent`.
+    fn hop_for(&mut self, agent: IpAddr, relay: IpAddr) -> u16;
+}
+
+/// No next hops: userspace sends everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoRoutes;
+
+impl Routes for NoRoutes {
+    fn hop_for(&mut self, _agent: IpAddr, _relay: IpAddr) -> u16 {
+        0
+    }
+}
+
+/// The sessions in the tables.
+pub struct FlowTable<R> {
+    tables: Arc<Tables>,
+    routes: R,
+    /// Slots below this number have been used.
+    touched: u32,
+    free: Vec<u32>,
+    resting: VecDeque<(MonoTime, u32)>,
+    installed: u32,
+}
+
+impl<R: Routes> FlowTable<R> {
+    /// A writer of `tables`, which must be empty.
+    pub fn new(tables: Arc<Tables>, routes: R) -> Self {
+        FlowTable { tables, routes, touched: 0, free: Vec::new(), resting: VecDeque::new(), installed: 0 }
+    }
+
+    /// The routes, to be told of changes.
+    pub fn routes(&mut self) -> &mut R {
+        &mut self.routes
+    }
+
+    /// Sessions in the tables.
+    pub fn installed(&self) -> u32 {
+        self.installed
+    }
+
+    /// How many sessions the tables hold.
+    pub fn capacity(&self) -> u32 {
+        self.tables.slots.len() as u32
+    }
+
+    fn take_slot(&mut self, now: MonoTime) -> Option<u32> {
+        while let Some((rested, number)) = self.resting.front().copied().filter(|(rested, _)| *rested <= now)
+        {
+            debug_assert!(rested <= now);
+            self.resting.pop_front();
+            self.free.push(number);
+        }
+        self.free.pop().or_else(|| {
+            (self.touched < self.capacity()).then(|| {
+                self.touched += 1;
+                self.touched - 1
+            })
+        })
+    }
+
+    fn slot(&self, id: SlotId) -> Option<&Slot> {
+        self.tables.slot(id.0)
+    }
+
+    fn place(&self, tuple: &TupleV4) -> Place {
+        Place::of(tuple.hash(self.tables.hash_key()), self.tables.bucket_mask())
+    }
+
+    /// Puts an entry for `tuple` into one of its buckets. Whether there was room.
+    fn put(&self, tuple: &TupleV4, at: SlotSide) -> bool {
+        let place = self.place(tuple);
+        let [Some(first), Some(second)] = place.buckets.map(|number| self.tables.bucket(number)) else {
+            return false;
+        };
+        let (first_used, second_used) = (first.used(), second.used());
+        let first_is_better = first_used < FIRST_BUCKET_FILL || first_used <= second_used;
+        let order = if first_is_better { [first, second] } else { [second, first] };
+        order.into_iter().any(|bucket| bucket.put(place.fingerprint, at))
+    }
+
+    fn take_out(&self, tuple: &TupleV4, at: SlotSide) {
+        let place = self.place(tuple);
+        let taken = place
+            .buckets
+            .iter()
+            .filter_map(|number| self.tables.bucket(*number))
+            .any(|bucket| bucket.take_out(place.fingerprint, at));
+        debug_assert!(taken, "every installed line has its entry");
+    }
+
+    /// Checks a side's tuple, and that no session has it but perhaps `own`.
+    fn check(&self, tuple: FlowTuple, own: Option<SlotId>) -> Result<TupleV4, InstallError> {
+        let (SocketAddr::V4(agent), SocketAddr::V4(relay)) = (tuple.agent, tuple.relay) else {
+            return Err(InstallError::Tuple(TupleFault::Family));
+        };
+        check_address(agent, relay).map_err(InstallError::Tuple)?;
+        let words = TupleV4::new(agent, relay);
+        match look_up(&*self.tables, &words) {
+            Ok(flow) if own != Some(SlotId(flow.at.slot)) => Err(InstallError::Tuple(TupleFault::InUse)),
+            Ok(_) | Err(Reason::NoFlow) => Ok(words),
+            Err(_) => Err(InstallError::Tuple(TupleFault::InUse)),
+        }
+    }
+
+    /// The route of packets from `from`'s agent to `to`'s: the relay's address on `to`'s side becomes the source.
+    fn route(&mut self, from: &TupleV4, to: &TupleV4) -> RouteV4 {
+        let onward = TupleV4::new(to.destination(), to.source());
+        let hop = self.routes.hop_for((*to.source().ip()).into(), (*to.destination().ip()).into());
+        RouteV4::new(from, &onward, hop)
+    }
+}
+
+fn check_address(agent: SocketAddrV4, relay: SocketAddrV4) -> Result<(), TupleFault> {
+    let ip = *agent.ip();
+    if agent.port() == 0 || relay.port() == 0 {
+        return Err(TupleFault::PortZero);
+    }
+    if ip.is_unspecified()
+        || ip.is_multicast()
+        || ip.is_broadcast()
+        || relay.ip().is_unspecified()
+        || agent == relay
+    {
+        return Err(TupleFault::Address);
+    }
+    Ok(())
+}
+
+impl<R: Routes> Flows for FlowTable<R> {
+    fn install(
+        &mut self,
+        sides: [FlowTuple; 2],
+        limit: Limit,
+        deadlines: [MonoTime; 2],
+        now: MonoTime,
+    ) -> Result<SlotId, InstallError> {
+        let [connector, target] = [self.check(sides[0], None)?, self.check(sides[1], None)?];
+        if connector == target {
+            return Err(InstallError::Tuple(TupleFault::InUse));
+        }
+        let routes = [self.route(&connector, &target), self.route(&target, &connector)];
+        let number = self.take_slot(now).ok_or(InstallError::TableFull)?;
+        let tables = Arc::clone(&self.tables);
+        let Some(slot) = tables.slot(number) else { return Err(InstallError::TableFull) };
+
+        reset(slot, tables.carried.get(number as usize));
+        write_limit(slot, limit, now);
+        slot.sides[0].write(&connector, &routes[0]);
+        slot.sides[1].write(&target, &routes[1]);
+        let at = |side| SlotSide { slot: number, side };
+        if !self.put(&connector, at(Side::Connector)) {
+            self.free.push(number);
+            return Err(InstallError::TableFull);
+        }
+        if !self.put(&target, at(Side::Target)) {
+            self.take_out(&connector, at(Side::Connector));
+            self.resting.push_back((now + QUARANTINE, number));
+            return Err(InstallError::TableFull);
+        }
+        for (word, deadline) in slot.deadline.iter().zip(deadlines) {
+            word.store(deadline.0);
+        }
+        self.installed += 1;
+        Ok(SlotId(number))
+    }
+
+    fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime) {
+        if let Some(slot) = self.slot(slot) {
+            slot.deadline[side.index()].store(deadline.0);
+        }
+    }
+
+    fn rebind(&mut self, id: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError> {
+        let new = self.check(tuple, Some(id))?;
+        let tables = Arc::clone(&self.tables);
+        let Some(slot) = tables.slot(id.0) else { return Err(InstallError::TableFull) };
+        let (Some(old), Some(other)) = (slot.side(side).tuple(), slot.side(side.other()).tuple()) else {
+            return Err(InstallError::TableFull);
+        };
+        if new == other {
+            return Err(InstallError::Tuple(TupleFault::InUse));
+        }
+        if new == old {
+            return Ok(());
+        }
+        let (out, back) = (self.route(&new, &other), self.route(&other, &new));
+        let at = SlotSide { slot: id.0, side };
+        // The new entry first: until the line is written it describes the old tuple, and the new one's packets miss.
+        if !self.put(&new, at) {
+            return Err(InstallError::TableFull);
+        }
+        slot.side(side).write(&new, &out);
+        slot.side(side.other()).write(&other, &back);
+        self.take_out(&old, at);
+        Ok(())
+    }
+
+    fn set_limit(&mut self, slot: SlotId, limit: Limit, now: MonoTime) {
+        if let Some(slot) = self.slot(slot) {
+            write_limit(slot, limit, now);
+        }
+    }
+
+    fn remove(&mut self, id: SlotId, now: MonoTime) {
+        let tables = Arc::clone(&self.tables);
+        let Some(slot) = tables.slot(id.0) else { return };
+        for deadline in &slot.deadline {
+            deadline.store(0);
+        }
+        for side in Side::BOTH {
+            if let Some(tuple) = slot.side(side).tuple() {
+                self.take_out(&tuple, SlotSide { slot: id.0, side });
+                slot.side(side).clear();
+            }
+        }
+        self.resting.push_back((now + QUARANTINE, id.0));
+        self.installed = self.installed.saturating_sub(1);
+    }
+
+    fn traffic(&self, id: SlotId) -> Traffic {
+        let (Some(slot), Some(carried)) = (self.slot(id), self.tables.carried.get(id.0 as usize)) else {
+            return Traffic::default();
+        };
+        let side = |side: Side| {
+            let (line, carried) = (slot.side(side), &carried[side.index()]);
+            let seen = line.packets.load();
+            let new = seen.wrapping_sub(carried.kernel_seen.swap(seen, Ordering::Relaxed));
+            let before = carried.kernel_packets.fetch_add(u64::from(new), Ordering::Relaxed);
+            SideTraffic {
+                packets_kernel: before + u64::from(new),
+                packets_userspace: carried.packets.load(Ordering::Relaxed),
+                bytes: line.bytes.load() + carried.bytes.load(Ordering::Relaxed),
+            }
+        };
+        Traffic {
+            sides: [side(Side::Connector), side(Side::Target)],
+            limited_packets: u64::from(slot.limited_packets.load()),
+            limited_bytes: slot.limited_bytes.load(),
+            marked_packets: u64::from(slot.marked_packets.load()),
+        }
+    }
+}
+
+/// Makes a rested slot fit for the next session.
+fn reset(slot: &Slot, carried: Option<&[Carried; 2]>) {
+    for word in [&slot.limited_packets, &slot.marked_packets, &slot.sides[0].packets, &slot.sides[1].packets]
+    {
+        word.store(0);
+    }
+    for word in [&slot.limited_bytes, &slot.sides[0].bytes, &slot.sides[1].bytes, &slot.arrival] {
+        word.store(0);
+    }
+    slot.generation.store(slot.generation.load().wrapping_add(1));
+    for side in carried.into_iter().flatten() {
+        side.packets.store(0, Ordering::Relaxed);
+        side.bytes.store(0, Ordering::Relaxed);
+        side.kernel_seen.store(0, Ordering::Relaxed);
+        side.kernel_packets.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A reader between the stores sees a cost of one limit and a burst of the other for one packet. Unlimited goes first
+/// or last, so it never sees a cost with a burst of nothing.
+fn write_limit(slot: &Slot, limit: Limit, now: MonoTime) {
+    let allowance = Allowance::new(limit.bytes_per_s, limit.burst_bytes);
+    if allowance == Allowance::UNLIMITED {
+        slot.cost_per_byte.store(0);
+        slot.burst.store(0);
+    } else {
+        slot.burst.store(allowance.burst);
+        slot.cost_per_byte.store(allowance.cost_per_byte);
+        slot.bucket().clamp(now.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::datapath::tables::TableSizes;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+    use std::net::Ipv4Addr;
+
+    const RELAY: &str = "10.9.0.2:4433";
+    const LATER: MonoTime = MonoTime(u64::MAX);
+
+    fn at(seconds: u64) -> MonoTime {
+        MonoTime(seconds * 1_000_000_000)
+    }
+
+    fn table(sessions: u32) -> (Arc<Tables>, FlowTable<NoRoutes>) {
+        let tables = Arc::new(Tables::private(TableSizes::for_sessions(sessions), [3, 4], *b"\x01magic!!"));
+        (Arc::clone(&tables), FlowTable::new(tables, NoRoutes))
+    }
+
+    fn agent(number: u32) -> FlowTuple {
+        let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 1, 0, 0)) + number / 4);
+        FlowTuple {
+            agent: SocketAddr::from((ip, 40_000 + (number % 4) as u16)),
+            relay: RELAY.parse().unwrap(),
+        }
+    }
+
+    fn install(
+        table: &mut FlowTable<NoRoutes>,
+        a: u32,
+        b: u32,
+        now: MonoTime,
+    ) -> Result<SlotId, InstallError> {
+        table.install([agent(a), agent(b)], Limit::UNLIMITED, [LATER, LATER], now)
+    }
+
+    /// Where a datagram of `from` goes.
+    fn destination(tables: &Tables, from: FlowTuple) -> Option<SocketAddr> {
+        tables.decide(from.agent, from.relay, b"data", 0, at(1)).ok().map(|relayed| relayed.to)
+    }
+
+    #[test]
+    fn an_installed_session_relays_both_ways_and_a_removed_one_neither() {
+        let (tables, mut table) = table(8);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        assert_eq!(destination(&tables, agent(1)), Some(agent(2).agent));
+        assert_eq!(destination(&tables, agent(2)), Some(agent(1).agent));
+        table.remove(slot, at(1));
+        assert_eq!(destination(&tables, agent(1)), None);
+        assert_eq!(destination(&tables, agent(2)), None);
+    }
+
+    #[test]
+    fn a_full_table_refuses_until_a_removed_slot_has_rested() {
+        let (_tables, mut table) = table(1);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        assert_eq!(install(&mut table, 3, 4, at(1)), Err(InstallError::TableFull));
+        table.remove(slot, at(2));
+        assert_eq!(install(&mut table, 3, 4, at(2)), Err(InstallError::TableFull));
+        assert!(install(&mut table, 3, 4, at(2) + QUARANTINE).is_ok());
+    }
+
+    #[test]
+    fn a_refused_install_leaves_nothing_behind() {
+        let (tables, mut table) = table(4);
+        install(&mut table, 1, 2, at(1)).unwrap();
+        assert_eq!(install(&mut table, 3, 1, at(1)), Err(InstallError::Tuple(TupleFault::InUse)));
+        assert_eq!(destination(&tables, agent(3)), None);
+        assert_eq!(table.installed(), 1);
+    }
+
+    #[test]
+    fn a_rebound_side_is_reached_at_its_new_tuple_only() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        table.rebind(slot, Side::Connector, agent(9)).unwrap();
+        assert_eq!(destination(&tables, agent(1)), None);
+        assert_eq!(destination(&tables, agent(9)), Some(agent(2).agent));
+        assert_eq!(destination(&tables, agent(2)), Some(agent(9).agent));
+    }
+
+    #[test]
+    fn a_tuple_of_another_session_is_not_rebound_to() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        install(&mut table, 3, 4, at(1)).unwrap();
+        for taken in [agent(2), agent(3)] {
+            assert_eq!(
+                table.rebind(slot, Side::Connector, taken),
+                Err(InstallError::Tuple(TupleFault::InUse))
+            );
+        }
+        assert_eq!(destination(&tables, agent(1)), Some(agent(2).agent));
+        assert_eq!(destination(&tables, agent(3)), Some(agent(4).agent));
+    }
+
+    #[test]
+    fn tuples_that_cannot_be_sent_to_are_refused() {
+        let (_tables, mut table) = table(4);
+        for (address, fault) in [
+            ("10.1.0.1:0", TupleFault::PortZero),
+            ("224.0.0.1:5", TupleFault::Address),
+            ("255.255.255.255:5", TupleFault::Address),
+            ("0.0.0.0:5", TupleFault::Address),
+            (RELAY, TupleFault::Address),
+            ("[2001:db8::1]:5", TupleFault::Family),
+        ] {
+            let bad = FlowTuple { agent: address.parse().unwrap(), relay: RELAY.parse().unwrap() };
+            let refused = table.install([agent(1), bad], Limit::UNLIMITED, [LATER, LATER], at(1));
+            assert_eq!(refused, Err(InstallError::Tuple(fault)), "{address}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_relayed_after_a_deadline() {
+        let (tables, mut table) = table(4);
+        let slot = table.install([agent(1), agent(2)], Limit::UNLIMITED, [at(5), at(9)], at(1)).unwrap();
+        let decide = |now| tables.decide(agent(1).agent, agent(1).relay, b"data", 0, now).map(|_| ());
+        assert_eq!(decide(at(4)), Ok(()));
+        assert_eq!(decide(at(5)), Err(Reason::ConsentExpired));
+        table.extend(slot, Side::Connector, at(20));
+        assert_eq!(decide(at(8)), Ok(()));
+        assert_eq!(decide(at(9)), Err(Reason::ConsentExpired));
+    }
+
+    #[test]
+    fn a_limit_holds_at_once_when_it_changes() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        let decide = || tables.decide(agent(1).agent, agent(1).relay, &[0; 1000], 0, at(1)).is_ok();
+        assert_eq!((0..1000).filter(|_| decide()).count(), 1000);
+        table.set_limit(slot, Limit { bytes_per_s: 100_000, burst_bytes: 80_000 }, at(1));
+        assert_eq!((0..1000).filter(|_| decide()).count(), 70);
+        let traffic = table.traffic(slot);
+        assert_eq!((traffic.limited_packets, traffic.limited_bytes), (930, 930_000));
+        table.set_limit(slot, Limit::UNLIMITED, at(1));
+        assert!(decide());
+    }
+
+    #[test]
+    fn traffic_adds_up_over_wraps_of_the_programs_counter() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        let line = &tables.slots[slot.0 as usize].sides[0];
+        line.packets.store(u32::MAX);
+        assert_eq!(table.traffic(slot).sides[0].packets_kernel, u64::from(u32::MAX));
+        line.packets.store(4);
+        assert_eq!(table.traffic(slot).sides[0].packets_kernel, u64::from(u32::MAX) + 5);
+        tables.count(SlotSide { slot: slot.0, side: Side::Connector }, 2, 7);
+        assert_eq!(table.traffic(slot).sides[0].packets_userspace, 2);
+    }
+
+    #[test]
+    fn the_table_fills_to_three_quarters_without_a_refusal() {
+        let sessions = 3 * 4096 * 16 / 4 / 2;
+        let (tables, mut table) = table(sessions);
+        assert_eq!(tables.bucket_mask() + 1, 4096);
+        for number in 0..sessions {
+            install(&mut table, 2 * number, 2 * number + 1, at(1)).unwrap();
+        }
+        for number in 0..2 * sessions {
+            assert_eq!(destination(&tables, agent(number)), Some(agent(number ^ 1).agent));
+        }
+    }
+
+    proptest! {
+        /// Against a map: whatever is installed, moved and removed, exactly the present tuples are relayed, and right.
+        #[test]
+        fn the_tables_relay_what_is_installed_and_nothing_else(
+            steps in proptest::collection::vec((0u8..3, 0u32..24, 0u32..24, any::<bool>()), 1..120),
+        ) {
+            let (tables, mut table) = table(64);
+            let mut sessions: Vec<(SlotId, [u32; 2])> = Vec::new();
+            for (second, (step, a, b, side)) in steps.into_iter().enumerate() {
+                let now = at(2 + second as u64);
+                let used = |number: u32| sessions.iter().any(|(_, sides)| sides.contains(&number));
+                match step {
+                    0 => {
+                        let free = a != b && !used(a) && !used(b);
+                        let slot = install(&mut table, a, b, now);
+                        prop_assert_eq!(slot.is_ok(), free);
+                        if let Ok(slot) = slot { sessions.push((slot, [a, b])); }
+                    }
+                    1 if !sessions.is_empty() => {
+                        let (slot, _) = sessions.swap_remove(a as usize % sessions.len());
+                        table.remove(slot, now);
+                    }
+                    2 if !sessions.is_empty() => {
+                        let chosen = a as usize % sessions.len();
+                        let (slot, mut sides) = sessions[chosen];
+                        let side = if side { Side::Target } else { Side::Connector };
+                        let free = !used(b) || sides[side.index()] == b;
+                        prop_assert_eq!(table.rebind(slot, side, agent(b)).is_ok(), free);
+                        if free { sides[side.index()] = b; sessions[chosen] = (slot, sides); }
+                    }
+                    _ => {}
+                }
+                let mut expected: HashMap<u32, u32> = HashMap::new();
+                for (_, [a, b]) in &sessions {
+                    expected.insert(*a, *b);
+                    expected.insert(*b, *a);
+                }
+                for number in 0..24 {
+                    let to = expected.get(&number).map(|to| agent(*to).agent);
+                    prop_assert_eq!(destination(&tables, agent(number)), to);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The XDP program: loaded, attached, its maps mapped.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::maps::{DevMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::xdp::{XdpLinkId, XdpMode};
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use relay_common::siphash::HashKey;
+use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
+
+use super::mapping::{Mapping, Shared, SharedArray};
+use super::tables::{TableSizes, Tables};
+
+/// The program's object, if this binary was built with it.
+#[cfg(bpf_object)]
+pub const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay.bpf.o")));
+/// The program's object, if this binary was built with it.
+#[cfg(not(bpf_object))]
+pub const OBJECT: Option<&[u8]> = None;
+
+/// The name of the program in the object.
+const PROGRAM: &str = "relay";
+
+/// Where on a packet's way the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// In the driver, before the kernel spends anything on the packet.
+    Native,
+    /// In the stack, for drivers without XDP: works everywhere, costs more.
+    Generic,
+}
+
+impl Hook {
+    /// As users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Hook::Native => "xdp-native",
+            Hook::Generic => "xdp-generic",
+        }
+    }
+}
+
+/// An interface to attach to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name, for people.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC address.
+    pub station: [u8; 6],
+    /// The largest IP packet that fits its frames, in bytes.
+    pub mtu: u32,
+}
+
+/// Why the program does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum XdpError {
+    /// The binary has no object in it.
+    #[error("this binary was built without the BPF program: build it with `cargo xtask build`")]
+    NotBuilt,
+    /// The kernel refused the object, or may not be asked.
+    #[error(
+        "loading the XDP program: {0}; it needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.15 or later"
+    )]
+    Load(#[source] Box<EbpfError>),
+    /// The kernel refused the program.
+    #[error("loading the XDP program: {0}")]
+    Program(#[source] Box<ProgramError>),
+    /// A map is not what this version expects.
+    #[error("map {map} of the XDP program: {fault}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What is wrong.
+        fault: String,
+    },
+    /// The interface did not take the program.
+    #[error("attaching to {interface} as {hook}: {fault}", hook = hook.name())]
+    Attach {
+        /// Its name.
+        interface: String,
+        /// What was tried.
+        hook: Hook,
+        /// What is wrong, and what to do about it.
+        fault: String,
+    },
+}
+
+/// The loaded program and what it is attached to. Dropping it detaches it.
+pub struct Program {
+    ebpf: Ebpf,
+    egress: DevMap<MapData>,
+    tallies: PerCpuArray<MapData, [u64; 2]>,
+    attached: Vec<(Port, Hook, FdLink)>,
+}
+
+impl Program {
+    /// Loads the program with tables of `sizes`, and maps the tables.
+    ///
+    /// # Errors
+    /// See [`XdpError`].
+    pub fn load(
+        sizes: TableSizes,
+        hash_key: HashKey,
+        bind_magic: [u8; BIND_MAGIC_LEN],
+    ) -> Result<(Program, Tables), XdpError> {
+        Program::load_with(sizes, hash_key, bind_magic, &[])
+    }
+
+    /// As [`Program::load`], with further read-only data set: for tests that fix the program's clock.
+    ///
+    /// # Errors
+    /// See [`XdpError`].
+    pub fn load_with(
+        sizes: TableSizes,
+        hash_key: HashKey,
+        bind_magic: [u8; BIND_MAGIC_LEN],
+        globals: &[(&'static str, u32)],
+    ) -> Result<(Program, Tables), XdpError> {
+        let object = OBJECT.ok_or(XdpError::NotBuilt)?;
+        let magic = u64::from_ne_bytes(bind_magic);
+        let mask = sizes.buckets - 1;
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries(maps::SLOTS, sizes.slots)
+            .map_max_entries(maps::INDEX, sizes.buckets)
+            .override_global(maps::HASH_KEY[0], &hash_key[0], true)
+            .override_global(maps::HASH_KEY[1], &hash_key[1], true)
+            .override_global(maps::BUCKET_MASK, &mask, true)
+            .override_global(maps::BIND_MAGIC, &magic, true);
+        for (name, value) in globals {
+            loader.override_global(name, value, true);
+        }
+        let mut ebpf = loader.load(object).map_err(|error| XdpError::Load(Box::new(error)))?;
+        xdp(&mut ebpf)?.load().map_err(|error| XdpError::Program(Box::new(error)))?;
+        let tables = Tables {
+            index: mapped(&mut ebpf, maps::INDEX)?,
+            slots: mapped(&mut ebpf, maps::SLOTS)?,
+            next_hops: mapped(&mut ebpf, maps::NEXT_HOPS)?,
+            interfaces: mapped(&mut ebpf, maps::INTERFACES)?,
+            carried: Tables::carried(sizes),
+            hash_key,
+            bind_magic: magic,
+        };
+        let egress = typed(&mut ebpf, maps::EGRESS)?;
+        let tallies = typed(&mut ebpf, maps::TALLIES)?;
+        Ok((Program { ebpf, egress, tallies, attached: Vec::new() }, tables))
+    }
+
+    /// Attaches the program to `port`, and describes the port to it.
+    ///
+    /// # Errors
+    /// [`XdpError::Attach`]: the driver has no XDP, another program is there, or there is no permission.
+    pub fn attach(&mut self, tables: &Tables, port: Port, hook: Hook) -> Result<(), XdpError> {
+        let fail = |fault: String| XdpError::Attach { interface: port.name.clone(), hook, fault };
+        let entry = usize::try_from(port.index)
+            .ok()
+            .and_then(|index| tables.interfaces.get(index % tables.interfaces.len()))
+            .ok_or_else(|| fail("the interface table is empty".into()))?;
+        let holder = entry.index.load();
+        if holder != 0 && holder != port.index {
+            return Err(fail(format!(
+                "its index {} shares a table entry with interface index {holder}: attach to one of the two only",
+                port.index
+            )));
+        }
+        let mode = match hook {
+            Hook::Native => XdpMode::Driver,
+            Hook::Generic => XdpMode::Skb,
+        };
+        let program = xdp(&mut self.ebpf)?;
+        let id = program.attach_to_if_index(port.index, mode).map_err(|error| fail(attach_fault(&error)))?;
+        let link = take_link(program, id).map_err(|error| {
+            fail(format!("the kernel gave no link to it ({error}): Linux 5.15 or later is needed"))
+        })?;
+        entry.write(port.index, port.station, port.mtu);
+        self.attached.push((port, hook, link));
+        Ok(())
+    }
+
+    /// What it is attached to.
+    pub fn attached(&self) -> impl Iterator<Item = (&Port, Hook)> {
+        self.attached.iter().map(|(port, hook, _)| (port, *hook))
+    }
+
+    /// Makes next hop `hop` leave by the interface with index `interface` when it is redirected to.
+    ///
+    /// # Errors
+    /// The kernel refused: the interface is gone.
+    pub fn set_egress(&mut self, hop: u32, interface: u32) -> Result<(), XdpError> {
+        self.egress
+            .set(hop, interface, None, 0)
+            .map_err(|error| XdpError::Map { map: maps::EGRESS, fault: error.to_string() })
+    }
+
+    /// What the program has counted since it was loaded, all CPUs together, in the order of [`Reason::ALL`].
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn tallies(&self) -> Result<Vec<(Reason, Tally)>, XdpError> {
+        let read = |reason: &Reason| {
+            let per_cpu = self.tallies.get(&reason.index(), 0)?;
+            let sum = per_cpu.iter().fold(Tally::default(), |sum, [packets, bytes]| Tally {
+                packets: sum.packets + packets,
+                bytes: sum.bytes + bytes,
+            });
+            Ok((*reason, sum))
+        };
+        Reason::ALL
+            .iter()
+            .map(read)
+            .collect::<Result<_, MapError>>()
+            .map_err(|error| XdpError::Map { map: maps::TALLIES, fault: error.to_string() })
+    }
+
+    /// The program itself, to run it on frames of one's own, and a handle to its other maps.
+    pub fn parts(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, XdpError> {
+    ebpf.program_mut(PROGRAM)
+        .ok_or(XdpError::Map { map: PROGRAM, fault: "not in the object".into() })?
+        .try_into()
+        .map_err(|error| XdpError::Program(Box::new(error)))
+}
+
+fn take_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink, LinkError> {
+    let link = program.take_link(id).map_err(|_| LinkError::InvalidLink)?;
+    // A netlink attachment has no file descriptor: it could not be handed on, and would outlive us unnoticed.
+    FdLink::try_from(link)
+}
+
+/// What went wrong, in words an operator can act on.
+fn attach_fault(error: &ProgramError) -> String {
+    let code = match error {
+        ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
+        _ => None,
+    };
+    match code {
+        Some(libc::EBUSY) => {
+            "another XDP program is attached to it: `ip link show` names it, remove it or use --datapath userspace".into()
+        }
+        Some(libc::EOPNOTSUPP) => "its driver has no XDP support of this kind: use xdp-generic".into(),
+        Some(libc::EPERM) => "not permitted: it needs root or CAP_BPF and CAP_NET_ADMIN".into(),
+        Some(libc::ENODEV) => "there is no such interface".into(),
+        _ => chain(error),
+    }
+}
+
+/// An error with its causes: the kernel's own words are the innermost.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+fn mapped<T: Shared>(ebpf: &mut Ebpf, name: &'static str) -> Result<SharedArray<T>, XdpError> {
+    let fail = |fault: String| XdpError::Map { map: name, fault };
+    let map = ebpf.map(name).ok_or_else(|| fail("not in the object".into()))?;
+    let Map::Array(data) = map else { return Err(fail("not an array".into())) };
+    let info = data.info().map_err(|error| fail(error.to_string()))?;
+    if info.value_size() as usize != size_of::<T>() {
+        return Err(fail(format!("its values have {} bytes, not {}", info.value_size(), size_of::<T>())));
+    }
+    let descriptor: BorrowedFd<'_> = data.fd().as_fd();
+    let mapping = Mapping::new(descriptor, info.max_entries())
+        .map_err(|error: io::Error| fail(format!("mmap of {} entries: {error}", info.max_entries())))?;
+    Ok(SharedArray::Mapped(mapping))
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, XdpError> {
+    let fail = |fault: String| XdpError::Map { map: name, fault };
+    let map = ebpf.take_map(name).ok_or_else(|| fail("not in the object".into()))?;
+    T::try_from(map).map_err(|error| fail(error.to_string()))
+}

@@ -1,0 +1,198 @@
+//! The tables of the packet path, as the daemon sees them: one writer (the driver), many readers (program, forwarder).
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use relay_common::flow::{Flow, look_up};
+use relay_common::index::{ENTRIES, IndexBucket, MAX_BUCKETS, MAX_SLOTS, SlotSide};
+use relay_common::interface::{INTERFACES, Interface};
+use relay_common::maps::NEXT_HOP_ENTRIES;
+use relay_common::next_hop::NextHop;
+use relay_common::parse::{classify_bind, markable};
+use relay_common::siphash::HashKey;
+use relay_common::slot::Slot;
+use relay_common::tuple::TupleV4;
+use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
+
+use super::mapping::SharedArray;
+use crate::clock::MonoTime;
+
+/// The memory that program, forwarder and daemon share, and what only the forwarder counts.
+pub struct Tables {
+    pub(super) index: SharedArray<IndexBucket>,
+    pub(super) slots: SharedArray<Slot>,
+    pub(super) next_hops: SharedArray<NextHop>,
+    pub(super) interfaces: SharedArray<Interface>,
+    pub(super) carried: Box<[[Carried; 2]]>,
+    pub(super) hash_key: HashKey,
+    pub(super) bind_magic: u64,
+}
+
+/// What one side of a slot has carried besides what stands in the slot itself.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    /// Packets forwarded in userspace.
+    pub packets: AtomicU64,
+    /// Their UDP payload bytes.
+    pub bytes: AtomicU64,
+    /// The program's packet counter when it was last read: it wraps at 2^32.
+    pub kernel_seen: AtomicU32,
+    /// Packets forwarded by the program, up to then.
+    pub kernel_packets: AtomicU64,
+}
+
+/// How large the tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableSizes {
+    /// Sessions.
+    pub slots: u32,
+    /// Index buckets: a power of two.
+    pub buckets: u32,
+}
+
+impl TableSizes {
+    /// The sizes for `sessions` sessions, between 1 and 2^21: the index is filled to three quarters at most.
+    pub fn for_sessions(sessions: u32) -> TableSizes {
+        let slots = sessions.clamp(1, MAX_SLOTS);
+        let entries = u64::from(slots) * 2 * 4 / 3;
+        let buckets = entries.div_ceil(ENTRIES as u64).next_power_of_two().max(2);
+        TableSizes { slots, buckets: u32::try_from(buckets).unwrap_or(MAX_BUCKETS).min(MAX_BUCKETS) }
+    }
+
+    /// Bytes the tables take, in the kernel or, without the program, in the daemon.
+    pub fn bytes(self) -> u64 {
+        u64::from(self.slots) * Slot::SIZE as u64
+            + u64::from(self.buckets) * size_of::<IndexBucket>() as u64
+            + u64::from(NEXT_HOP_ENTRIES) * size_of::<NextHop>() as u64
+            + u64::from(INTERFACES) * size_of::<Interface>() as u64
+    }
+}
+
+/// What the forwarder does with a datagram of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relayed {
+    /// Whom it is sent to.
+    pub to: SocketAddr,
+    /// The relay address it is sent from.
+    pub from: SocketAddr,
+    /// Whether it is marked CE on the way.
+    pub mark: bool,
+    /// Whose it is: to be given to [`Tables::count`] once it is sent.
+    pub at: SlotSide,
+}
+
+impl Tables {
+    /// Tables in memory of this process alone: the userspace datapath, and tests.
+    pub fn private(sizes: TableSizes, hash_key: HashKey, bind_magic: [u8; BIND_MAGIC_LEN]) -> Tables {
+        Tables {
+            index: SharedArray::private(sizes.buckets),
+            slots: SharedArray::private(sizes.slots),
+            next_hops: SharedArray::private(NEXT_HOP_ENTRIES),
+            interfaces: SharedArray::private(INTERFACES),
+            carried: Tables::carried(sizes),
+            hash_key,
+            bind_magic: u64::from_ne_bytes(bind_magic),
+        }
+    }
+
+    pub(super) fn carried(sizes: TableSizes) -> Box<[[Carried; 2]]> {
+        (0..sizes.slots).map(|_| Default::default()).collect()
+    }
+
+    /// Decides on a datagram that reached a socket, as the program does on a frame: it is charged if it is to be sent.
+    ///
+    /// `source` sent it, `relay` is the address it was sent to, `tos` its TOS or traffic class byte.
+    ///
+    /// # Errors
+    /// Why it is not relayed. [`Reason::NoFlow`] and [`Reason::ConsentExpired`]: it may be QUIC's.
+    /// [`Reason::Bind`]: it is a bind datagram.
+    pub fn decide(
+        &self,
+        source: SocketAddr,
+        relay: SocketAddr,
+        payload: &[u8],
+        tos: u8,
+        now: MonoTime,
+    ) -> Result<Relayed, Reason> {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        if let Some(head) = payload.first_chunk::<BIND_MAGIC_LEN>() {
+            classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
+        }
+        let (SocketAddr::V4(source), SocketAddr::V4(relay)) = (source, relay) else {
+            return Err(Reason::NoFlow);
+        };
+        let flow = self.find(source, relay)?;
+        let mark = flow.admit(length, markable(tos), now.0)?;
+        let onward = flow.route.tuple();
+        Ok(Relayed {
+            to: SocketAddr::V4(onward.destination()),
+            from: SocketAddr::V4(onward.source()),
+            mark,
+            at: flow.at,
+        })
+    }
+
+    fn find(&self, source: SocketAddrV4, relay: SocketAddrV4) -> Result<Flow<'_>, Reason> {
+        let tuple = TupleV4::new(source, relay);
+        loop {
+            match look_up(self, &tuple) {
+                // The program leaves a session that changes under it to userspace; here is nobody to leave it to, and
+                // the writer is done in a moment.
+                Err(Reason::FlowChanged) => std::hint::spin_loop(),
+                found => return found,
+            }
+        }
+    }
+
+    /// Counts datagrams of a session that userspace has sent, with their payload bytes.
+    pub fn count(&self, at: SlotSide, packets: u64, bytes: u64) {
+        if let Some(sides) = self.carried.get(at.slot as usize) {
+            let carried = match at.side {
+                Side::Connector => &sides[0],
+                Side::Target => &sides[1],
+            };
+            carried.packets.fetch_add(packets, Ordering::Relaxed);
+            carried.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The next hops, for their one writer.
+    pub fn next_hops(&self) -> &[NextHop] {
+        &self.next_hops
+    }
+
+    /// The interfaces, for their one writer.
+    pub fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+}
+
+impl tables::Tables for Tables {
+    fn hash_key(&self) -> HashKey {
+        self.hash_key
+    }
+
+    fn bucket_mask(&self) -> u32 {
+        self.index.len() as u32 - 1
+    }
+
+    fn bucket(&self, number: u32) -> Option<&IndexBucket> {
+        self.index.get(number as usize)
+    }
+
+    fn slot(&self, number: u32) -> Option<&Slot> {
+        self.slots.get(number as usize)
+    }
+
+    fn next_hop(&self, number: u32) -> Option<&NextHop> {
+        self.next_hops.get(number as usize)
+    }
+
+    fn interface(&self, index: u32) -> Option<&Interface> {
+        self.interfaces.get((index % INTERFACES) as usize)
+    }
+
+    fn bind_magic(&self) -> u64 {
+        self.bind_magic
+    }
+}
