@@ -53,6 +53,8 @@ pub mod maps {
     pub const EGRESS: &str = "EGRESS";
     /// Per-CPU array of packet counts, one [`Tally`](crate::Tally) per reason.
     pub const TALLIES: &str = "TALLIES";
+    /// Array of one word: the time in nanoseconds, for tests that compare the program with the host code.
+    pub const CLOCK: &str = "CLOCK";
 
     /// Read-only data: the two words of the index's hash key.
     pub const HASH_KEY: [&str; 2] = ["HASH_KEY_0", "HASH_KEY_1"];
@@ -60,6 +62,9 @@ pub mod maps {
     pub const BUCKET_MASK: &str = "BUCKET_MASK";
     /// Read-only data: the bind magic.
     pub const BIND_MAGIC: &str = "BIND_MAGIC";
+
+    /// Read-only data: not 0 to take the time from [`CLOCK`] instead of the kernel.
+    pub const FIXED_CLOCK: &str = "FIXED_CLOCK";
 
     /// Entries of the next-hop array and the device map.
     pub const NEXT_HOP_ENTRIES: u32 = 1024;

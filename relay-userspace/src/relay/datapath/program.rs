@@ -3,16 +3,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::maps::{DevMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, DevMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
 use relay_common::siphash::HashKey;
 use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
 
 use super::mapping::{Mapping, Shared, SharedArray};
 use super::tables::{TableSizes, Tables};
+use crate::clock::MonoTime;
 
 /// The program's object, if this binary was built with it.
 #[cfg(bpf_object)]
@@ -70,6 +71,9 @@ pub enum XdpError {
     /// The kernel refused the program.
     #[error("loading the XDP program: {0}")]
     Program(#[source] Box<ProgramError>),
+    /// The kernel did not run it.
+    #[error("running the XDP program on a frame: {0}")]
+    Run(#[source] Box<ProgramError>),
     /// A map is not what this version expects.
     #[error("map {map} of the XDP program: {fault}")]
     Map {
@@ -108,22 +112,32 @@ impl Program {
         hash_key: HashKey,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<(Program, Tables), XdpError> {
-        Program::load_with(sizes, hash_key, bind_magic, &[])
+        Program::load_with(sizes, hash_key, bind_magic, false)
     }
 
-    /// As [`Program::load`], with further read-only data set: for tests that fix the program's clock.
+    /// As [`Program::load`], but the program takes the time from [`Program::set_clock`]: for comparing it with the host
+    /// code.
     ///
     /// # Errors
     /// See [`XdpError`].
-    pub fn load_with(
+    pub fn load_with_fixed_clock(
         sizes: TableSizes,
         hash_key: HashKey,
         bind_magic: [u8; BIND_MAGIC_LEN],
-        globals: &[(&'static str, u32)],
+    ) -> Result<(Program, Tables), XdpError> {
+        Program::load_with(sizes, hash_key, bind_magic, true)
+    }
+
+    fn load_with(
+        sizes: TableSizes,
+        hash_key: HashKey,
+        bind_magic: [u8; BIND_MAGIC_LEN],
+        fixed_clock: bool,
     ) -> Result<(Program, Tables), XdpError> {
         let object = OBJECT.ok_or(XdpError::NotBuilt)?;
         let magic = u64::from_ne_bytes(bind_magic);
         let mask = sizes.buckets - 1;
+        let fixed_clock = u32::from(fixed_clock);
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries(maps::SLOTS, sizes.slots)
@@ -131,10 +145,8 @@ impl Program {
             .override_global(maps::HASH_KEY[0], &hash_key[0], true)
             .override_global(maps::HASH_KEY[1], &hash_key[1], true)
             .override_global(maps::BUCKET_MASK, &mask, true)
-            .override_global(maps::BIND_MAGIC, &magic, true);
-        for (name, value) in globals {
-            loader.override_global(name, value, true);
-        }
+            .override_global(maps::BIND_MAGIC, &magic, true)
+            .override_global(maps::FIXED_CLOCK, &fixed_clock, true);
         let mut ebpf = loader.load(object).map_err(|error| XdpError::Load(Box::new(error)))?;
         xdp(&mut ebpf)?.load().map_err(|error| XdpError::Program(Box::new(error)))?;
         let tables = Tables {
@@ -217,9 +229,30 @@ impl Program {
             .map_err(|error| XdpError::Map { map: maps::TALLIES, fault: error.to_string() })
     }
 
-    /// The program itself, to run it on frames of one's own, and a handle to its other maps.
-    pub fn parts(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// Runs the program once on a copy of `frame` (BPF_PROG_TEST_RUN), as if it came by the loopback interface of this
+    /// network namespace: the XDP action and the frame afterwards. Counts and charges like any packet, sends nothing.
+    ///
+    /// # Errors
+    /// The kernel refused the run: not permitted, or the frame is shorter than an Ethernet header or too long.
+    pub fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>), XdpError> {
+        let mut out = vec![0; frame.len()];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result =
+            xdp(&mut self.ebpf)?.test_run(options).map_err(|error| XdpError::Run(Box::new(error)))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    /// Sets the time of a program that was loaded with `FIXED_CLOCK`, in nanoseconds.
+    ///
+    /// # Errors
+    /// The map could not be written.
+    pub fn set_clock(&mut self, now: MonoTime) -> Result<(), XdpError> {
+        let fail = |fault: String| XdpError::Map { map: maps::CLOCK, fault };
+        let map = self.ebpf.map_mut(maps::CLOCK).ok_or_else(|| fail("not in the object".into()))?;
+        let mut clock = Array::<_, u64>::try_from(map).map_err(|error| fail(error.to_string()))?;
+        clock.set(0, &now.0, 0).map_err(|error| fail(error.to_string()))
     }
 }
 
