@@ -1,15 +1,17 @@
 //! What forwards relayed packets, seen from the rendezvous: install, extend, move and remove flows.
 //!
 //! [`Flows`] is what the rendezvous asks for, [`FlowTable`] does it, [`Tables`] is the memory that it writes and that the
-//! XDP program (loaded by [`Program`]) and the userspace forwarder read.
+//! XDP program (loaded by [`Program`]) and the userspace forwarder read. [`Selection`] says which of them runs.
 
 mod flow_table;
 mod flows;
 mod mapping;
 mod program;
+mod selection;
 mod tables;
 
 pub use flow_table::{FlowTable, NoRoutes, QUARANTINE, Routes};
 pub use flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
 pub use program::{Hook, OBJECT, Port, Program, XdpError};
+pub use selection::Selection;
 pub use tables::{Relayed, TableSizes, Tables};

@@ -63,6 +63,9 @@ pub enum XdpError {
     /// The binary has no object in it.
     #[error("this binary was built without the BPF program: build it with `cargo xtask build`")]
     NotBuilt,
+    /// Nothing to attach to.
+    #[error("no interface to attach to: name one with --interface or datapath.interfaces")]
+    NoInterface,
     /// The kernel refused the object, or may not be asked.
     #[error(
         "loading the XDP program: {0}; it needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.15 or later"
@@ -252,7 +255,7 @@ impl Program {
         let fail = |fault: String| XdpError::Map { map: maps::CLOCK, fault };
         let map = self.ebpf.map_mut(maps::CLOCK).ok_or_else(|| fail("not in the object".into()))?;
         let mut clock = Array::<_, u64>::try_from(map).map_err(|error| fail(error.to_string()))?;
-        clock.set(0, &now.0, 0).map_err(|error| fail(error.to_string()))
+        clock.set(0, now.0, 0).map_err(|error| fail(error.to_string()))
     }
 }
 

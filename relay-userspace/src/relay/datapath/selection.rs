@@ -1,0 +1,120 @@
+//! Which datapath a relay gets: native XDP, generic XDP, or userspace alone.
+
+use std::sync::Arc;
+
+use relay_common::BIND_MAGIC_LEN;
+use relay_common::siphash::HashKey;
+
+use super::program::{Hook, Port, Program, XdpError};
+use super::tables::{TableSizes, Tables};
+use crate::config::DatapathMode;
+
+/// The datapath that was got, and why not a better one.
+pub struct Selection {
+    /// What the rendezvous writes and the forwarder reads.
+    pub tables: Arc<Tables>,
+    /// The attached program; none for the userspace datapath.
+    pub program: Option<Program>,
+    /// Where the program runs.
+    pub hook: Option<Hook>,
+    /// A sentence for people: what was chosen, and what was refused on the way there.
+    pub why: String,
+}
+
+impl Selection {
+    /// As users write it: `xdp-native`, `xdp-generic` or `userspace`.
+    pub fn name(&self) -> &'static str {
+        self.hook.map_or("userspace", Hook::name)
+    }
+
+    /// Gets the datapath that `mode` asks for; [`DatapathMode::Auto`] takes the first of native, generic and userspace
+    /// that can be had. The program is attached to all `ports` or to none.
+    ///
+    /// # Errors
+    /// The datapath that was asked for by name cannot be had, and why.
+    pub fn make(
+        mode: DatapathMode,
+        ports: &[Port],
+        sizes: TableSizes,
+        hash_key: HashKey,
+        bind_magic: [u8; BIND_MAGIC_LEN],
+    ) -> Result<Selection, XdpError> {
+        let hooks: &[Hook] = match mode {
+            DatapathMode::Auto => &[Hook::Native, Hook::Generic],
+            DatapathMode::XdpNative => &[Hook::Native],
+            DatapathMode::XdpGeneric => &[Hook::Generic],
+            DatapathMode::Userspace => &[],
+        };
+        let mut refusals = Vec::new();
+        for hook in hooks {
+            match attach(*hook, ports, sizes, hash_key, bind_magic) {
+                Ok((program, tables)) => {
+                    return Ok(Selection {
+                        tables: Arc::new(tables),
+                        program: Some(program),
+                        hook: Some(*hook),
+                        why: reason(mode, &refusals),
+                    });
+                }
+                Err(error) if mode == DatapathMode::Auto => refusals.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Selection {
+            tables: Arc::new(Tables::private(sizes, hash_key, bind_magic)),
+            program: None,
+            hook: None,
+            why: reason(mode, &refusals),
+        })
+    }
+}
+
+fn attach(
+    hook: Hook,
+    ports: &[Port],
+    sizes: TableSizes,
+    hash_key: HashKey,
+    bind_magic: [u8; BIND_MAGIC_LEN],
+) -> Result<(Program, Tables), XdpError> {
+    if ports.is_empty() {
+        return Err(XdpError::NoInterface);
+    }
+    let (mut program, tables) = Program::load(sizes, hash_key, bind_magic)?;
+    for port in ports {
+        program.attach(&tables, port.clone(), hook)?;
+    }
+    Ok((program, tables))
+}
+
+/// The refusals on the way, each once: without the object, every hook is refused alike.
+fn reason(mode: DatapathMode, refusals: &[String]) -> String {
+    if mode != DatapathMode::Auto {
+        return "asked for".to_owned();
+    }
+    let mut told: Vec<&str> = refusals.iter().map(String::as_str).collect();
+    told.dedup();
+    if told.is_empty() { "the best there is".to_owned() } else { told.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(mode: DatapathMode) -> Result<Selection, XdpError> {
+        Selection::make(mode, &[], TableSizes::for_sessions(1), [1, 2], *b"\x01magic!!")
+    }
+
+    #[test]
+    fn without_an_interface_auto_is_userspace_and_says_why() {
+        let selection = make(DatapathMode::Auto).unwrap();
+        assert_eq!(selection.name(), "userspace");
+        assert!(selection.why.contains("no interface"), "{}", selection.why);
+    }
+
+    #[test]
+    fn a_datapath_asked_for_by_name_is_had_or_refused() {
+        assert!(matches!(make(DatapathMode::XdpNative), Err(XdpError::NoInterface)));
+        assert!(matches!(make(DatapathMode::XdpGeneric), Err(XdpError::NoInterface)));
+        assert_eq!(make(DatapathMode::Userspace).unwrap().why, "asked for");
+    }
+}
