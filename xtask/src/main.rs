@@ -1,1 +1,145 @@
-fn main() {}
+//! `cargo xtask`: the index of what can be done in this repository.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use xtask::demo::{self, Datapath};
+use xtask::setup::Consent;
+use xtask::test::{self, Selection};
+use xtask::workspace::Workspace;
+use xtask::{build, ci, interrupt, lab, load, terminal, tidy};
+
+/// The tasks of this repository. What a task needs and the machine lacks is listed, then installed.
+#[derive(Parser)]
+#[command(name = "cargo xtask", after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask demo                          see it work: relay, two agents behind NAT, real traffic (root)
+  cargo xtask demo --datapath xdp-native --report demo.json
+  cargo xtask test                          every test, set-up included (root for the privileged ones)
+  cargo xtask test -- falls_silent          only tests whose name contains `falls_silent`
+  cargo xtask test --no-install             print what would be installed
+  cargo xtask build                         target/release/atlas-relay with the XDP program inside
+  cargo xtask load --interface eth0         attach the XDP program, for development";
+
+#[derive(Subcommand)]
+enum Task {
+    /// Builds the XDP program, then the relay with the program inside (target/release/atlas-relay).
+    Build {
+        #[command(flatten)]
+        install: Install,
+    },
+    /// Builds, then attaches the XDP program to an interface through the relay's own `xdp load`.
+    Load {
+        /// The interface, for example eth0.
+        #[arg(long)]
+        interface: String,
+        /// `native` (in the driver) or `generic` (any interface, slower).
+        #[arg(long)]
+        mode: Option<Mode>,
+    },
+    /// Detaches the XDP program from an interface through the relay's own `xdp unload`.
+    Unload {
+        /// The interface it was attached to.
+        #[arg(long)]
+        interface: String,
+    },
+    /// Builds, runs a relay and two agents behind NAT in network namespaces, moves real traffic, prints what happened.
+    ///
+    /// Without root it runs the userspace datapath on loopback.
+    Demo {
+        /// Writes the same as JSON.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Only this datapath; may be given several times.
+        #[arg(long)]
+        datapath: Vec<Datapath>,
+    },
+    /// Brings up the network of the demo to look around in, until Ctrl-C.
+    Lab,
+    /// Sets up what is missing, builds, and runs every test.
+    Test {
+        #[command(flatten)]
+        install: Install,
+        /// The long runs as well.
+        #[arg(long)]
+        long: bool,
+        /// Only tests whose name contains this.
+        #[arg(last = true)]
+        filter: Option<String>,
+    },
+    /// Checks rules of the code's order that no compiler checks: imports, names, top-level parts.
+    Tidy,
+    /// What continuous integration runs: format, lints, tests.
+    Ci,
+}
+
+#[derive(clap::Args)]
+struct Install {
+    /// Prints the commands that would install what is missing, and fails.
+    #[arg(long)]
+    no_install: bool,
+}
+
+impl Install {
+    fn consent(&self) -> Consent {
+        if self.no_install { Consent::ShowCommands } else { Consent::Install }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    Native,
+    Generic,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    terminal::start_clock();
+    let arguments = Arguments::parse();
+    interrupt::install();
+    match run(arguments.task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Build { install } => {
+            let built = build::build(&workspace, install.consent())?;
+            terminal::result(format!("built {}", built.relay_binary.display()));
+            Ok(())
+        }
+        Task::Load { interface, mode } => load::load(&workspace, &interface, mode.map(Mode::name)),
+        Task::Unload { interface } => load::unload(&workspace, &interface),
+        Task::Demo { report, datapath } => demo::run(&workspace, &datapath, report.as_deref()),
+        Task::Lab => {
+            build::provide_lab_programs(Consent::Install)?;
+            lab::interactive::show()
+        }
+        Task::Test { install, long, filter } => {
+            test::run(&workspace, install.consent(), &Selection { long, filter })
+        }
+        Task::Tidy => tidy::check(&workspace),
+        Task::Ci => ci::run(&workspace),
+    }
+}

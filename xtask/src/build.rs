@@ -1,0 +1,115 @@
+//! Builds the XDP program, then the daemon with the program inside.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::setup::Consent;
+use crate::tool::Tool;
+use crate::toolchain::{self, Toolchain};
+use crate::workspace::{Workspace, cargo};
+use crate::{setup, terminal};
+
+/// The target the XDP program is compiled for.
+const BPF_TARGET: &str = "bpfel-unknown-none";
+
+/// What a build leaves behind.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The XDP program.
+    pub bpf_object: PathBuf,
+    /// The daemon, agent and command line, with the program inside.
+    pub relay_binary: PathBuf,
+}
+
+/// Builds the XDP program and the daemon, installing the toolchain first where it is missing.
+///
+/// # Errors
+/// The toolchain is incomplete, or a build failed.
+pub fn build(workspace: &Workspace, consent: Consent) -> anyhow::Result<Built> {
+    let toolchain = toolchain::provide(workspace, consent)?;
+    let bpf_object = build_bpf_object(workspace, &toolchain)?;
+    let relay_binary = build_relay(workspace, Some(&bpf_object))?;
+    Ok(Built { bpf_object, relay_binary })
+}
+
+/// Builds the daemon, with the XDP program inside if there is one.
+///
+/// # Errors
+/// The build failed.
+pub fn build_relay(workspace: &Workspace, bpf_object: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    terminal::progress("building the relay");
+    let mut build = Tool::new(cargo())
+        .words("build --release --package relay-userspace --bin atlas-relay")
+        .in_directory(workspace.root());
+    if let Some(bpf_object) = bpf_object {
+        build = build.env("RELAY_BPF_OBJECT", bpf_object);
+    }
+    build.stream()?;
+
+    // Upstream's command lines call the same program `atlas`.
+    let binary = workspace.relay_binary();
+    let other_name = binary.with_file_name("atlas");
+    if std::fs::read_link(&other_name).is_err() {
+        std::os::unix::fs::symlink("atlas-relay", &other_name)
+            .with_context(|| format!("cannot create {}", other_name.display()))?;
+    }
+    Ok(binary)
+}
+
+fn build_bpf_object(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
+    let compiler = &toolchain.compiler;
+    terminal::progress(format!(
+        "building the XDP program with {} (LLVM {})",
+        compiler.rustc.display(),
+        compiler.llvm_major
+    ));
+    let target = workspace.target().join("bpf");
+    let flags = [
+        r#"--cfg=bpf_target_arch="x86_64""#.to_owned(),
+        "-Cdebuginfo=2".to_owned(),   // BTF is made from it
+        "-Ctarget-cpu=v3".to_owned(), // 32-bit registers and atomics: kernel 5.12 and later
+        format!("-Clinker={}", toolchain.linker.display()),
+        "-Clink-arg=--btf".to_owned(),
+    ];
+    let mut build = Tool::new(&compiler.cargo)
+        .words("build --release -Z build-std=core --target")
+        .arg(BPF_TARGET)
+        .arg("--target-dir")
+        .arg(&target)
+        .in_directory(workspace.root().join("relay-ebpf"))
+        .env("RUSTC", &compiler.rustc)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    if compiler.is_stable {
+        // For this child alone: elsewhere it would flip the feature probes of build scripts.
+        build = build.env("RUSTC_BOOTSTRAP", "1");
+    }
+    for inherited in [
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "LD_LIBRARY_PATH", // names the libraries of the compiler that built us
+    ] {
+        build = build.without_env(inherited);
+    }
+    build.stream()?;
+
+    let linked = target.join(BPF_TARGET).join("release/relay-ebpf");
+    let object = workspace.bpf_object();
+    let bytes = std::fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
+    // Left alone when it is the same, so that the daemon is not built again.
+    if std::fs::read(&object).ok().as_ref() != Some(&bytes) {
+        std::fs::write(&object, bytes).with_context(|| format!("cannot write {}", object.display()))?;
+    }
+    Ok(object)
+}
+
+/// Installs what the lab needs.
+///
+/// # Errors
+/// Something is missing and could not be installed, or `consent` forbids it.
+pub fn provide_lab_programs(consent: Consent) -> anyhow::Result<()> {
+    setup::install(&setup::missing_lab_packages(), consent)
+}

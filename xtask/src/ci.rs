@@ -1,0 +1,34 @@
+//! What continuous integration runs, so that it runs here as well.
+
+use crate::setup::Consent;
+use crate::test::{self, Selection};
+use crate::tool::Tool;
+use crate::workspace::{Workspace, cargo};
+use crate::{build, syscall, terminal, tidy};
+
+/// Format, lints and every test, cheapest first.
+///
+/// # Errors
+/// The first check that failed.
+pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    terminal::progress("format");
+    let format =
+        |folder| Tool::new(cargo()).words("fmt --all --check").in_directory(workspace.root().join(folder));
+    format("").stream()?;
+    format("relay-ebpf").stream()?;
+    tidy::check(workspace)?;
+
+    if syscall::is_root() {
+        build::provide_lab_programs(Consent::Install)?;
+    }
+    let built = build::build(workspace, Consent::Install)?;
+
+    terminal::progress("lints");
+    Tool::new(cargo())
+        .words("clippy --workspace --all-targets -- -D warnings")
+        .in_directory(workspace.root())
+        .env("RELAY_BPF_OBJECT", &built.bpf_object) // the code around the embedded program is linted, too
+        .stream()?;
+
+    test::run_built(workspace, &built, &Selection::default())
+}

@@ -1,0 +1,153 @@
+//! `cargo xtask demo`: the product at work, end to end, and what happened in figures.
+
+mod report;
+mod scenario;
+mod tcp_copy;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+
+use crate::build::{self, Built};
+use crate::deployment::Hosts;
+use crate::lab::{Host, Lab, RELAY_ADDRESS, RELAY_INTERFACE};
+use crate::setup::Consent;
+use crate::workspace::Workspace;
+use crate::{syscall, terminal};
+
+pub use report::{Report, Run};
+pub use scenario::{Scene, play};
+
+/// What forwards the relayed packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Datapath {
+    /// The XDP program in the network driver.
+    XdpNative,
+    /// The XDP program behind the driver, on any interface.
+    XdpGeneric,
+    /// The daemon itself.
+    Userspace,
+}
+
+impl Datapath {
+    const ALL: [Datapath; 3] = [Datapath::XdpNative, Datapath::XdpGeneric, Datapath::Userspace];
+
+    /// Its name in options, logs and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Datapath::XdpNative => "xdp-native",
+            Datapath::XdpGeneric => "xdp-generic",
+            Datapath::Userspace => "userspace",
+        }
+    }
+}
+
+/// Runs the demo with each of `datapaths` (none: all), prints the table and writes it as JSON to `report`.
+///
+/// # Errors
+/// Something could not be set up, or a run ended with another verdict than ok.
+pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> {
+    let datapaths = if datapaths.is_empty() { &Datapath::ALL } else { datapaths };
+    let result = if syscall::is_root() {
+        build::provide_lab_programs(Consent::Install)?;
+        run_in_lab(&build::build(workspace, Consent::Install)?, datapaths)?
+    } else {
+        run_on_loopback(workspace, datapaths)?
+    };
+
+    terminal::result(result.table());
+    if let Some(path) = report {
+        let json = serde_json::to_string_pretty(&result)?;
+        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        terminal::progress(format!("wrote {}", path.display()));
+    }
+    if !result.is_ok() {
+        bail!("not every run went as it should: see the verdicts above");
+    }
+    Ok(())
+}
+
+fn run_in_lab(built: &Built, datapaths: &[Datapath]) -> anyhow::Result<Report> {
+    let mut runs = Vec::new();
+    for &datapath in datapaths {
+        terminal::progress(format!(
+            "{}: building the lab (6 network namespaces, 2 NAT routers)",
+            datapath.name()
+        ));
+        let lab = Lab::up()?;
+        let scene = Scene {
+            datapath,
+            hosts: Hosts {
+                relay: lab.relay.host(),
+                connector: lab.agents[0].host(),
+                target: lab.agents[1].host(),
+            },
+            relay_address: SocketAddr::from((RELAY_ADDRESS, 4433)),
+            served: SocketAddr::from((Ipv4Addr::LOCALHOST, 9000)),
+            forwarded: SocketAddr::from((Ipv4Addr::LOCALHOST, 9001)),
+            interface: Some(RELAY_INTERFACE),
+            binary: &built.relay_binary,
+            directory: lab.directory(),
+        };
+        let mut run = play(&scene)?;
+        let invalid = lab.invalid_packets_at_nats()?;
+        if invalid > 0 {
+            run.complain(format!("{invalid} packets were invalid at the NATs: wrong checksums"));
+        }
+        runs.push(run);
+    }
+    Ok(Report { runs, notes: Vec::new() })
+}
+
+fn run_on_loopback(workspace: &Workspace, datapaths: &[Datapath]) -> anyhow::Result<Report> {
+    if !datapaths.contains(&Datapath::Userspace) {
+        bail!(
+            "without root only `--datapath userspace` can run; the XDP datapaths need root: {WHAT_ROOT_IS_FOR}"
+        );
+    }
+    terminal::progress("not root: the userspace datapath alone, on loopback");
+    let binary = build::build_relay(workspace, None)?;
+    let directory = TemporaryDirectory::create()?;
+    let scene = Scene {
+        datapath: Datapath::Userspace,
+        hosts: Hosts { relay: Host::here(), connector: Host::here(), target: Host::here() },
+        relay_address: UdpSocket::bind(ANY_PORT).and_then(|socket| socket.local_addr())?,
+        served: TcpListener::bind(ANY_PORT).and_then(|socket| socket.local_addr())?,
+        forwarded: TcpListener::bind(ANY_PORT).and_then(|socket| socket.local_addr())?,
+        interface: None,
+        binary: &binary,
+        directory: &directory.0,
+    };
+    let run = play(&scene)?;
+    let note = format!(
+        "Without root this was the userspace datapath on loopback, without NAT. For xdp-native and xdp-generic run \
+         `sudo cargo xtask demo`: {WHAT_ROOT_IS_FOR}."
+    );
+    Ok(Report { runs: vec![run], notes: vec![note] })
+}
+
+/// A port of the system's choice on loopback.
+const ANY_PORT: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+
+const WHAT_ROOT_IS_FOR: &str = "network namespaces with their routers and NAT (CAP_SYS_ADMIN, CAP_NET_ADMIN), loading \
+                                and attaching the XDP program (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN), and installing \
+                                Debian packages if the BPF toolchain, nftables, socat or ethtool are missing";
+
+/// A folder that goes when it is dropped.
+struct TemporaryDirectory(PathBuf);
+
+impl TemporaryDirectory {
+    fn create() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("atlas-demo-{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(TemporaryDirectory(path))
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,28 @@
+//! Attaches the XDP program to an interface and detaches it, for development: through the daemon's own commands.
+
+use crate::build;
+use crate::setup::Consent;
+use crate::tool::Tool;
+use crate::workspace::Workspace;
+
+/// Builds, then attaches the program to `interface` in `mode` (`native` or `generic`; `None`: the daemon's default).
+///
+/// # Errors
+/// The build failed, or the interface refused the program.
+pub fn load(workspace: &Workspace, interface: &str, mode: Option<&str>) -> anyhow::Result<()> {
+    let built = build::build(workspace, Consent::Install)?;
+    let mut load = Tool::new(built.relay_binary).words("xdp load --interface").arg(interface);
+    if let Some(mode) = mode {
+        load = load.args(["--mode", mode]);
+    }
+    load.stream()
+}
+
+/// Builds, then detaches the program from `interface`.
+///
+/// # Errors
+/// The build failed, or nothing of ours is attached there.
+pub fn unload(workspace: &Workspace, interface: &str) -> anyhow::Result<()> {
+    let built = build::build(workspace, Consent::Install)?;
+    Tool::new(built.relay_binary).words("xdp unload --interface").arg(interface).stream()
+}

@@ -1,0 +1,7 @@
+//! Tests in the lab: the real binary, real NAT, real packets. They need root and `cargo xtask test`, which builds the
+//! binary and tells them where it is; elsewhere each says why it skips.
+
+#[cfg(test)] // always so here; it tells clippy that helpers of tests may unwrap
+mod lab {
+    mod network;
+}
