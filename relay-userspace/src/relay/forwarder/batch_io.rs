@@ -47,29 +47,30 @@ pub struct Headers {
 ///
 /// Sending needs no copy because a batch is sent before the next is received: [`Batch::receive`] empties the send queue.
 /// A queued message names its payload by place and length, so that a part of a buffer can be sent as easily.
-pub struct Batch {
+pub struct Batch<T> {
     buffers: Box<[u8]>,
     names: Box<[libc::sockaddr_in6; BATCH]>,
     controls: Box<[ControlBuffer<RECEIVE_SPACE>; BATCH]>,
     received: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,
-    queue: Vec<Queued>,
+    queue: Vec<Queued<T>>,
     out_names: Vec<libc::sockaddr_in6>,
     out_controls: Vec<ControlBuffer<SEND_SPACE>>,
     out_iovecs: Vec<libc::iovec>,
     out: Vec<libc::mmsghdr>,
 }
 
-struct Queued {
+struct Queued<T> {
     start: usize,
     len: usize,
     headers: Headers,
     fragmented: bool,
+    ticket: T,
 }
 
-impl Batch {
+impl<T: Copy> Batch<T> {
     /// Allocates the buffers: 4 MiB of address space, of which only what datagrams fill becomes memory.
-    pub fn new() -> Batch {
+    pub fn new() -> Batch<T> {
         Batch {
             buffers: vec![0; BATCH * BUFFER_LEN].into_boxed_slice(),
             names: Box::new([UNNAMED; BATCH]),
@@ -125,39 +126,45 @@ impl Batch {
         })
     }
 
-    /// Queues the received datagram at `index` to be sent on. Nothing happens past the last.
-    pub fn forward(&mut self, index: usize, headers: Headers) {
+    /// Queues the received datagram at `index` to be sent on. Nothing happens past the last. `ticket` comes back from
+    /// [`Batch::flush`].
+    pub fn forward(&mut self, index: usize, headers: Headers, ticket: T) {
         let Some(datagram) = self.datagram(index) else { return };
         let (len, fragmented) = (datagram.payload.len(), datagram.ancillary.fragmented);
-        self.queue.push(Queued { start: index * BUFFER_LEN, len, headers, fragmented });
+        self.queue.push(Queued { start: index * BUFFER_LEN, len, headers, fragmented, ticket });
     }
 
-    /// Sends what is queued. A message that cannot be sent is reported to `failed` and does not hold up the others,
-    /// except that a full socket buffer ends the batch: the rest would meet it too.
-    pub fn flush(&mut self, socket: &UdpSocket, mut failed: impl FnMut(Reason)) {
+    /// Sends what is queued, and reports of each datagram its ticket, its length and what became of it. One that cannot
+    /// be sent does not hold up the others, except that a full socket buffer ends the batch: the rest would meet it too.
+    pub fn flush(&mut self, socket: &UdpSocket, mut report: impl FnMut(T, usize, Result<(), Reason>)) {
         self.prepare();
         let mut next = 0;
-        while let Some(queued) = self.queue.get(next) {
-            let arrived_in_fragments = queued.fragmented;
+        while let Some(first) = self.queue.get(next) {
+            let (ticket, len, arrived_in_fragments) = (first.ticket, first.len, first.fragmented);
             let error = match self.send(socket, next..self.queue.len()) {
                 Ok(sent) => {
+                    self.queue
+                        .iter()
+                        .skip(next)
+                        .take(sent)
+                        .for_each(|sent| report(sent.ticket, sent.len, Ok(())));
                     next += sent;
                     continue;
                 }
                 Err(error) => error,
             };
+            let fault = send_fault(&error);
             match error.raw_os_error() {
                 Some(libc::EINTR) => continue,
                 Some(libc::EAGAIN) => {
-                    self.queue.iter().skip(next).for_each(|_| failed(send_fault(&error)));
+                    self.queue.iter().skip(next).for_each(|lost| report(lost.ticket, lost.len, Err(fault)));
                     break;
                 }
                 Some(libc::EMSGSIZE) if arrived_in_fragments => {
-                    if let Err(error) = self.send_in_fragments(socket, next) {
-                        failed(send_fault(&error));
-                    }
+                    let result = self.send_in_fragments(socket, next);
+                    report(ticket, len, result.map_err(|error| send_fault(&error)));
                 }
-                _ => failed(send_fault(&error)),
+                _ => report(ticket, len, Err(fault)),
             }
             next += 1;
         }

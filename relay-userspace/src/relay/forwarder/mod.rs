@@ -18,11 +18,13 @@ use std::thread::{self, JoinHandle};
 use relay_common::{BIND_LEN, Reason};
 use tokio::sync::mpsc;
 
-pub use batch_io::{BufferSizes, Headers};
+pub use batch_io::BufferSizes;
 pub use quic_socket::QuicSocket;
-pub use reader::{Arrival, BindDatagram, Decide};
+pub use reader::BindDatagram;
 pub use socket_group::{ConnectionIds, OpenError, SocketGroup};
 
+use crate::relay::datapath::Tables;
+use batch_io::Headers;
 use counters::Counters;
 use reader::Reader;
 
@@ -61,7 +63,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// The system refuses a thread, a file descriptor or a socket option.
-    pub fn start<D: Decide>(group: SocketGroup, tables: Arc<D>) -> io::Result<Started> {
+    pub fn start(group: SocketGroup, tables: Arc<Tables>) -> io::Result<Started> {
         let [control, ..] = &group.sockets[..] else { return Err(io::ErrorKind::InvalidInput.into()) };
         let quic = Arc::new(QuicSocket::new(control.try_clone()?)?);
         let bind_sender = BindSender { socket: Arc::new(control.try_clone()?) };
@@ -76,7 +78,6 @@ impl Forwarder {
             let reader = Reader {
                 socket: socket.try_clone()?,
                 port: group.local_addr().port(),
-                marks: group.marks,
                 tables: Arc::clone(&tables),
                 binds: bind_queue.clone(),
                 quic: Arc::clone(&quic),
@@ -90,7 +91,7 @@ impl Forwarder {
         Ok(Started { forwarder, quic, binds, bind_sender })
     }
 
-    /// Datagrams by what became of them. A forwarded datagram whose sending then failed has both reasons.
+    /// Datagrams by what became of them; each has one reason.
     pub fn count(&self, reason: Reason) -> u64 {
         self.counters.iter().map(|counters| counters.get(reason)).sum()
     }

@@ -80,6 +80,14 @@ impl QuicSocket {
     }
 }
 
+#[cfg(test)]
+impl QuicSocket {
+    /// Datagrams that wait for quinn.
+    pub fn waiting(&self) -> usize {
+        self.inbox.lock().unwrap().queue.len()
+    }
+}
+
 impl AsyncUdpSocket for QuicSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Box::pin(Writable { socket: self, wait: None })

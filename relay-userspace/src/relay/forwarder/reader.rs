@@ -1,18 +1,23 @@
 //! The readers: one thread per socket takes datagrams in batches and forwards, hands on or drops each.
 
 use std::io::{self, PipeReader};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_common::flow::look_up;
+use relay_common::index::SlotSide;
+use relay_common::tuple::TupleV4;
 use relay_common::{BIND_LEN, Reason};
 use tokio::sync::mpsc;
 
 use super::batch_io::{Batch, Datagram, Headers, wait_readable};
 use super::counters::Counters;
 use super::quic_socket::{MAX_DATAGRAM, QuicSocket};
-use super::steering::{Class, Marks};
+use super::steering::may_be_quic;
+use crate::clock::MonoTime;
+use crate::relay::datapath::{Relayed, Tables};
 
 /// A bind datagram on its way to the rendezvous: it has the magic and the length, nothing else is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,40 +30,14 @@ pub struct BindDatagram {
     pub bytes: [u8; BIND_LEN],
 }
 
-/// What the decision is made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    /// Where the datagram came from.
-    pub from: SocketAddr,
-    /// The relay address it came to.
-    pub to: SocketAddr,
-    /// UDP payload length in bytes.
-    pub payload_len: usize,
-    /// TOS or traffic class.
-    pub tos: u8,
-    /// TTL or hop limit.
-    pub ttl: u8,
-}
-
-/// The flow tables as the readers use them.
-pub trait Decide: Send + Sync + 'static {
-    /// Decides about a datagram; charges and counts in its session what is to be sent on.
-    ///
-    /// # Errors
-    /// [`Reason::NoFlow`] if no session has its tuple, else why a datagram of a session is not sent on.
-    fn decide(&self, arrival: &Arrival) -> Result<Headers, Reason>;
-}
-
 /// What one reader thread works with.
-pub struct Reader<D> {
+pub struct Reader {
     /// The socket it reads and forwards through.
     pub socket: UdpSocket,
     /// The relay's port: control messages report addresses without it.
     pub port: u16,
-    /// What tells control datagrams.
-    pub marks: Marks,
     /// The flow tables.
-    pub tables: Arc<D>,
+    pub tables: Arc<Tables>,
     /// Where bind datagrams go.
     pub binds: mpsc::Sender<BindDatagram>,
     /// Where datagrams of no flow go.
@@ -69,7 +48,7 @@ pub struct Reader<D> {
     pub stop: Arc<PipeReader>,
 }
 
-impl<D: Decide> Reader<D> {
+impl Reader {
     /// Works until `stop` is closed.
     pub fn run(self) {
         let mut batch = Batch::new();
@@ -79,60 +58,70 @@ impl<D: Decide> Reader<D> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    self.pause_after(&error);
+                    pause_after(&error);
                     continue;
                 }
             };
             for index in 0..count {
-                self.counters.count(self.take(&mut batch, index));
+                if let Err(reason) = self.take(&mut batch, index) {
+                    self.counters.count(reason);
+                }
             }
-            batch.flush(&self.socket, |fault| self.counters.count(fault));
+            batch.flush(&self.socket, |at, bytes, result| match result {
+                Ok(()) => {
+                    self.tables.count(at, 1, bytes as u64);
+                    self.counters.count(Reason::Forwarded);
+                }
+                Err(reason) => self.counters.count(reason),
+            });
         }
     }
 
-    /// One datagram: bind datagrams first, then flows by their tuple, then QUIC. Relayed datagrams may look like QUIC.
-    fn take(&self, batch: &mut Batch, index: usize) -> Reason {
-        let Some(datagram) = batch.datagram(index) else { return Reason::Truncated };
-        let Some(arrival) = self.arrival(&datagram) else { return Reason::Truncated };
-        let class = self.marks.class(datagram.payload);
-        match class {
-            Class::Bind(bytes) => return self.pass_bind(&arrival, bytes),
-            Class::BindLength => return Reason::BindMalformed,
-            Class::Quic | Class::Other => {}
-        }
-        match self.tables.decide(&arrival) {
-            Ok(headers) => {
-                batch.forward(index, headers);
-                Reason::Forwarded
+    /// One datagram: bind datagrams first, then flows by their tuple, then QUIC, since relayed datagrams may look like
+    /// QUIC. Queues what is forwarded; the reason says what became of anything else.
+    fn take(&self, batch: &mut Batch<SlotSide>, index: usize) -> Result<(), Reason> {
+        let datagram = batch.datagram(index).ok_or(Reason::Truncated)?;
+        let Datagram { payload, from, ancillary } = datagram;
+        let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else { return Err(Reason::Truncated) };
+        let to = SocketAddr::new(to, self.port);
+        match self.decide(&datagram, to, ttl) {
+            Ok(Relayed { to, from, mark, at }) => {
+                let tos = if mark { ancillary.tos | CE } else { ancillary.tos };
+                batch.forward(index, Headers { to, from: from.ip(), tos, ttl: ttl - 1 }, at);
+                Ok(())
             }
-            Err(Reason::NoFlow) if class == Class::Quic => self.pass_quic(&arrival, datagram.payload),
-            Err(reason) => reason,
+            Err(Reason::Bind) => Err(self.pass_bind(from, to, payload)),
+            Err(reason @ (Reason::NoFlow | Reason::ConsentExpired)) if may_be_quic(payload) => {
+                // What is larger than any QUIC datagram of ours is nobody's.
+                let dropped = payload.len() <= MAX_DATAGRAM
+                    && !self.quic.deliver(from, to.ip(), ancillary.tos, payload);
+                Err(if dropped { Reason::QuicQueueFull } else { reason })
+            }
+            Err(reason) => Err(reason),
         }
     }
 
-    fn arrival(&self, datagram: &Datagram<'_>) -> Option<Arrival> {
-        Some(Arrival {
-            from: datagram.from,
-            to: SocketAddr::new(datagram.ancillary.to?, self.port),
-            payload_len: datagram.payload.len(),
-            tos: datagram.ancillary.tos,
-            ttl: datagram.ancillary.ttl?,
-        })
-    }
-
-    fn pass_bind(&self, arrival: &Arrival, bytes: &[u8; BIND_LEN]) -> Reason {
-        let datagram = BindDatagram { from: arrival.from, to: arrival.to, bytes: *bytes };
-        if self.binds.try_send(datagram).is_ok() { Reason::Bind } else { Reason::BindQueueFull }
-    }
-
-    /// What is larger than any QUIC datagram of ours is nobody's.
-    fn pass_quic(&self, arrival: &Arrival, payload: &[u8]) -> Reason {
-        if payload.len() > MAX_DATAGRAM
-            || self.quic.deliver(arrival.from, arrival.to.ip(), arrival.tos, payload)
+    /// The tables' decision, unless the datagram belongs to a flow and has no hop left to go: then nothing is charged.
+    fn decide(&self, datagram: &Datagram<'_>, to: SocketAddr, ttl: u8) -> Result<Relayed, Reason> {
+        if ttl <= 1
+            && let (SocketAddr::V4(from), SocketAddr::V4(to)) = (datagram.from, to)
+            && self.has_flow(from, to)
         {
-            return Reason::NoFlow;
+            return Err(Reason::TtlExpired);
         }
-        Reason::QuicQueueFull
+        self.tables.decide(datagram.from, to, datagram.payload, datagram.ancillary.tos, MonoTime::now())
+    }
+
+    fn has_flow(&self, from: SocketAddrV4, to: SocketAddrV4) -> bool {
+        !matches!(look_up(&*self.tables, &TupleV4::new(from, to)), Err(Reason::NoFlow))
+    }
+
+    fn pass_bind(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Reason {
+        let Ok(bytes) = payload.try_into() else { return Reason::BindMalformed };
+        match self.binds.try_send(BindDatagram { from, to, bytes }) {
+            Ok(()) => Reason::Bind,
+            Err(_) => Reason::BindQueueFull,
+        }
     }
 
     /// Waits for datagrams; false when the reader is to stop.
@@ -141,14 +130,17 @@ impl<D: Decide> Reader<D> {
             match wait_readable(&self.socket, self.stop.as_fd()) {
                 Ok(wake) => return wake,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.pause_after(&error),
+                Err(error) => pause_after(&error),
             }
         }
     }
+}
 
-    /// An error of the socket as a whole: rare, and not a reason to stop, nor to spin.
-    fn pause_after(&self, error: &io::Error) {
-        tracing::warn!(%error, "receiving from the relay's port failed; trying again");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+/// Congestion experienced: both ECN bits (RFC 3168 section 5).
+const CE: u8 = 0b11;
+
+/// An error of the socket as a whole: rare, and not a reason to stop, nor to spin.
+fn pause_after(error: &io::Error) {
+    tracing::warn!(%error, "receiving from the relay's port failed; trying again");
+    std::thread::sleep(Duration::from_millis(10));
 }

@@ -1,9 +1,13 @@
-//! Which socket of the group a datagram comes to, and what kind of datagram it is: pure.
+//! Which socket of the group a datagram comes to: pure.
 //!
 //! The kernel drops what does not fit into a socket's queue before userspace sees it. Control has a socket of its own so
 //! that a flood of relayed datagrams cannot fill the queue that control waits in.
 
-use relay_common::{BIND_LEN, BIND_MAGIC_LEN};
+use libc::{
+    BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JGE, BPF_LDX, BPF_LEN,
+    BPF_MISC, BPF_MOD, BPF_MSH, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X, BPF_XOR,
+};
+use relay_common::BIND_MAGIC_LEN;
 
 /// What tells our control datagrams from relayed ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,32 +18,7 @@ pub struct Marks {
     pub connection_tag: [u8; 2],
 }
 
-/// What a datagram is, by its payload alone. Relayed datagrams can look like any of these: only a flow's tuple tells
-/// them, but bind datagrams go before flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class<'d> {
-    /// It has the bind magic and length.
-    Bind(&'d [u8; BIND_LEN]),
-    /// It has the bind magic and another length: never valid, never relayed.
-    BindLength,
-    /// It may be QUIC: the header form bit or the fixed bit is set (RFC 9000 section 17).
-    Quic,
-    /// It cannot be QUIC.
-    Other,
-}
-
 impl Marks {
-    /// The datagram's class.
-    pub fn class<'d>(&self, payload: &'d [u8]) -> Class<'d> {
-        match payload {
-            _ if payload.starts_with(&self.bind_magic) => {
-                payload.try_into().map_or(Class::BindLength, Class::Bind)
-            }
-            [first, ..] if first & (LONG_HEADER | FIXED_BIT) != 0 => Class::Quic,
-            _ => Class::Other,
-        }
-    }
-
     /// The classic BPF program that chooses among the sockets of the group: 0 for QUIC long headers, for short headers
     /// with our connection ids and for bind datagrams; 1 + hash(source) % `relayed` for the rest. `relayed` is at least
     /// 1. Which bytes hold the source depends on the family.
@@ -70,9 +49,14 @@ impl Marks {
     }
 }
 
+/// Whether a datagram may be QUIC: the header form bit or the fixed bit is set (RFC 9000 section 17).
+pub fn may_be_quic(payload: &[u8]) -> bool {
+    payload.first().is_some_and(|first| first & (LONG_HEADER | FIXED_BIT) != 0)
+}
+
 const LONG_HEADER: u8 = 0x80;
 const FIXED_BIT: u8 = 0x40;
-const LONG_HEADER_AND_FIXED: u32 = 0xc0;
+const LONG_HEADER_AND_FIXED: u32 = (LONG_HEADER | FIXED_BIT) as u32;
 
 /// Ends with 1 + hash(source address, source port) % `relayed`: one source's datagrams always come to one reader, so
 /// they keep their order. An attacker who chooses sources can fill one reader's queue; it could fill all of them.
@@ -127,53 +111,4 @@ const fn jump(condition: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 
 const fn give(socket: u32) -> libc::sock_filter {
     op(BPF_RET | libc::BPF_K, socket)
-}
-
-use libc::{
-    BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JGE, BPF_LDX, BPF_LEN,
-    BPF_MISC, BPF_MOD, BPF_MSH, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X, BPF_XOR,
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const MARKS: Marks = Marks { bind_magic: [0x2a, 1, 2, 3, 4, 5, 6, 7], connection_tag: [0xa7, 0x1a] };
-
-    #[test]
-    fn the_magic_with_another_length_is_never_anything_else() {
-        for len in (BIND_MAGIC_LEN..200).filter(|len| *len != BIND_LEN) {
-            let mut payload = vec![0xff; len];
-            payload[..BIND_MAGIC_LEN].copy_from_slice(&MARKS.bind_magic);
-            assert_eq!(MARKS.class(&payload), Class::BindLength);
-        }
-    }
-
-    #[test]
-    fn an_empty_datagram_is_not_quic() {
-        assert_eq!(MARKS.class(&[]), Class::Other);
-    }
-
-    proptest! {
-        #[test]
-        fn every_datagram_has_a_class_and_only_the_magic_makes_a_bind(
-            magic in any::<bool>(),
-            mut payload in prop_oneof![
-                prop::collection::vec(any::<u8>(), 0..200),
-                prop::collection::vec(any::<u8>(), BIND_LEN),
-            ],
-        ) {
-            if magic && payload.len() >= BIND_MAGIC_LEN {
-                payload[..BIND_MAGIC_LEN].copy_from_slice(&MARKS.bind_magic);
-            }
-            let expected = match (payload.starts_with(&MARKS.bind_magic), payload.first()) {
-                (true, _) if payload.len() == BIND_LEN => Class::Bind(payload[..].try_into().unwrap()),
-                (true, _) => Class::BindLength,
-                (false, Some(0x40..)) => Class::Quic,
-                (false, _) => Class::Other,
-            };
-            prop_assert_eq!(MARKS.class(&payload), expected);
-        }
-    }
 }

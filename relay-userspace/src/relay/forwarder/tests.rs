@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use quinn::ConnectionIdGenerator;
 use relay_common::{BIND_LEN, BIND_MAGIC_LEN, Reason};
 
 use super::batch_io::{Batch, Headers, queue_drops, report_ancillary, send_fault, send_one};
 use super::quic_socket::QUEUE_LEN;
-use super::{Arrival, BIND_QUEUE_LEN, Decide, Forwarder, SocketGroup, Started};
+use super::{BIND_QUEUE_LEN, Forwarder, SocketGroup, Started};
+use crate::clock::MonoTime;
+use crate::relay::datapath::{FlowTable, FlowTuple, Flows, Limit, NoRoutes, SlotId, TableSizes, Tables};
 
 const MAGIC: [u8; BIND_MAGIC_LEN] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -32,7 +35,7 @@ fn bind_datagram() -> [u8; BIND_LEN] {
 
 /// The payloads that wait in each of the group's sockets.
 fn drain(group: &SocketGroup) -> Vec<Vec<Vec<u8>>> {
-    let mut batch = Batch::new();
+    let mut batch = Batch::<u8>::new();
     let mut waiting = |socket: &UdpSocket| {
         let count = batch.receive(socket).unwrap_or(0);
         (0..count).map(|index| batch.datagram(index).unwrap().payload.to_vec()).collect()
@@ -142,14 +145,14 @@ fn headers_are_carried(relay: IpAddr, source: IpAddr) {
     report_ancillary(receiver).unwrap();
     send_one(sender, b"as it is", Headers { to: address(relay), from: source, tos, ttl }).unwrap();
 
-    let mut batch = Batch::new();
+    let mut batch = Batch::<u8>::new();
     assert_eq!(batch.receive(relay).unwrap(), 1);
     let datagram = batch.datagram(0).unwrap();
     assert_eq!((datagram.payload, datagram.from), (&b"as it is"[..], address(sender)));
     assert_eq!((datagram.ancillary.tos, datagram.ancillary.ttl), (tos, Some(ttl)));
     assert_eq!((datagram.ancillary.to, datagram.ancillary.fragmented), (Some(source), false));
-    batch.forward(0, Headers { to: address(receiver), from: source, tos: tos | 3, ttl: ttl - 1 });
-    batch.flush(relay, |fault| panic!("{fault:?}"));
+    batch.forward(0, Headers { to: address(receiver), from: source, tos: tos | 3, ttl: ttl - 1 }, 0);
+    batch.flush(relay, |_, _, result| assert_eq!(result, Ok(())));
 
     assert_eq!(batch.receive(receiver).unwrap(), 1);
     let datagram = batch.datagram(0).unwrap();
@@ -175,11 +178,11 @@ fn the_largest_datagram_and_the_empty_one_are_sent_on_whole() {
     let largest: Vec<u8> = (0..65507u32).map(|at| (at % 251) as u8).collect();
     sender.send_to(&largest, relay.local_addr().unwrap()).unwrap();
     sender.send_to(&[], relay.local_addr().unwrap()).unwrap();
-    let mut batch = Batch::new();
+    let mut batch = Batch::<u8>::new();
     assert_eq!(batch.receive(&relay).unwrap(), 2);
     let headers = Headers { to: receiver.local_addr().unwrap(), from: LOOPBACK.into(), tos: 0, ttl: 64 };
-    (0..2).for_each(|index| batch.forward(index, headers));
-    batch.flush(&relay, |fault| panic!("{fault:?}"));
+    (0..2).for_each(|index| batch.forward(index, headers, 0));
+    batch.flush(&relay, |_, _, result| assert_eq!(result, Ok(())));
     assert_eq!(batch.receive(&receiver).unwrap(), 2);
     assert_eq!(batch.datagram(0).unwrap().payload, largest);
     assert_eq!(batch.datagram(1).unwrap().payload, &[] as &[u8]);
@@ -189,7 +192,7 @@ fn the_largest_datagram_and_the_empty_one_are_sent_on_whole() {
 fn a_datagram_that_cannot_be_sent_is_reported_and_the_others_are_sent() {
     let (sender, relay, receiver) = (agent(), agent(), agent());
     report_ancillary(&relay).unwrap();
-    let mut batch = Batch::new();
+    let mut batch = Batch::<u8>::new();
     for number in 0..5u8 {
         sender.send_to(&[number], relay.local_addr().unwrap()).unwrap();
     }
@@ -198,12 +201,20 @@ fn a_datagram_that_cannot_be_sent_is_reported_and_the_others_are_sent() {
     let port_zero = Headers { to: any_port(LOOPBACK), ..good };
     let foreign_source = Headers { from: Ipv4Addr::new(192, 0, 2, 1).into(), ..good };
     for (index, headers) in [port_zero, good, foreign_source, good, port_zero].into_iter().enumerate() {
-        batch.forward(index, headers);
+        batch.forward(index, headers, index as u8);
     }
-    let mut faults = Vec::new();
-    batch.flush(&relay, |fault| faults.push(fault));
+    let mut reports = Vec::new();
+    batch.flush(&relay, |ticket, len, result| reports.push((ticket, len, result)));
+    assert!(
+        reports
+            .iter()
+            .enumerate()
+            .all(|(place, (ticket, len, _))| place == usize::from(*ticket) && *len == 1)
+    );
+    let results: Vec<_> = reports.into_iter().map(|(_, _, result)| result).collect();
+    assert_eq!((results[0], results[1], results[3]), (Err(Reason::SendFailed), Ok(()), Ok(())));
     // What the kernel says to a source that is not ours depends on its routes.
-    assert_eq!((faults.len(), faults[0], faults[2]), (3, Reason::SendFailed, Reason::SendFailed));
+    assert!(results[2].is_err() && results[4].is_err());
     assert_eq!(batch.receive(&receiver).unwrap(), 2);
     assert_eq!(
         (batch.datagram(0).unwrap().payload, batch.datagram(1).unwrap().payload),
@@ -228,29 +239,40 @@ fn datagrams_that_do_not_fit_a_sockets_queue_are_counted() {
     for _ in 0..100 {
         sender.send_to(&[0; 1000], receiver.local_addr().unwrap()).unwrap();
     }
-    let received = Batch::new().receive(&receiver).unwrap();
+    let received = Batch::<u8>::new().receive(&receiver).unwrap();
     assert_eq!(received + queue_drops(&receiver).unwrap() as usize, 100);
 }
 
-/// Flow tables that say what they were told to.
-#[derive(Default)]
-struct Told {
-    flows: Mutex<HashMap<SocketAddr, Result<Headers, Reason>>>,
-    asked: Mutex<Vec<Arrival>>,
+/// A started forwarder on loopback, and its tables' writer.
+struct Relay {
+    started: Started,
+    flows: FlowTable<NoRoutes>,
+    tables: Arc<Tables>,
+    address: SocketAddr,
 }
 
-impl Decide for Told {
-    fn decide(&self, arrival: &Arrival) -> Result<Headers, Reason> {
-        self.asked.lock().unwrap().push(*arrival);
-        self.flows.lock().unwrap().get(&arrival.from).copied().unwrap_or(Err(Reason::NoFlow))
+impl Relay {
+    fn start() -> Relay {
+        let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
+        let address = group.local_addr();
+        let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
+        let flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
+        let started = Forwarder::start(group, Arc::clone(&tables)).unwrap();
+        Relay { started, flows, tables, address }
+    }
+
+    /// Joins two agents in a session.
+    fn join(&mut self, connector: &UdpSocket, target: &UdpSocket, limit: Limit, consent: Duration) -> SlotId {
+        let tuple = |agent: &UdpSocket| FlowTuple { agent: agent.local_addr().unwrap(), relay: self.address };
+        let now = MonoTime::now();
+        self.flows.install([tuple(connector), tuple(target)], limit, [now + consent; 2], now).unwrap()
     }
 }
 
-fn started() -> (Started, Arc<Told>, SocketAddr) {
-    let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
-    let (told, relay) = (Arc::new(Told::default()), group.local_addr());
-    (Forwarder::start(group, Arc::clone(&told)).unwrap(), told, relay)
-}
+/// Lets one datagram of 50,000 bytes pass, and the next after 10 s.
+const SLOW: Limit = Limit { bytes_per_s: 4096, burst_bytes: 64 * 1024 };
+
+const CONSENT: Duration = Duration::from_secs(300);
 
 /// Lets the readers work until they have counted `count` datagrams of `reason`.
 fn until(forwarder: &Forwarder, reason: Reason, count: u64) {
@@ -268,65 +290,123 @@ fn until(forwarder: &Forwarder, reason: Reason, count: u64) {
 
 #[tokio::test]
 async fn a_datagram_of_a_flow_is_sent_on_whatever_it_looks_like() {
-    let (mut started, told, relay) = started();
-    let (agent, other) = (agent(), agent());
-    let headers = Headers { to: other.local_addr().unwrap(), from: LOOPBACK.into(), tos: 1, ttl: 63 };
-    told.flows.lock().unwrap().insert(agent.local_addr().unwrap(), Ok(headers));
+    let mut relay = Relay::start();
+    let (connector, target) = (agent(), agent());
+    let slot = relay.join(&connector, &target, Limit::UNLIMITED, CONSENT);
     let payloads = [&[0xc0; 50][..], &[0x40; 50], &[1; 50], &[]];
     let mut buffer = [0; 100];
     for payload in payloads {
-        agent.send_to(payload, relay).unwrap();
-        let (len, from) = other.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..len], from), (payload, relay));
+        connector.send_to(payload, relay.address).unwrap();
+        let (len, from) = target.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (payload, relay.address));
     }
-    until(&started.forwarder, Reason::Forwarded, payloads.len() as u64);
-    assert!(started.binds.try_recv().is_err());
-    let asked = told.asked.lock().unwrap();
-    assert!(asked.iter().all(|arrival| arrival.to == relay && arrival.ttl == 64 && arrival.tos == 0));
-    assert_eq!(asked.iter().map(|arrival| arrival.payload_len).sum::<usize>(), 150);
+    target.send_to(b"back", relay.address).unwrap();
+    assert_eq!(connector.recv_from(&mut buffer).unwrap(), (4, relay.address));
+
+    until(&relay.started.forwarder, Reason::Forwarded, 5);
+    let [there, back] = relay.flows.traffic(slot).sides;
+    assert_eq!((there.packets_userspace, there.bytes, there.packets_kernel), (4, 150, 0));
+    assert_eq!((back.packets_userspace, back.bytes), (1, 4));
+    assert_eq!(relay.started.forwarder.count(Reason::NoFlow), 0);
+}
+
+#[tokio::test]
+async fn tos_is_kept_and_one_hop_is_taken_from_the_ttl() {
+    let mut relay = Relay::start();
+    let (connector, target) = (agent(), agent());
+    relay.join(&connector, &target, Limit::UNLIMITED, CONSENT);
+    report_ancillary(&target).unwrap();
+    let headers = Headers { to: relay.address, from: LOOPBACK.into(), tos: 0xba, ttl: 9 };
+    send_one(&connector, b"x", headers).unwrap();
+    until(&relay.started.forwarder, Reason::Forwarded, 1);
+    let mut batch = Batch::<u8>::new();
+    assert_eq!(batch.receive(&target).unwrap(), 1);
+    let ancillary = batch.datagram(0).unwrap().ancillary;
+    assert_eq!((ancillary.tos, ancillary.ttl), (0xba, Some(8)));
+}
+
+#[tokio::test]
+async fn a_datagram_whose_ttl_is_used_up_is_dropped_uncharged_but_only_if_it_is_of_a_flow() {
+    let mut relay = Relay::start();
+    let (connector, target, stranger) = (agent(), agent(), agent());
+    let slot = relay.join(&connector, &target, SLOW, CONSENT);
+    let headers = Headers { to: relay.address, from: LOOPBACK.into(), tos: 0, ttl: 1 };
+    for _ in 0..10 {
+        send_one(&connector, &[0; 50_000], headers).unwrap();
+    }
+    until(&relay.started.forwarder, Reason::TtlExpired, 10);
+    assert_eq!(relay.flows.traffic(slot), Default::default());
+    connector.send_to(&[0; 50_000], relay.address).unwrap();
+    until(&relay.started.forwarder, Reason::Forwarded, 1);
+    send_one(&stranger, &[0xc0], headers).unwrap();
+    until(&relay.started.forwarder, Reason::NoFlow, 1);
+}
+
+#[tokio::test]
+async fn a_datagram_over_the_limit_is_dropped_and_counted() {
+    let mut relay = Relay::start();
+    let (connector, target) = (agent(), agent());
+    let slot = relay.join(&connector, &target, SLOW, CONSENT);
+    for _ in 0..10 {
+        connector.send_to(&[0xc0; 50_000], relay.address).unwrap();
+    }
+    until(&relay.started.forwarder, Reason::Limited, 9);
+    until(&relay.started.forwarder, Reason::Forwarded, 1);
+    let traffic = relay.flows.traffic(slot);
+    assert_eq!(
+        (traffic.limited_packets, traffic.limited_bytes, traffic.sides[0].bytes),
+        (9, 450_000, 50_000)
+    );
+}
+
+#[tokio::test]
+async fn a_session_without_fresh_consent_is_not_forwarded() {
+    let mut relay = Relay::start();
+    let (connector, target) = (agent(), agent());
+    relay.join(&connector, &target, Limit::UNLIMITED, Duration::ZERO);
+    connector.send_to(&[0; 100], relay.address).unwrap();
+    until(&relay.started.forwarder, Reason::ConsentExpired, 1);
 }
 
 #[tokio::test]
 async fn bind_datagrams_go_to_the_rendezvous_even_from_a_flow() {
-    let (mut started, told, relay) = started();
-    let (agent, other) = (agent(), agent());
-    let headers = Headers { to: other.local_addr().unwrap(), from: LOOPBACK.into(), tos: 0, ttl: 63 };
-    told.flows.lock().unwrap().insert(agent.local_addr().unwrap(), Ok(headers));
-    agent.send_to(&bind_datagram(), relay).unwrap();
-    let received = started.binds.recv().await.unwrap();
-    assert_eq!((received.from, received.to), (agent.local_addr().unwrap(), relay));
+    let mut relay = Relay::start();
+    let (connector, target) = (agent(), agent());
+    relay.join(&connector, &target, Limit::UNLIMITED, CONSENT);
+    connector.send_to(&bind_datagram(), relay.address).unwrap();
+    let received = relay.started.binds.recv().await.unwrap();
+    assert_eq!((received.from, received.to), (connector.local_addr().unwrap(), relay.address));
     assert_eq!(received.bytes, bind_datagram());
 
-    started.bind_sender.send_bind(received.to, received.from, &[7; BIND_LEN]);
+    relay.started.bind_sender.send_bind(received.to, received.from, &[7; BIND_LEN]);
     let mut buffer = [0; 200];
-    assert_eq!(agent.recv_from(&mut buffer).unwrap(), (BIND_LEN, relay));
+    assert_eq!(connector.recv_from(&mut buffer).unwrap(), (BIND_LEN, relay.address));
     assert_eq!(buffer[..BIND_LEN], [7; BIND_LEN]);
 }
 
 #[tokio::test]
 async fn the_bind_magic_with_another_length_is_dropped_and_counted() {
-    let (mut started, told, relay) = started();
+    let mut relay = Relay::start();
     let agent = agent();
-    agent.send_to(&bind_datagram()[..BIND_LEN - 1], relay).unwrap();
-    agent.send_to(&[&bind_datagram()[..], &[0]].concat(), relay).unwrap();
-    until(&started.forwarder, Reason::BindMalformed, 2);
-    assert!(started.binds.try_recv().is_err());
-    assert!(told.asked.lock().unwrap().is_empty());
+    agent.send_to(&bind_datagram()[..BIND_LEN - 1], relay.address).unwrap();
+    agent.send_to(&[&bind_datagram()[..], &[0]].concat(), relay.address).unwrap();
+    until(&relay.started.forwarder, Reason::BindMalformed, 2);
+    assert!(relay.started.binds.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn more_bind_datagrams_than_the_queue_holds_are_dropped_and_counted() {
-    let (mut started, _told, relay) = started();
+    let mut relay = Relay::start();
     let agent = agent();
     for sent in 1..=BIND_QUEUE_LEN as u64 + 30 {
-        agent.send_to(&bind_datagram(), relay).unwrap();
+        agent.send_to(&bind_datagram(), relay.address).unwrap();
         if sent <= BIND_QUEUE_LEN as u64 {
-            until(&started.forwarder, Reason::Bind, sent);
+            until(&relay.started.forwarder, Reason::Bind, sent);
         }
     }
-    until(&started.forwarder, Reason::BindQueueFull, 30);
+    until(&relay.started.forwarder, Reason::BindQueueFull, 30);
     let mut waiting = 0;
-    while started.binds.try_recv().is_ok() {
+    while relay.started.binds.try_recv().is_ok() {
         waiting += 1;
     }
     assert_eq!(waiting, BIND_QUEUE_LEN);
@@ -334,45 +414,73 @@ async fn more_bind_datagrams_than_the_queue_holds_are_dropped_and_counted() {
 
 #[tokio::test]
 async fn what_quic_does_not_take_in_time_is_dropped_and_counted() {
-    let (started, _told, relay) = started();
+    let relay = Relay::start();
     let agent = agent();
     for sent in 1..=QUEUE_LEN as u64 {
-        agent.send_to(&[0xc0; 1200], relay).unwrap();
-        until(&started.forwarder, Reason::NoFlow, sent);
+        agent.send_to(&[0xc0; 1200], relay.address).unwrap();
+        until(&relay.started.forwarder, Reason::NoFlow, sent);
     }
     for _ in 0..20 {
-        agent.send_to(&[0xc0; 1200], relay).unwrap();
+        agent.send_to(&[0xc0; 1200], relay.address).unwrap();
     }
-    until(&started.forwarder, Reason::QuicQueueFull, 20);
+    until(&relay.started.forwarder, Reason::QuicQueueFull, 20);
     // Neither of these would be given to QUIC.
-    agent.send_to(&[0x3f; 1200], relay).unwrap();
-    agent.send_to(&[0xc0; 1501], relay).unwrap();
-    until(&started.forwarder, Reason::NoFlow, QUEUE_LEN as u64 + 2);
-}
-
-#[tokio::test]
-async fn a_datagram_the_tables_refuse_is_counted_under_their_reason_and_not_given_to_quic() {
-    let (started, told, relay) = started();
-    let agent = agent();
-    told.flows.lock().unwrap().insert(agent.local_addr().unwrap(), Err(Reason::Limited));
-    agent.send_to(&[0xc0; 100], relay).unwrap();
-    until(&started.forwarder, Reason::Limited, 1);
-    assert_eq!(started.forwarder.count(Reason::NoFlow), 0);
+    agent.send_to(&[0x3f; 1200], relay.address).unwrap();
+    agent.send_to(&[0xc0; 1501], relay.address).unwrap();
+    until(&relay.started.forwarder, Reason::NoFlow, QUEUE_LEN as u64 + 2);
 }
 
 #[tokio::test]
 async fn dropping_the_forwarder_ends_its_threads_and_frees_the_port() {
-    let (started, told, relay) = started();
-    drop(started);
-    assert_eq!(Arc::strong_count(&told), 1, "a reader still holds the tables");
-    SocketGroup::open(relay, MAGIC).unwrap();
+    let Relay { started, flows, tables, address } = Relay::start();
+    drop((started, flows));
+    assert_eq!(Arc::strong_count(&tables), 1, "a reader still holds the tables");
+    SocketGroup::open(address, MAGIC).unwrap();
 }
+
+proptest! {
+    /// Whatever a datagram holds, it is a bind datagram, a bad one, QUIC's or nobody's: it gets one reason.
+    #[test]
+    fn every_datagram_of_no_flow_gets_one_reason(
+        magic in any::<bool>(),
+        mut payload in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            prop::collection::vec(any::<u8>(), BIND_LEN),
+        ],
+    ) {
+        if magic && payload.len() >= BIND_MAGIC_LEN {
+            payload[..BIND_MAGIC_LEN].copy_from_slice(&MAGIC);
+        }
+        let (quic, reason) = RUNTIME.block_on(async {
+            let relay = Relay::start();
+            agent().send_to(&payload, relay.address).unwrap();
+            let counted = || Reason::ALL.iter().find(|reason| relay.started.forwarder.count(**reason) == 1);
+            let reason = loop {
+                match counted() {
+                    Some(reason) => break *reason,
+                    None => thread::yield_now(),
+                }
+            };
+            (relay.started.quic.waiting(), reason)
+        });
+        let expected = match (payload.starts_with(&MAGIC), payload.first()) {
+            (true, _) if payload.len() == BIND_LEN => (0, Reason::Bind),
+            (true, _) => (0, Reason::BindMalformed),
+            (false, Some(0x40..)) => (1, Reason::NoFlow),
+            (false, _) => (0, Reason::NoFlow),
+        };
+        prop_assert_eq!((quic, reason), expected);
+    }
+}
+
+static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
 
 #[tokio::test]
 async fn quic_connects_and_talks_through_the_readers() {
     let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
     let (relay, ids) = (group.local_addr(), group.connection_ids());
-    let started = Forwarder::start(group, Arc::new(Told::default())).unwrap();
+    let tables = Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC);
+    let started = Forwarder::start(group, Arc::new(tables)).unwrap();
 
     let certificate = rcgen::generate_simple_self_signed(["relay".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der());
