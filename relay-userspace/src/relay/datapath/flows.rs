@@ -42,7 +42,7 @@ pub trait Flows {
 }
 
 /// One side's addresses as the packet path sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowTuple {
     /// Where the agent's datagrams come from, after all NAT: proved by the bind exchange.
     pub agent: SocketAddr,

@@ -1,0 +1,261 @@
+//! The relay's half of the bind exchange: which tuple is whose.
+//!
+//! What an agent *says* its address is can never be installed. A tuple is a side's own once a datagram that only that
+//! side can make has come from it, carrying a cookie that was sent there.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use relay_common::{BIND_LEN, Side};
+
+use super::event::EndReason;
+use super::refusal::Refusal;
+use super::{Event, LEASE, Output, Randomness, Rendezvous};
+use crate::clock::MonoTime;
+use crate::protocol::SessionId;
+use crate::protocol::bind::{
+    BindDatagram, BindFault, BindKind, Cookie, CookieSubject, PairState, UnverifiedBind,
+};
+use crate::relay::datapath::{FlowTuple, Flows, InstallError};
+
+/// At most `N` a second, in any second.
+#[derive(Debug)]
+pub(super) struct Pace<const N: usize> {
+    /// The last `N` admissions, oldest at `next`.
+    admitted: [Option<MonoTime>; N],
+    next: usize,
+}
+
+impl<const N: usize> Default for Pace<N> {
+    fn default() -> Self {
+        Pace { admitted: [None; N], next: 0 }
+    }
+}
+
+impl<const N: usize> Pace<N> {
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    /// Whether one more may happen now.
+    fn permits(&self, now: MonoTime) -> bool {
+        let oldest = self.admitted.get(self.next).copied().flatten();
+        oldest.is_none_or(|at| now.since(at) >= Self::PERIOD)
+    }
+
+    /// One has happened.
+    fn record(&mut self, now: MonoTime) {
+        if let Some(oldest) = self.admitted.get_mut(self.next) {
+            *oldest = Some(now);
+            self.next = (self.next + 1) % N;
+        }
+    }
+}
+
+impl Rendezvous {
+    /// A bind datagram has come from `from` to the relay's address `to`. What is wrong with it is counted and not
+    /// answered.
+    pub fn bind(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: &[u8; BIND_LEN],
+        flows: &mut impl Flows,
+        randomness: &mut impl Randomness,
+        now: MonoTime,
+    ) {
+        self.secrets.renew(now, || randomness.array());
+        let tuple = FlowTuple { agent: from, relay: to };
+        let handled = self.question(tuple, bytes).and_then(|(datagram, proved)| match proved {
+            true => self.accept(tuple, &datagram, flows, now),
+            false => self.challenge(tuple, &datagram, now),
+        });
+        if let Err(refusal) = handled {
+            // No name is given: before the MAC is checked none is proved, and after that the session's own log has it.
+            self.refused(refusal, None, from, now);
+        }
+    }
+
+    /// Checks a datagram: who it is from, and whether it proves the tuple already (else it is to be challenged).
+    fn question(&self, tuple: FlowTuple, bytes: &[u8; BIND_LEN]) -> Result<(BindDatagram, bool), Refusal> {
+        let claim = UnverifiedBind::parse(bytes, &self.magic).map_err(|_| Refusal::BindMalformed)?;
+        let session = self.sessions.get(claim.session()).ok_or(Refusal::BindUnknownSession)?;
+        let party = session.party(claim.side());
+        let datagram = claim.verify(&party.bind_key).map_err(|fault| match fault {
+            BindFault::Mac => Refusal::BindMac,
+            _ => Refusal::BindMalformed,
+        })?;
+        if !matches!(datagram.kind, BindKind::Bind | BindKind::Proof) {
+            return Err(Refusal::BindDirection);
+        }
+        if datagram.counter <= party.counter {
+            return Err(Refusal::BindReplayed);
+        }
+        source_is_an_agents(tuple)?;
+        if self.agents.is_control(tuple.agent) {
+            return Err(Refusal::BindSourceControl);
+        }
+        if session.party(datagram.side.other()).bound.is_some_and(|other| other.agent == tuple.agent) {
+            return Err(Refusal::BindSourcePeer);
+        }
+        let made_for = |counter| self.secrets.accepts(&subject(tuple, &datagram, counter), &datagram.cookie);
+        match datagram.kind {
+            BindKind::Proof if !made_for(datagram.counter) => Err(Refusal::BindCookie),
+            BindKind::Proof => Ok((datagram, true)),
+            // The last Bound's cookie is good only while the tuple still is this side's: after another session has
+            // proved it, having received there in the past proves nothing.
+            _ => Ok((datagram, party.bound == Some(tuple) && made_for(party.counter))),
+        }
+    }
+
+    /// Sends a cookie to the tuple, to see whether it comes back.
+    fn challenge(&mut self, tuple: FlowTuple, bind: &BindDatagram, now: MonoTime) -> Result<(), Refusal> {
+        let session = self.sessions.get_mut(bind.session).ok_or(Refusal::BindUnknownSession)?;
+        let party = session.party_mut(bind.side);
+        if !party.challenges.permits(now) {
+            return Err(Refusal::BindChallengeRate);
+        }
+        party.challenges.record(now);
+        let cookie = self.secrets.cookie(&subject(tuple, bind, bind.counter));
+        let challenge = BindDatagram { kind: BindKind::Challenge, cookie, ..*bind };
+        self.answer(tuple, &challenge);
+        Ok(())
+    }
+
+    /// The tuple is proved: it is this side's from now on, and nobody else's.
+    fn accept(
+        &mut self,
+        tuple: FlowTuple,
+        proof: &BindDatagram,
+        flows: &mut impl Flows,
+        now: MonoTime,
+    ) -> Result<(), Refusal> {
+        let (id, side) = (proof.session, proof.side);
+        let session = self.sessions.get(id).ok_or(Refusal::BindUnknownSession)?;
+        let (party, slot) = (session.party(side), session.slot);
+        let (first, changed) = (party.counter == 0, party.bound != Some(tuple));
+        if changed && !first && !party.moves.permits(now) {
+            return Err(Refusal::BindMoveRate);
+        }
+        self.take_over(tuple, (id, side), flows, now);
+        if let Some(slot) = slot.filter(|_| changed) {
+            flows.rebind(slot, side, tuple).map_err(|error| match error {
+                InstallError::TableFull => Refusal::TableFull,
+                InstallError::Tuple(_) => Refusal::TupleRefused,
+            })?;
+        }
+        self.sessions.own(id, side, tuple);
+        let session = self.sessions.get_mut(id).ok_or(Refusal::BindUnknownSession)?;
+        let party = session.party_mut(side);
+        party.counter = proof.counter;
+        party.proved = now;
+        if changed && !first {
+            party.moves.record(now);
+        }
+        if changed {
+            let event = match first {
+                true => Event::Bound { session: id, side, tuple },
+                false => Event::Moved { session: id, side, tuple },
+            };
+            self.event(event);
+        }
+        match slot {
+            Some(slot) => flows.extend(slot, side, now + LEASE),
+            None => {
+                if !self.pair_if_bound(id, flows, now) {
+                    return Ok(());
+                }
+                if self.sessions.get(id).is_some_and(|session| session.slot.is_some()) {
+                    self.say_bound(id, side.other());
+                }
+            }
+        }
+        self.schedule(id);
+        self.say_bound(id, side);
+        Ok(())
+    }
+
+    /// If another session has `tuple`, it loses it: its flows stop, and the side that had it is told to bind again.
+    fn take_over(&mut self, tuple: FlowTuple, by: (SessionId, Side), flows: &mut impl Flows, now: MonoTime) {
+        let Some((loser, side)) = self.sessions.owner(&tuple).filter(|owner| *owner != by) else { return };
+        self.sessions.disown(loser, side);
+        if let Some(session) = self.sessions.get_mut(loser) {
+            session.part(flows, now);
+        }
+        self.event(Event::TupleLost { session: loser, side, to: by.0 });
+        self.send_terms_to(loser, side, true);
+    }
+
+    /// Puts both flows in place once both sides are bound. False if that failed and the session is over.
+    fn pair_if_bound(&mut self, id: SessionId, flows: &mut impl Flows, now: MonoTime) -> bool {
+        let Some(session) = self.sessions.get_mut(id) else { return false };
+        let Some(tuples) = session.tuples() else { return true };
+        let deadlines = session.parties.each_ref().map(|party| party.proved + LEASE);
+        let (limit, was_offer) = (session.limit, session.offer_until.is_some());
+        let [connector, target] = session.parties.each_ref().map(|party| party.node);
+        match flows.install(tuples, limit, deadlines, now) {
+            Ok(slot) => {
+                session.paired(slot, now);
+                if was_offer {
+                    self.sessions.close_offer([connector, target]);
+                }
+                self.event(Event::Paired { session: id, connector, target, tuples, limit });
+                true
+            }
+            Err(error) => {
+                let [at, _] = tuples;
+                let (refusal, reason) = match error {
+                    InstallError::TableFull => (Refusal::TableFull, EndReason::TableFull),
+                    InstallError::Tuple(fault) => (Refusal::TupleRefused, EndReason::TupleRefused(fault)),
+                };
+                self.refused(refusal, Some(connector), at.agent, now);
+                self.end(id, reason, flows, now);
+                false
+            }
+        }
+    }
+
+    /// Tells a side that its tuple is its own, with the cookie its next Bind is to carry.
+    fn say_bound(&mut self, id: SessionId, side: Side) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let party = session.party(side);
+        let Some(tuple) = party.bound else { return };
+        let state = if session.slot.is_some() { PairState::Paired } else { PairState::Half };
+        let bound = BindDatagram {
+            kind: BindKind::Bound { state, reflexive: tuple.agent },
+            side,
+            session: id,
+            counter: party.counter,
+            cookie: Cookie::NONE,
+        };
+        let cookie = self.secrets.cookie(&subject(tuple, &bound, party.counter));
+        self.answer(tuple, &BindDatagram { cookie, ..bound });
+    }
+
+    fn answer(&mut self, tuple: FlowTuple, datagram: &BindDatagram) {
+        let Some(session) = self.sessions.get(datagram.session) else { return };
+        let bytes = datagram.seal(&self.magic, &session.party(datagram.side).bind_key);
+        self.outputs.push_back(Output::Bind { from: tuple.relay, to: tuple.agent, bytes });
+    }
+}
+
+fn subject(tuple: FlowTuple, datagram: &BindDatagram, counter: u64) -> CookieSubject {
+    let BindDatagram { session, side, .. } = *datagram;
+    CookieSubject { agent: tuple.agent, relay: tuple.relay, session, side, counter }
+}
+
+/// Refuses addresses that no agent can have, or that would make the relay send to itself.
+fn source_is_an_agents(tuple: FlowTuple) -> Result<(), Refusal> {
+    let (agent, relay) = (tuple.agent.ip().to_canonical(), tuple.relay.ip().to_canonical());
+    let impossible = tuple.agent.port() == 0
+        || agent.is_unspecified()
+        || agent.is_multicast()
+        || agent == IpAddr::V4(Ipv4Addr::BROADCAST)
+        || (agent.is_loopback() && !relay.is_loopback());
+    if impossible {
+        return Err(Refusal::BindSourceAddress);
+    }
+    // On loopback everybody has the relay's address; the port tells them apart.
+    if tuple.agent == tuple.relay || (agent == relay && !agent.is_loopback()) {
+        return Err(Refusal::BindSourceRelay);
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! What is worth a line in the log.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use relay_common::Side;
+
+use super::refusal::Refusal;
+use crate::identity::NodeId;
+use crate::protocol::SessionId;
+use crate::relay::datapath::{FlowTuple, Limit, Traffic, TupleFault};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// An agent's handshake is done.
+    Connected {
+        /// Who.
+        node: NodeId,
+        /// What it calls itself.
+        name: String,
+        /// Where from.
+        remote: SocketAddr,
+    },
+    /// An agent's control connection comes from another address now.
+    Migrated {
+        /// Who.
+        node: NodeId,
+        /// Where from.
+        remote: SocketAddr,
+    },
+    /// An agent's control connection is gone.
+    Closed {
+        /// Who.
+        node: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// An agent can be reached.
+    Announced {
+        /// Who.
+        node: NodeId,
+        /// Whether it speaks flows.
+        flow: bool,
+        /// How many may connect to it; none: anyone.
+        allowed: Option<usize>,
+    },
+    /// The same identity has announced itself on a newer connection.
+    Replaced {
+        /// Who.
+        node: NodeId,
+        /// Where the older connection comes from.
+        remote: SocketAddr,
+    },
+    /// An agent reports an error.
+    AgentReports {
+        /// Who.
+        node: NodeId,
+        /// Its error code.
+        code: u32,
+        /// Its words.
+        message: String,
+    },
+    /// Two agents are offered to each other.
+    Offered {
+        /// The session.
+        session: SessionId,
+        /// Who asked.
+        connector: NodeId,
+        /// Who was asked for.
+        target: NodeId,
+    },
+    /// A side has proved its first tuple.
+    Bound {
+        /// The session.
+        session: SessionId,
+        /// Which side.
+        side: Side,
+        /// Its tuple.
+        tuple: FlowTuple,
+    },
+    /// A side has proved another tuple.
+    Moved {
+        /// The session.
+        session: SessionId,
+        /// Which side.
+        side: Side,
+        /// Its tuple now.
+        tuple: FlowTuple,
+    },
+    /// Another session has proved this side's tuple; the side has to bind again.
+    TupleLost {
+        /// The session that lost it.
+        session: SessionId,
+        /// Which side.
+        side: Side,
+        /// The session that has it.
+        to: SessionId,
+    },
+    /// Both flows are in place.
+    Paired {
+        /// The session.
+        session: SessionId,
+        /// Who asked.
+        connector: NodeId,
+        /// Who was asked for.
+        target: NodeId,
+        /// The tuples, indexed by [`Side`].
+        tuples: [FlowTuple; 2],
+        /// The session's limit.
+        limit: Limit,
+    },
+    /// Packets were dropped for the session's limit.
+    Limited {
+        /// The session.
+        session: SessionId,
+        /// How many since the last event.
+        packets: u64,
+        /// Their UDP payload bytes.
+        bytes: u64,
+    },
+    /// A session or offer is over.
+    Ended {
+        /// The session.
+        session: SessionId,
+        /// Who asked.
+        connector: NodeId,
+        /// Who was asked for.
+        target: NodeId,
+        /// Why.
+        reason: EndReason,
+        /// How old it was.
+        age: Duration,
+        /// What it carried.
+        traffic: Traffic,
+    },
+    /// Something was refused.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// How many times since this was last said.
+        times: u64,
+        /// Who, as far as proved. Of several: the last.
+        node: Option<NodeId>,
+        /// Where from.
+        from: Option<SocketAddr>,
+    },
+}
+
+/// Why a session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The two sides did not both bind within [`super::OFFER_LIFETIME`].
+    OfferExpired,
+    /// There was no room for its flows.
+    TableFull,
+    /// The packet path cannot forward between its tuples.
+    TupleRefused(TupleFault),
+    /// This side has not proved its tuple for [`super::CONSENT`].
+    ConsentLost(Side),
+    /// No packet was relayed for `transport.idle_timeout`.
+    Idle,
+    /// This side has ended it.
+    Left(Side),
+    /// The relay stops.
+    Shutdown,
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndReason::OfferExpired => f.write_str("not bound by both sides in time"),
+            EndReason::TableFull => f.write_str("no room in the flow table"),
+            EndReason::TupleRefused(fault) => write!(f, "a tuple cannot be forwarded: {fault}"),
+            EndReason::ConsentLost(side) => write!(f, "the {} has fallen silent", role(*side)),
+            EndReason::Idle => f.write_str("idle"),
+            EndReason::Left(side) => write!(f, "ended by the {}", role(*side)),
+            EndReason::Shutdown => f.write_str("the relay stops"),
+        }
+    }
+}
+
+/// The word for a side.
+pub(super) fn role(side: Side) -> &'static str {
+    match side {
+        Side::Connector => "connector",
+        Side::Target => "target",
+    }
+}

@@ -1,0 +1,309 @@
+//! The rendezvous: who is here, who is offered to whom, which tuples are proved, and which flows follow from it.
+//!
+//! A pure state machine. It has no socket, no clock and no randomness of its own: time, random bytes and the packet path
+//! are parameters, and what it wants done waits in a queue. The driver's contract:
+//!
+//! 1. give it an input: [`connected`](Rendezvous::connected), [`received`](Rendezvous::received),
+//!    [`moved`](Rendezvous::moved), [`closed`](Rendezvous::closed), [`bind`](Rendezvous::bind) or, once
+//!    [`next_deadline`](Rendezvous::next_deadline) has come, [`expire`](Rendezvous::expire);
+//! 2. do everything [`next_output`](Rendezvous::next_output) says, in order;
+//! 3. ask for the next deadline again.
+//!
+//! A pairing is an *offer* until both sides have proved a tuple; only then are flows installed. A session lives as long
+//! as both sides go on proving their tuples and packets are relayed.
+
+mod agents;
+mod binds;
+mod event;
+mod offers;
+mod refusal;
+mod session;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use relay_common::BIND_LEN;
+
+pub use agents::{Authenticated, ConnId};
+pub use event::{EndReason, Event};
+pub use refusal::{Refusal, Refusals};
+pub use session::{SessionState, SessionStatus, SideStatus};
+
+use self::agents::Agents;
+use self::session::Sessions;
+use self::timers::{Timer, Timers};
+use crate::clock::MonoTime;
+use crate::identity::{NodeId, NodeKey};
+use crate::protocol::bind::{BindMagic, CookieSecrets};
+use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
+use crate::protocol::{ErrorCode, Message, SessionId};
+use crate::relay::datapath::{Flows, Limit};
+
+/// An offer that is not bound by both sides dies after this.
+pub const OFFER_LIFETIME: Duration = Duration::from_secs(10);
+
+/// A side's proof of its tuple is good for this long; then the session ends.
+pub const CONSENT: Duration = Duration::from_secs(75);
+
+/// Agents prove their tuples again after this.
+pub const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Each proof extends a side's flow by this: what a dead daemon leaves behind stops by itself.
+pub const LEASE: Duration = Duration::from_secs(300);
+
+/// Offers a node may have open as connector.
+pub const MAX_OFFERS_PER_SOURCE: u32 = 8;
+
+/// Offers a node may have open as target.
+pub const MAX_OFFERS_PER_TARGET: u32 = 32;
+
+/// Bytes nobody can guess, for session ids and cookie secrets.
+pub trait Randomness {
+    /// Fills `bytes`.
+    fn fill(&mut self, bytes: &mut [u8]);
+
+    /// `N` of them.
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes);
+        bytes
+    }
+}
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The relay's identity: bind keys and the bind magic derive from it.
+    pub key: NodeKey,
+    /// The limit of each session.
+    pub limit: Limit,
+    /// A session without a relayed packet ends after this.
+    pub idle_timeout: Duration,
+    /// Where agents are told to send data; empty: where they reached the relay.
+    pub advertise: Vec<SocketAddr>,
+}
+
+/// What the rendezvous wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Send `message` to an agent.
+    Send {
+        /// Its connection.
+        conn: ConnId,
+        /// The message.
+        message: Message,
+    },
+    /// Ask an agent whether it is still there. The driver puts its clock in.
+    Ping {
+        /// Its connection.
+        conn: ConnId,
+    },
+    /// Answer an agent's Ping. The driver puts its clock in.
+    Pong {
+        /// Its connection.
+        conn: ConnId,
+        /// The Ping's `ts`.
+        echo: i64,
+    },
+    /// Close a connection once what was sent on it has arrived. It is forgotten here already.
+    Close {
+        /// The connection.
+        conn: ConnId,
+        /// QUIC application close code; 0 is an orderly end.
+        code: u32,
+        /// QUIC close reason.
+        reason: &'static str,
+    },
+    /// Send a bind datagram.
+    Bind {
+        /// The relay address to send it from.
+        from: SocketAddr,
+        /// The agent's tuple.
+        to: SocketAddr,
+        /// The whole datagram.
+        bytes: [u8; BIND_LEN],
+    },
+    /// Something happened that belongs in the log.
+    Event(Event),
+}
+
+/// An agent with a control connection, for listings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Who.
+    pub node: NodeId,
+    /// What it calls itself.
+    pub name: String,
+    /// Where its control connection comes from.
+    pub address: SocketAddr,
+    /// Whether others can reach it through this relay.
+    pub announced: bool,
+    /// How long it has been connected.
+    pub connected: Duration,
+}
+
+/// The state machine. See the [module](self) for how to drive it.
+#[derive(Debug)]
+pub struct Rendezvous {
+    settings: Settings,
+    magic: BindMagic,
+    secrets: CookieSecrets,
+    agents: Agents,
+    sessions: Sessions,
+    timers: Timers,
+    refusals: Refusals,
+    outputs: VecDeque<Output>,
+}
+
+impl Rendezvous {
+    /// A rendezvous without agents.
+    pub fn new(settings: Settings, randomness: &mut impl Randomness, now: MonoTime) -> Rendezvous {
+        Rendezvous {
+            magic: BindMagic::of_relay(&settings.key.public()),
+            settings,
+            secrets: CookieSecrets::new(randomness.array(), now),
+            agents: Agents::default(),
+            sessions: Sessions::default(),
+            timers: Timers::default(),
+            refusals: Refusals::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// A message has come from an agent. Messages from connections already given up are ignored.
+    pub fn received(
+        &mut self,
+        conn: ConnId,
+        message: Message,
+        flows: &mut impl Flows,
+        randomness: &mut impl Randomness,
+        now: MonoTime,
+    ) {
+        let Some(agent) = self.agents.get_mut(conn) else { return };
+        match message {
+            Message::RelayAnnounce(announce) => self.announce(conn, &announce, now),
+            Message::RelayConnect(connect) => self.connect(conn, &connect, randomness, now),
+            Message::Ping(ping) => self.outputs.push_back(Output::Pong { conn, echo: ping.ts }),
+            Message::Pong(_) => agent.unanswered_pings = 0,
+            Message::Disconnect(Disconnect { session: Some(session), .. }) => {
+                self.leave(conn, session, flows, now);
+            }
+            Message::Disconnect(_) => self.depart(conn, flows, now),
+            Message::Error(error) => {
+                let node = agent.node;
+                self.event(Event::AgentReports { node, code: error.code, message: error.message });
+            }
+            other => self.reject(conn, &other, now),
+        }
+    }
+
+    /// Does what is due. To be called once [`next_deadline`](Self::next_deadline) has come; calling it early does no
+    /// harm.
+    pub fn expire(&mut self, flows: &mut impl Flows, now: MonoTime) {
+        while let Some(timer) = self.timers.take_due(now) {
+            match timer {
+                Timer::Agent(conn) => self.ping_or_give_up(conn, now),
+                Timer::Session(session) => self.examine(session, flows, now),
+            }
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do next.
+    pub fn next_deadline(&self) -> Option<MonoTime> {
+        self.timers.first()
+    }
+
+    /// What is to be done next.
+    pub fn next_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Every session gets another limit, and both its sides are told.
+    pub fn set_limit(&mut self, limit: Limit, flows: &mut impl Flows, now: MonoTime) {
+        self.settings.limit = limit;
+        for session in self.sessions.ids() {
+            let Some(state) = self.sessions.get_mut(session) else { continue };
+            state.limit = limit;
+            if let Some(slot) = state.slot {
+                flows.set_limit(slot, limit, now);
+            }
+            self.send_terms(session, false);
+        }
+    }
+
+    /// The relay stops: every agent is told, every flow removed.
+    pub fn shut_down(&mut self, flows: &mut impl Flows, now: MonoTime) {
+        for conn in self.agents.ids() {
+            self.send(conn, goodbye(disconnect_reason::SHUTDOWN, None, None));
+            self.close(conn, 0, "the relay stops");
+        }
+        for session in self.sessions.ids() {
+            self.end(session, EndReason::Shutdown, flows, now);
+        }
+    }
+
+    /// A refusal made outside: counted, and logged if none like it was in the last second.
+    pub fn refused(&mut self, refusal: Refusal, node: Option<NodeId>, from: SocketAddr, now: MonoTime) {
+        if let Some(times) = self.refusals.count(refusal, now) {
+            self.event(Event::Refused { refusal, times, node, from: Some(from) });
+        }
+    }
+
+    /// How often each refusal has happened.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// All agents with a control connection.
+    pub fn peers(&self, now: MonoTime) -> Vec<PeerStatus> {
+        self.agents.statuses(now)
+    }
+
+    /// All sessions and offers.
+    pub fn sessions(&self, flows: &impl Flows, now: MonoTime) -> Vec<SessionStatus> {
+        self.sessions.statuses(flows, now)
+    }
+
+    /// Answers a message with an error and ends the connection.
+    fn expel(&mut self, conn: ConnId, code: ErrorCode, refusal: Refusal, text: &'static str, now: MonoTime) {
+        self.refuse(conn, refusal, now);
+        self.send(conn, ErrorMessage::new(code, text));
+        self.close(conn, code.number(), text);
+    }
+
+    /// Counts what an agent is refused, and logs it if none like it was in the last second.
+    fn refuse(&mut self, conn: ConnId, refusal: Refusal, now: MonoTime) {
+        let Some(times) = self.refusals.count(refusal, now) else { return };
+        let agent = self.agents.get(conn);
+        let (node, from) = (agent.map(|agent| agent.node), agent.map(|agent| agent.remote));
+        self.event(Event::Refused { refusal, times, node, from });
+    }
+
+    /// A message that agents do not send to relays.
+    fn reject(&mut self, conn: ConnId, message: &Message, now: MonoTime) {
+        self.refuse(conn, Refusal::UnexpectedMessage, now);
+        let mut error =
+            ErrorMessage::new(ErrorCode::MessageRejected, format!("a relay takes no {}", message.name()));
+        if let Message::Message(message) = message {
+            error.ref_msg_id = Some(message.id.clone());
+        }
+        self.send(conn, error);
+    }
+
+    fn send(&mut self, conn: ConnId, message: impl Into<Message>) {
+        self.outputs.push_back(Output::Send { conn, message: message.into() });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+}
+
+fn goodbye(reason: &str, note: Option<String>, session: Option<SessionId>) -> Disconnect {
+    Disconnect { reason: reason.to_owned(), note, session }
+}

@@ -1,0 +1,127 @@
+//! Pairing: an agent asks for another, and both are offered to each other.
+
+use std::net::{IpAddr, SocketAddr};
+
+use relay_common::Side;
+
+use super::agents::{ConnId, own_id};
+use super::binds::Pace;
+use super::refusal::Refusal;
+use super::session::{Party, Session};
+use super::{Event, MAX_OFFERS_PER_SOURCE, MAX_OFFERS_PER_TARGET, Randomness, Rendezvous};
+use crate::clock::MonoTime;
+use crate::identity::NodeId;
+use crate::protocol::bind::BindKey;
+use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError};
+use crate::protocol::{ErrorCode, SessionId};
+
+/// What fits on an Ethernet path between two IPv4 agents: 1500 - 20 - 8.
+const MAX_DATAGRAM_V4: u32 = 1472;
+
+/// What fits if a side speaks IPv6: 1500 - 40 - 8. Translation from IPv4 adds the difference.
+const MAX_DATAGRAM_V6: u32 = 1452;
+
+impl Rendezvous {
+    /// RelayConnect: pairs the agent with another one. Nothing is forwarded until both have proved a tuple.
+    pub(super) fn connect(
+        &mut self,
+        conn: ConnId,
+        connect: &RelayConnect,
+        randomness: &mut impl Randomness,
+        now: MonoTime,
+    ) {
+        let Some(agent) = self.agents.get(conn) else { return };
+        let (source, remote) = (agent.node, agent.remote);
+        if let Err(fault) = own_id(&connect.source_id, &source) {
+            return self.expel(conn, ErrorCode::InvalidIdentity, fault.refusal(), fault.text(), now);
+        }
+        let Ok(target) = connect.target_id.parse::<NodeId>() else {
+            let text = "malformed target id: expected atlas_ and 64 hexadecimal digits";
+            return self.expel(conn, ErrorCode::InvalidIdentity, Refusal::MalformedNodeId, text, now);
+        };
+        if target == source {
+            let text = "an agent cannot be paired with itself";
+            return self.expel(conn, ErrorCode::InvalidIdentity, Refusal::ConnectToSelf, text, now);
+        }
+        let (target_conn, target_remote) = match self.reachable(connect, &source, &target) {
+            Ok(target) => target,
+            Err(refusal) => return self.decline(conn, &target, refusal, now),
+        };
+        let id = SessionId(randomness.array());
+        let party = |node, conn, side| Party {
+            node,
+            conn: Some(conn),
+            bind_key: BindKey::derive(&self.settings.key, id, side, &source, &target),
+            counter: 0,
+            bound: None,
+            proved: now,
+            challenges: Pace::default(),
+            moves: Pace::default(),
+        };
+        let parties = [party(source, conn, Side::Connector), party(target, target_conn, Side::Target)];
+        let max_datagram = max_datagram_bytes([remote, target_remote]);
+        self.sessions.insert(Session::offer(id, parties, self.settings.limit, max_datagram, now));
+        self.schedule(id);
+        self.event(Event::Offered { session: id, connector: source, target });
+        self.send_terms(id, false);
+    }
+
+    /// Whether `source` may be offered to `target` now; if so, the target's connection and where it comes from.
+    fn reachable(
+        &self,
+        connect: &RelayConnect,
+        source: &NodeId,
+        target: &NodeId,
+    ) -> Result<(ConnId, SocketAddr), Refusal> {
+        if connect.flow != Some(FLOW) {
+            return Err(Refusal::DocumentedOnly);
+        }
+        if self.sessions.open_offers(source, Side::Connector) >= MAX_OFFERS_PER_SOURCE {
+            return Err(Refusal::SourceOffers);
+        }
+        // Absent and not allowed look the same from outside, whatever else is the matter with the target.
+        let announcement = self.agents.announcement(target).ok_or(Refusal::TargetAbsent)?;
+        if announcement.allow.as_ref().is_some_and(|allowed| !allowed.contains(source)) {
+            return Err(Refusal::TargetDenies);
+        }
+        if !announcement.speaks_flow {
+            return Err(Refusal::DocumentedOnly);
+        }
+        if self.sessions.open_offers(target, Side::Target) >= MAX_OFFERS_PER_TARGET {
+            return Err(Refusal::TargetOffers);
+        }
+        let agent = self.agents.get(announcement.conn).ok_or(Refusal::TargetAbsent)?;
+        Ok((announcement.conn, agent.remote))
+    }
+
+    /// Answers RelayConnect with an error; the connection stays.
+    fn decline(&mut self, conn: ConnId, target: &NodeId, refusal: Refusal, now: MonoTime) {
+        self.refuse(conn, refusal, now);
+        let (code, text) = match refusal {
+            Refusal::TargetAbsent | Refusal::TargetDenies => (
+                ErrorCode::TargetUnknown,
+                "no such agent is announced here, or it does not accept this source",
+            ),
+            Refusal::SourceOffers => {
+                (ErrorCode::Limited, "too many offers of this agent are open: wait 10 s")
+            }
+            Refusal::TargetOffers => (ErrorCode::Busy, "too many offers to that agent are open: try again"),
+            _ => (ErrorCode::Refused, "this relay pairs only agents that bind data sockets (flow: 1)"),
+        };
+        self.send(
+            conn,
+            RelayError {
+                code: code.number(),
+                message: text.to_owned(),
+                target_id: Some(target.to_string()),
+                session: None,
+            },
+        );
+    }
+}
+
+/// The largest UDP payload between agents whose control connections come from these addresses.
+fn max_datagram_bytes(remotes: [SocketAddr; 2]) -> u32 {
+    let v4 = |remote: &SocketAddr| matches!(remote.ip().to_canonical(), IpAddr::V4(_));
+    if remotes.iter().all(v4) { MAX_DATAGRAM_V4 } else { MAX_DATAGRAM_V6 }
+}

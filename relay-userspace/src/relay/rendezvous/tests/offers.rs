@@ -1,0 +1,191 @@
+use super::super::*;
+use super::*;
+
+#[test]
+fn a_connect_offers_both_sides_to_each_other_with_keys_of_their_own() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    let target = world.reachable(2);
+    world.message(source, connect(1, 2));
+    let [(to_source, connector), (to_target, target_terms)] = &world.terms()[..] else { panic!() };
+    assert_eq!((*to_source, *to_target), (source, target));
+    assert_eq!((connector.side, connector.peer), (Side::Connector, node(2)));
+    assert_eq!((target_terms.side, target_terms.peer), (Side::Target, node(1)));
+    assert_eq!(connector.session, target_terms.session);
+    assert!(connector.bind_key != target_terms.bind_key);
+    assert_eq!(connector.bind_magic, magic());
+    assert_eq!((connector.rate_bytes_per_s, connector.burst_bytes), (LIMIT.bytes_per_s, LIMIT.burst_bytes));
+    assert_eq!((connector.consent, connector.keepalive), (seconds(75), seconds(30)));
+    assert_eq!(connector.max_datagram_bytes, 1472);
+    assert_eq!(world.rendezvous.sessions(&world.flows, world.now)[0].state, SessionState::Offered);
+    assert!(world.flows.slots.is_empty(), "no flow before both tuples are proved");
+}
+
+#[test]
+fn an_agent_that_speaks_ipv6_makes_the_largest_datagram_smaller() {
+    let mut world = World::new();
+    let source = world.connect_from(1, addr("[2001:db8::1]:1000"));
+    world.reachable(2);
+    assert_eq!(world.offer(source, 1, 2)[0].max_datagram_bytes, 1452);
+}
+
+#[test]
+fn advertised_addresses_are_passed_on() {
+    let mut world = World::new();
+    world.rendezvous.settings.advertise = vec![addr("192.0.2.77:4433")];
+    let source = world.connect(1);
+    world.reachable(2);
+    assert_eq!(world.offer(source, 1, 2)[1].data_addresses, [addr("192.0.2.77:4433")]);
+}
+
+#[test]
+fn a_connect_in_another_nodes_name_costs_the_connection() {
+    let mut world = World::new();
+    let conn = world.connect(1);
+    world.reachable(2);
+    world.message(conn, connect(3, 2));
+    assert_eq!((world.error_codes(conn), &world.closed[..]), (vec![1004], &[(conn, 1004)][..]));
+    assert_eq!(world.refusals(Refusal::ForeignIdentity), 1);
+}
+
+#[test]
+fn a_connect_to_oneself_costs_the_connection() {
+    let mut world = World::new();
+    let conn = world.reachable(1);
+    world.message(conn, connect(1, 1));
+    assert_eq!((world.error_codes(conn), &world.closed[..]), (vec![1004], &[(conn, 1004)][..]));
+    assert_eq!(world.refusals(Refusal::ConnectToSelf), 1);
+}
+
+#[test]
+fn a_connect_to_something_that_is_no_node_id_costs_the_connection() {
+    let mut world = World::new();
+    let conn = world.connect(1);
+    world.message(conn, RelayConnect { target_id: "bob".to_owned(), ..connect(1, 2) });
+    assert_eq!(world.closed, [(conn, 1004)]);
+    assert_eq!(world.refusals(Refusal::MalformedNodeId), 1);
+}
+
+#[test]
+fn an_absent_target_and_one_that_denies_the_source_answer_alike() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    world.message(source, connect(1, 2));
+    let target = world.connect(2);
+    world.message(source, connect(1, 2));
+    world.message(target, RelayAnnounce { allow: Some(vec![node(3).to_string()]), ..announce(2) });
+    world.message(source, connect(1, 2));
+    // Nor does it show that the target speaks only documented messages.
+    world.message(target, RelayAnnounce { allow: Some(vec![]), flow: None, ..announce(2) });
+    world.message(source, connect(1, 2));
+    let answers = world.relay_errors(source);
+    assert_eq!(answers.len(), 4);
+    assert!(answers.iter().all(|answer| *answer == answers[0] && answer.code == 3001), "{answers:?}");
+    assert_eq!((world.refusals(Refusal::TargetAbsent), world.refusals(Refusal::TargetDenies)), (2, 2));
+    assert!(world.closed.is_empty());
+}
+
+#[test]
+fn a_source_on_the_allow_list_is_offered() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    let target = world.connect(2);
+    world.message(target, RelayAnnounce { allow: Some(vec![node(1).to_string()]), ..announce(2) });
+    world.offer(source, 1, 2);
+}
+
+#[test]
+fn a_target_whose_connection_is_lost_is_absent() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    let target = world.reachable(2);
+    world.lose(target);
+    world.message(source, connect(1, 2));
+    assert_eq!(world.relay_error_codes(source), [3001]);
+}
+
+#[test]
+fn agents_that_speak_only_documented_messages_are_refused() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    let target = world.reachable(2);
+    world.message(source, RelayConnect { flow: None, ..connect(1, 2) });
+    world.message(target, RelayAnnounce { flow: None, ..announce(2) });
+    world.message(source, connect(1, 2));
+    assert_eq!(world.relay_error_codes(source), [3003, 3003]);
+    assert_eq!(world.refusals(Refusal::DocumentedOnly), 2);
+}
+
+#[test]
+fn an_offer_dies_after_ten_seconds_and_both_are_told() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    let target = world.reachable(2);
+    let terms = world.offer(source, 1, 2);
+    world.bind(&terms[0], A, 1);
+    world.clear();
+    world.pass(Duration::from_millis(9999));
+    assert_eq!(world.state(&terms), Some(SessionState::Half));
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.state(&terms), None);
+    assert_eq!((world.relay_error_codes(source), world.relay_error_codes(target)), (vec![3007], vec![3007]));
+    let to_source = &world.relay_errors(source)[0];
+    assert_eq!(to_source.target_id, Some(node(2).to_string()));
+    assert_eq!(to_source.session, Some(terms[0].session));
+    assert_eq!(world.ended(), [EndReason::OfferExpired]);
+}
+
+#[test]
+fn a_source_has_at_most_eight_offers_open() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    world.reachable(2);
+    for _ in 0..8 {
+        world.offer(source, 1, 2);
+    }
+    world.message(source, connect(1, 2));
+    // The bound is the node's, not the connection's.
+    let other = world.connect_from(1, addr("203.0.113.1:1001"));
+    world.message(other, connect(1, 2));
+    assert_eq!((world.relay_error_codes(source), world.relay_error_codes(other)), (vec![3005], vec![3005]));
+    assert_eq!(world.refusals(Refusal::SourceOffers), 2);
+    world.pass(seconds(10));
+    world.offer(source, 1, 2);
+}
+
+#[test]
+fn a_target_has_at_most_thirty_two_offers_open() {
+    let mut world = World::new();
+    world.reachable(200);
+    for source in 1..=4 {
+        let conn = world.connect(source);
+        for _ in 0..8 {
+            world.offer(conn, source, 200);
+        }
+    }
+    let late = world.connect(5);
+    world.message(late, connect(5, 200));
+    assert_eq!(world.relay_error_codes(late), [3002]);
+    assert_eq!(world.refusals(Refusal::TargetOffers), 1);
+}
+
+#[test]
+fn a_paired_session_is_no_offer_any_more() {
+    let mut world = World::new();
+    let (source, ..) = world.paired();
+    for _ in 0..8 {
+        world.offer(source, 1, 2);
+    }
+}
+
+#[test]
+fn an_offer_survives_the_loss_of_a_control_connection() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    world.reachable(2);
+    let terms = world.offer(source, 1, 2);
+    world.lose(source);
+    world.clear();
+    let again = world.connect(1);
+    assert_eq!(world.terms(), [(again, terms[0].clone())]);
+}

@@ -1,0 +1,439 @@
+//! A few hundred agents that announce, pair, move, lose connections and leave, over a network that loses, delays,
+//! repeats and reorders. After every step the invariants are checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use relay_common::Side;
+
+use super::super::session::{Session, SessionState};
+use super::super::timers::Timer;
+use super::super::*;
+use super::{Ledger, Seeded, seconds};
+use crate::protocol::bind::{BindClient, BindOutput};
+use crate::protocol::flow_terms::{FLOW, FlowTerms, RelayAnnounce, RelayConnect};
+use crate::protocol::message::Pong;
+use crate::relay::datapath::{InstallError, TupleFault};
+
+const AGENTS: usize = 300;
+const STEPS: u32 = 8_000;
+
+#[test]
+fn whatever_agents_and_network_do_the_invariants_hold_and_nothing_is_left_behind() {
+    let mut simulation = Simulation::new(0x5eed);
+    for step in 0..STEPS {
+        simulation.step();
+        // Every step is checked for what it may break at once; the whole state, which is larger, every few steps.
+        simulation.check_outputs();
+        if step % 8 == 0 {
+            simulation.check_state();
+        }
+    }
+    let seen = simulation.seen.clone();
+    for event in ["offered", "paired", "moved", "tuple lost", "replaced", "limited"] {
+        assert!(seen.contains_key(event), "the soak has seen no {event}: {seen:?}");
+    }
+    for reason in
+        ["in time", "no room", "cannot be forwarded", "connector has fallen silent", "ended by", "idle"]
+    {
+        assert!(seen.keys().any(|event| event.contains(reason)), "nothing has ended as {reason}: {seen:?}");
+    }
+    assert!(seen["paired"] > 200, "{seen:?}");
+    simulation.everyone_leaves();
+}
+
+struct Simulation {
+    rendezvous: Rendezvous,
+    flows: Ledger,
+    random: Seeded,
+    now: MonoTime,
+    agents: Vec<SimulatedAgent>,
+    next_conn: u64,
+    /// What is on its way, by arrival time; the number keeps arrivals at one time apart.
+    network: BTreeMap<(MonoTime, u64), Transit>,
+    sent: u64,
+    open: BTreeSet<ConnId>,
+    /// Addresses that have sent a datagram.
+    sources: BTreeSet<SocketAddr>,
+    seen: BTreeMap<String, u32>,
+}
+
+#[derive(Default)]
+struct SimulatedAgent {
+    conn: Option<ConnId>,
+    sessions: BTreeMap<SessionId, (BindClient, SocketAddr)>,
+}
+
+enum Transit {
+    ToRelay(ConnId, Message),
+    ToAgent(ConnId, Message),
+    BindToRelay(SocketAddr, [u8; BIND_LEN]),
+    BindToAgent(SocketAddr, [u8; BIND_LEN]),
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Simulation {
+        let mut random = Seeded(seed);
+        let settings = Settings {
+            key: NodeKey::from_seed(&[0; 32]),
+            limit: super::LIMIT,
+            idle_timeout: seconds(60),
+            advertise: Vec::new(),
+        };
+        let now = MonoTime(1_000_000_000_000);
+        Simulation {
+            rendezvous: Rendezvous::new(settings, &mut random, now),
+            flows: Ledger::default(),
+            random,
+            now,
+            agents: (0..AGENTS).map(|_| SimulatedAgent::default()).collect(),
+            next_conn: 0,
+            network: BTreeMap::new(),
+            sent: 0,
+            open: BTreeSet::new(),
+            sources: BTreeSet::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// One thing happens; then up to 50 ms pass.
+    fn step(&mut self) {
+        let who = self.random.below(AGENTS as u64) as usize;
+        match self.random.below(100) {
+            0..15 => self.connect(who),
+            15..18 => self.lose_connection(who),
+            18..40 => self.ask_for_someone(who),
+            40..44 => self.end_a_session(who),
+            44..54 => self.change_address(who),
+            54..84 => self.carry_a_packet(),
+            84..86 => self.flows.refuse = Some(InstallError::TableFull),
+            86..88 => self.flows.refuse = Some(InstallError::Tuple(TupleFault::Family)),
+            88 => self.fall_silent(who),
+            89 => self.migrate(who),
+            _ => {}
+        }
+        let until = self.now + Duration::from_millis(self.random.below(50));
+        self.run_until(until);
+    }
+
+    /// Lets everything arrive and expire that is due.
+    fn run_until(&mut self, until: MonoTime) {
+        self.poll_agents();
+        loop {
+            let arrival = self.network.first_key_value().map(|((at, _), _)| *at);
+            let next = [arrival, self.rendezvous.next_deadline()].into_iter().flatten().min();
+            let Some(at) = next.filter(|at| *at <= until) else { break };
+            self.now = self.now.max(at);
+            if arrival == Some(at) {
+                if let Some((_, transit)) = self.network.pop_first() {
+                    self.arrive(transit);
+                }
+            } else {
+                self.rendezvous.expire(&mut self.flows, self.now);
+            }
+            self.check_outputs();
+        }
+        self.now = until;
+    }
+
+    fn connect(&mut self, who: usize) {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.open.insert(conn);
+        // The one before, if any, lingers until it is replaced or found dead.
+        self.agents[who].conn = Some(conn);
+        let agent =
+            Authenticated { conn, node: node(who), name: String::new(), remote: control_address(who, conn) };
+        self.rendezvous.connected(agent, self.now);
+        let allow =
+            (self.random.below(4) == 0).then(|| (0..AGENTS / 2).map(|n| node(n).to_string()).collect());
+        let announce =
+            RelayAnnounce { node_id: node(who).to_string(), timestamp: 0, flow: Some(FLOW), allow };
+        self.transmit(Transit::ToRelay(conn, announce.into()));
+    }
+
+    fn lose_connection(&mut self, who: usize) {
+        if let Some(conn) = self.agents[who].conn.take() {
+            self.open.remove(&conn);
+            self.rendezvous.closed(conn, "lost");
+        }
+    }
+
+    fn ask_for_someone(&mut self, who: usize) {
+        let Some(conn) = self.agents[who].conn else { return };
+        // Some are more popular than others.
+        let whom = match self.random.below(3) {
+            0 => self.random.below(5),
+            _ => self.random.below(AGENTS as u64),
+        } as usize;
+        if who == whom {
+            return;
+        }
+        let connect = RelayConnect {
+            source_id: node(who).to_string(),
+            target_id: node(whom).to_string(),
+            timestamp: None,
+            flow: Some(FLOW),
+        };
+        self.transmit(Transit::ToRelay(conn, connect.into()));
+    }
+
+    fn end_a_session(&mut self, who: usize) {
+        let (Some(conn), Some(session)) =
+            (self.agents[who].conn, self.agents[who].sessions.keys().next().copied())
+        else {
+            return;
+        };
+        self.agents[who].sessions.remove(&session);
+        self.transmit(Transit::ToRelay(conn, super::disconnect(Some(session)).into()));
+    }
+
+    /// The NAT gives an agent's data socket another port: a fresh one, or one that another agent had.
+    fn change_address(&mut self, who: usize) {
+        let (taken, fresh) = (self.random.below(AGENTS as u64) as usize, self.random.below(60_000));
+        let taken = self.agents[taken].sessions.values().next().map(|(_, at)| *at);
+        let at = taken.filter(|_| fresh % 3 == 0).unwrap_or(data_address(who, fresh));
+        if let Some((client, data)) = self.agents[who].sessions.values_mut().next() {
+            *data = at;
+            client.bind_now();
+        }
+    }
+
+    fn carry_a_packet(&mut self) {
+        let nth = self.random.below(self.flows.slots.len().max(1) as u64) as usize;
+        let limited = u64::from(self.random.below(10) == 0);
+        if let Some(slot) = self.flows.slots.values_mut().nth(nth) {
+            slot.traffic.sides[0].packets_kernel += 1;
+            slot.traffic.limited_packets += limited;
+        }
+    }
+
+    /// A data socket dies without a word.
+    fn fall_silent(&mut self, who: usize) {
+        self.agents[who].sessions.pop_first();
+    }
+
+    fn migrate(&mut self, who: usize) {
+        if let Some(conn) = self.agents[who].conn {
+            let port = self.random.below(1000);
+            self.rendezvous.moved(conn, control_address(who, ConnId(port)));
+        }
+    }
+
+    fn poll_agents(&mut self) {
+        let unix_us = self.now.0 / 1000;
+        let mut datagrams = Vec::new();
+        for agent in &mut self.agents {
+            for (client, at) in agent.sessions.values_mut() {
+                loop {
+                    match client.poll(self.now, unix_us) {
+                        BindOutput::Send(bytes) => datagrams.push((*at, bytes)),
+                        BindOutput::Event(_) => {}
+                        BindOutput::Idle(_) => break,
+                    }
+                }
+            }
+        }
+        for (at, bytes) in datagrams {
+            self.transmit(Transit::BindToRelay(at, bytes));
+        }
+    }
+
+    /// Puts something on its way: one in twelve is lost, one in twenty arrives twice, all at times of their own.
+    fn transmit(&mut self, transit: Transit) {
+        if self.random.below(12) == 0 {
+            return;
+        }
+        if self.random.below(20) == 0 {
+            let again = match &transit {
+                Transit::BindToRelay(from, bytes) => Some(Transit::BindToRelay(*from, *bytes)),
+                Transit::BindToAgent(to, bytes) => Some(Transit::BindToAgent(*to, *bytes)),
+                _ => None,
+            };
+            self.schedule(again);
+        }
+        self.schedule(Some(transit));
+    }
+
+    fn schedule(&mut self, transit: Option<Transit>) {
+        let Some(transit) = transit else { return };
+        let at = self.now + Duration::from_millis(1 + self.random.below(120));
+        self.sent += 1;
+        self.network.insert((at, self.sent), transit);
+    }
+
+    fn arrive(&mut self, transit: Transit) {
+        let now = self.now;
+        match transit {
+            Transit::ToRelay(conn, message) => {
+                self.rendezvous.received(conn, message, &mut self.flows, &mut self.random, now);
+            }
+            Transit::ToAgent(conn, message) => self.tell_agent(conn, &message),
+            Transit::BindToRelay(from, bytes) => {
+                self.sources.insert(from);
+                let (flows, random) = (&mut self.flows, &mut self.random);
+                self.rendezvous.bind(from, super::relay(), &bytes, flows, random, now);
+            }
+            Transit::BindToAgent(to, bytes) => {
+                for (client, _) in self
+                    .agents
+                    .iter_mut()
+                    .flat_map(|agent| agent.sessions.values_mut())
+                    .filter(|(_, at)| *at == to)
+                {
+                    let _not_for_this_one = client.handle(&bytes, now);
+                }
+            }
+        }
+    }
+
+    fn tell_agent(&mut self, conn: ConnId, message: &Message) {
+        let fresh = self.random.below(60_000);
+        let Some(who) = self.agents.iter().position(|agent| agent.conn == Some(conn)) else { return };
+        let agent = &mut self.agents[who];
+        match message {
+            Message::RelayReady(ready) if ready.session.is_some() => {
+                let terms: FlowTerms = ready.terms().unwrap();
+                // An agent that no longer knows the session does not answer for it.
+                let known = agent.sessions.contains_key(&terms.session);
+                if !known && !terms.bind_now {
+                    let client = BindClient::new(&terms, self.now);
+                    agent.sessions.insert(terms.session, (client, data_address(who, fresh)));
+                }
+            }
+            Message::Disconnect(disconnect) => match disconnect.session {
+                Some(session) => drop(agent.sessions.remove(&session)),
+                None => agent.conn = None,
+            },
+            Message::RelayError(error) => {
+                if let Some(session) = error.session {
+                    agent.sessions.remove(&session);
+                }
+            }
+            Message::Ping(_) => self.transmit(Transit::ToRelay(conn, Pong { ts: 0, echo: 0 }.into())),
+            _ => {}
+        }
+    }
+
+    /// Carries the outputs out, and checks what must hold for each.
+    fn check_outputs(&mut self) {
+        while let Some(output) = self.rendezvous.next_output() {
+            match output {
+                Output::Send { conn, message } => {
+                    assert!(self.open.contains(&conn), "nothing is sent on a connection that is over");
+                    self.transmit(Transit::ToAgent(conn, message));
+                }
+                Output::Ping { conn } => {
+                    assert!(self.open.contains(&conn));
+                    let ping = crate::protocol::message::Ping { ts: 0 };
+                    self.transmit(Transit::ToAgent(conn, ping.into()));
+                }
+                Output::Pong { .. } => {}
+                Output::Close { conn, .. } => assert!(self.open.remove(&conn), "a connection is closed once"),
+                Output::Bind { to, bytes, .. } => {
+                    assert!(self.sources.contains(&to), "nothing is sent where no datagram came from");
+                    self.transmit(Transit::BindToAgent(to, bytes));
+                }
+                Output::Event(event) => *self.seen.entry(event_name(&event)).or_default() += 1,
+            }
+        }
+    }
+
+    fn check_state(&self) {
+        let Rendezvous { agents, sessions, timers, .. } = &self.rendezvous;
+        assert!(timers.first().is_none_or(|due| due > self.now), "nothing due is left undone");
+        assert_eq!(agents.ids().into_iter().collect::<BTreeSet<_>>(), self.open);
+        for (node, announcement) in agents.announced() {
+            assert_eq!(agents.get(announcement.conn).map(|agent| agent.node), Some(*node));
+        }
+        let (mut bound, mut paired) = (0, 0);
+        let mut offers = [BTreeMap::new(), BTreeMap::new()];
+        for session in sessions.iter() {
+            self.check_session(session);
+            bound += session.parties.iter().filter(|party| party.bound.is_some()).count();
+            paired += usize::from(session.slot.is_some());
+            for (party, offers) in session.parties.iter().zip(&mut offers) {
+                if session.offer_until.is_some() {
+                    *offers.entry(party.node).or_insert(0_u32) += 1;
+                }
+            }
+        }
+        assert_eq!(sessions.tuple_count(), bound, "every proved tuple has one owner");
+        assert_eq!(self.flows.slots.len(), paired, "no flow without a session");
+        assert_eq!(*sessions.offer_counts(), offers);
+        let [by_source, by_target] = offers;
+        assert!(by_source.values().all(|open| *open <= MAX_OFFERS_PER_SOURCE));
+        assert!(by_target.values().all(|open| *open <= MAX_OFFERS_PER_TARGET));
+        assert_eq!(timers.len(), self.open.len() + sessions.iter().count());
+    }
+
+    fn check_session(&self, session: &Session) {
+        let Rendezvous { agents, sessions, timers, .. } = &self.rendezvous;
+        assert!(timers.has(Timer::Session(session.id)));
+        let [connector, target] = &session.parties;
+        assert_ne!(connector.node, target.node);
+        for side in Side::BOTH {
+            let party = session.party(side);
+            if let Some(conn) = party.conn {
+                assert_eq!(agents.get(conn).map(|agent| agent.node), Some(party.node));
+            } else {
+                assert_eq!(agents.newest(&party.node), None, "a side follows its node's connections");
+            }
+            if let Some(tuple) = party.bound {
+                assert_eq!(sessions.owner(&tuple), Some((session.id, side)));
+                assert!(party.counter > 0);
+            }
+            assert!(sessions.of_node(&party.node).contains(&session.id));
+            assert!(session.offer_until.is_some() || party.proved + CONSENT > self.now, "consent is fresh");
+        }
+        assert!(session.offer_until.is_none_or(|until| until > self.now && session.slot.is_none()));
+        if let Some(slot) = session.slot {
+            assert_eq!(session.state(), SessionState::Paired);
+            let installed = &self.flows.slots[&slot];
+            assert_eq!(Some(installed.tuples), session.tuples(), "what is forwarded is what was proved");
+            let leases = session.parties.each_ref().map(|party| party.proved + LEASE);
+            assert_eq!(installed.deadlines, leases);
+        }
+    }
+
+    /// All connections and data sockets die: soon nothing of them is left.
+    fn everyone_leaves(&mut self) {
+        for who in 0..AGENTS {
+            self.lose_connection(who);
+            self.agents[who].sessions.clear();
+        }
+        self.network.clear();
+        self.run_until(self.now + seconds(240));
+        self.check_state();
+        assert_eq!(self.rendezvous.sessions.iter().count(), 0);
+        assert!(self.flows.slots.is_empty());
+        assert!(self.open.is_empty(), "connections that lingered are found dead by unanswered pings");
+        assert_eq!(self.rendezvous.next_deadline(), None);
+    }
+}
+
+fn node(who: usize) -> NodeId {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(who as u64).to_be_bytes());
+    NodeId::from_bytes(bytes)
+}
+
+fn control_address(who: usize, conn: ConnId) -> SocketAddr {
+    SocketAddr::from(([192, 0, (who >> 8) as u8, who as u8], 1 + (conn.0 % 1000) as u16))
+}
+
+fn data_address(who: usize, port: u64) -> SocketAddr {
+    SocketAddr::from(([203, 0, (who >> 8) as u8, who as u8], 2000 + port as u16))
+}
+
+fn event_name(event: &Event) -> String {
+    match event {
+        Event::Ended { reason, .. } => reason.to_string(),
+        Event::Offered { .. } => "offered".to_owned(),
+        Event::Paired { .. } => "paired".to_owned(),
+        Event::Moved { .. } => "moved".to_owned(),
+        Event::TupleLost { .. } => "tuple lost".to_owned(),
+        Event::Replaced { .. } => "replaced".to_owned(),
+        Event::Limited { .. } => "limited".to_owned(),
+        _ => "other".to_owned(),
+    }
+}
