@@ -28,75 +28,75 @@ macro_rules! refusals {
 
 refusals! {
     /// `transport.max_connections` agents are connected.
-    ConnectionsFull = "connections-full",
+    ConnectionsFull = "connections_full",
     /// An address not validated yet was sent a Retry, because many handshakes were pending.
-    RetryDemanded = "retry-demanded",
+    RetryDemanded = "retry_demanded",
     /// TLS failed, or the peer showed no usable Ed25519 certificate.
-    TlsFailed = "tls-failed",
+    TlsFailed = "tls_failed",
     /// The four handshake messages took more than 10 s.
-    HandshakeTimeout = "handshake-timeout",
+    HandshakeTimeout = "handshake_timeout",
     /// The handshake failed: wrong key for the node id, bad signature, wrong version.
-    HandshakeFailed = "handshake-failed",
+    HandshakeFailed = "handshake_failed",
     /// The agent's clock is off by more than `security.max_clock_drift_secs`.
-    ClockDrift = "clock-drift",
+    ClockDrift = "clock_drift",
     /// Not a frame of the protocol, or cut short.
-    BadFrame = "bad-frame",
+    BadFrame = "bad_frame",
     /// A frame longer than is taken.
-    FrameTooLarge = "frame-too-large",
+    FrameTooLarge = "frame_too_large",
     /// A message type that does not exist.
-    UnknownMessage = "unknown-message",
+    UnknownMessage = "unknown_message",
     /// A message that agents do not send to relays.
-    UnexpectedMessage = "unexpected-message",
+    UnexpectedMessage = "unexpected_message",
     /// An agent does not read what it is sent.
-    SlowReader = "slow-reader",
+    SlowReader = "slow_reader",
     /// Three Pings in a row got no Pong.
-    PingUnanswered = "ping-unanswered",
+    PingUnanswered = "ping_unanswered",
     /// An announce or connect in another node's name.
-    ForeignIdentity = "foreign-identity",
+    ForeignIdentity = "foreign_identity",
     /// A node id that is none.
-    MalformedNodeId = "malformed-node-id",
+    MalformedNodeId = "malformed_node_id",
     /// A connect to oneself.
-    ConnectToSelf = "connect-to-self",
+    ConnectToSelf = "connect_to_self",
     /// A connect from or to an agent that does not speak flows.
-    DocumentedOnly = "documented-only",
+    DocumentedOnly = "documented_only",
     /// A connect to a node that has not announced itself.
-    TargetAbsent = "target-absent",
+    TargetAbsent = "target_absent",
     /// A connect to a node whose allow list does not have the source.
-    TargetDenies = "target-denies",
+    TargetDenies = "target_denies",
     /// The source has as many offers open as it may.
-    SourceOffers = "source-offers",
+    SourceOffers = "source_offers",
     /// The target has as many offers open as it may.
-    TargetOffers = "target-offers",
+    TargetOffers = "target_offers",
     /// The flow table has no room.
-    TableFull = "table-full",
+    TableFull = "table_full",
     /// The packet path cannot forward between the two tuples.
-    TupleRefused = "tuple-refused",
+    TupleRefused = "tuple_refused",
     /// A Disconnect for a session the agent is no side of.
-    ForeignSession = "foreign-session",
+    ForeignSession = "foreign_session",
     /// A bind datagram of another form or version.
-    BindMalformed = "bind-malformed",
+    BindMalformed = "bind_malformed",
     /// A bind datagram for a session that does not exist.
-    BindUnknownSession = "bind-unknown-session",
+    BindUnknownSession = "bind_unknown_session",
     /// A bind datagram with a wrong MAC.
-    BindMac = "bind-mac",
+    BindMac = "bind_mac",
     /// A relay's bind datagram, sent to a relay.
-    BindDirection = "bind-direction",
+    BindDirection = "bind_direction",
     /// A bind datagram whose counter is not above the highest accepted.
-    BindReplayed = "bind-replayed",
+    BindReplayed = "bind_replayed",
     /// From loopback, multicast, broadcast, the unspecified address or port 0.
-    BindSourceAddress = "bind-source-address",
+    BindSourceAddress = "bind_source_address",
     /// From the relay's own address.
-    BindSourceRelay = "bind-source-relay",
+    BindSourceRelay = "bind_source_relay",
     /// From the tuple of a control connection.
-    BindSourceControl = "bind-source-control",
+    BindSourceControl = "bind_source_control",
     /// From the tuple of the session's other side.
-    BindSourcePeer = "bind-source-peer",
+    BindSourcePeer = "bind_source_peer",
     /// A Proof whose cookie is not good.
-    BindCookie = "bind-cookie",
+    BindCookie = "bind_cookie",
     /// More than 8 challenges a second for one side.
-    BindChallengeRate = "bind-challenge-rate",
+    BindChallengeRate = "bind_challenge_rate",
     /// More than one move a second of one side.
-    BindMoveRate = "bind-move-rate",
+    BindMoveRate = "bind_move_rate",
 }
 
 /// How often each refusal has happened.

@@ -409,13 +409,13 @@ impl World {
 
     /// Disconnects sent to `conn`: reason and session.
     fn disconnects(&self, conn: ConnId) -> Vec<(&str, Option<SessionId>)> {
-        let reason = |(to, message)| match message {
-            Message::Disconnect(disconnect) if to == conn => {
+        let disconnects = self.messages.iter().filter_map(|(to, message)| match message {
+            Message::Disconnect(disconnect) if *to == conn => {
                 Some((disconnect.reason.as_str(), disconnect.session))
             }
             _ => None,
-        };
-        self.messages.iter().map(|(to, message)| (*to, message)).filter_map(reason).collect()
+        });
+        disconnects.collect()
     }
 
     fn ended(&self) -> Vec<EndReason> {
