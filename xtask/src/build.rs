@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use crate::setup::Consent;
+use crate::setup::{self, Consent, Purpose};
+use crate::terminal;
 use crate::tool::Tool;
-use crate::toolchain::{self, Toolchain};
+use crate::toolchain::Toolchain;
 use crate::workspace::{Workspace, cargo};
-use crate::{setup, terminal};
 
 /// The target the XDP program is compiled for.
 const BPF_TARGET: &str = "bpfel-unknown-none";
@@ -22,12 +22,12 @@ pub struct Built {
     pub relay_binary: PathBuf,
 }
 
-/// Builds the XDP program and the daemon, installing the toolchain first where it is missing.
+/// Gets there what is missing for `purpose`, then builds the XDP program and the daemon.
 ///
 /// # Errors
-/// The toolchain is incomplete, or a build failed.
-pub fn build(workspace: &Workspace, consent: Consent) -> anyhow::Result<Built> {
-    let toolchain = toolchain::provide(workspace, consent)?;
+/// Something is missing and may not or cannot be installed, or a build failed.
+pub fn build(workspace: &Workspace, purpose: Purpose, consent: Consent) -> anyhow::Result<Built> {
+    let toolchain = setup::provide(workspace, purpose, consent)?;
     let bpf_object = build_bpf_object(workspace, &toolchain)?;
     let relay_binary = build_relay(workspace, Some(&bpf_object))?;
     Ok(Built { bpf_object, relay_binary })
@@ -104,12 +104,4 @@ fn build_bpf_object(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Res
         std::fs::write(&object, bytes).with_context(|| format!("cannot write {}", object.display()))?;
     }
     Ok(object)
-}
-
-/// Installs what the lab needs.
-///
-/// # Errors
-/// Something is missing and could not be installed, or `consent` forbids it.
-pub fn provide_lab_programs(consent: Consent) -> anyhow::Result<()> {
-    setup::install(&setup::missing_lab_packages(), consent)
 }

@@ -4,7 +4,7 @@ use crate::setup::Consent;
 use crate::test::{self, Selection};
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
-use crate::{build, syscall, terminal, tidy};
+use crate::{build, terminal, tidy};
 
 /// Format, lints and every test, cheapest first.
 ///
@@ -18,10 +18,7 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
     format("relay-ebpf").stream()?;
     tidy::check(workspace)?;
 
-    if syscall::is_root() {
-        build::provide_lab_programs(Consent::Install)?;
-    }
-    let built = build::build(workspace, Consent::Install)?;
+    let built = build::build(workspace, test::purpose(), Consent::Install)?;
 
     terminal::progress("lints");
     Tool::new(cargo())

@@ -1,7 +1,7 @@
 //! Attaches the XDP program to an interface and detaches it, for development: through the daemon's own commands.
 
 use crate::build;
-use crate::setup::Consent;
+use crate::setup::{Consent, Purpose};
 use crate::tool::Tool;
 use crate::workspace::Workspace;
 
@@ -10,7 +10,7 @@ use crate::workspace::Workspace;
 /// # Errors
 /// The build failed, or the interface refused the program.
 pub fn load(workspace: &Workspace, interface: &str, mode: Option<&str>) -> anyhow::Result<()> {
-    let built = build::build(workspace, Consent::Install)?;
+    let built = build::build(workspace, Purpose::Build, Consent::Install)?;
     let mut load = Tool::new(built.relay_binary).words("xdp load --interface").arg(interface);
     if let Some(mode) = mode {
         load = load.args(["--mode", mode]);
@@ -23,6 +23,6 @@ pub fn load(workspace: &Workspace, interface: &str, mode: Option<&str>) -> anyho
 /// # Errors
 /// The build failed, or nothing of ours is attached there.
 pub fn unload(workspace: &Workspace, interface: &str) -> anyhow::Result<()> {
-    let built = build::build(workspace, Consent::Install)?;
+    let built = build::build(workspace, Purpose::Build, Consent::Install)?;
     Tool::new(built.relay_binary).words("xdp unload --interface").arg(interface).stream()
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::demo::{self, Datapath};
-use xtask::setup::Consent;
+use xtask::setup::{self, Consent, Purpose};
 use xtask::test::{self, Selection};
 use xtask::workspace::Workspace;
 use xtask::{build, ci, interrupt, lab, load, terminal, tidy};
@@ -125,7 +125,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     match task {
         Task::Build { install } => {
-            let built = build::build(&workspace, install.consent())?;
+            let built = build::build(&workspace, Purpose::Build, install.consent())?;
             terminal::result(format!("built {}", built.relay_binary.display()));
             Ok(())
         }
@@ -133,7 +133,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Unload { interface } => load::unload(&workspace, &interface),
         Task::Demo { report, datapath } => demo::run(&workspace, &datapath, report.as_deref()),
         Task::Lab => {
-            build::provide_lab_programs(Consent::Install)?;
+            setup::provide_lab_programs()?;
             lab::interactive::show()
         }
         Task::Test { install, long, filter } => {

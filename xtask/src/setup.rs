@@ -1,10 +1,12 @@
-//! What a task needs from the machine, and getting it there.
+//! What the tasks need from the machine, and getting it there: one list of all that is missing, one way to install it.
 
 use std::process::Stdio;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::tool::{Tool, find};
+use crate::toolchain::{self, Toolchain};
+use crate::workspace::Workspace;
 use crate::{syscall, terminal};
 
 /// Whether a task may change the machine.
@@ -32,8 +34,88 @@ impl Package {
     }
 }
 
-/// The packages of the lab whose programs are not on this machine.
-pub fn missing_lab_packages() -> Vec<Package> {
+/// What a task is going to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Build the XDP program and the relay.
+    Build,
+    /// Run them in the lab as well.
+    Lab,
+}
+
+/// Gets all there that `purpose` needs.
+///
+/// # Errors
+/// Something is missing and cannot be installed here, or `consent` forbids it: one error names all of it.
+pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> anyhow::Result<Toolchain> {
+    let here = |toolchain: Option<Toolchain>| toolchain.filter(|_| missing_programs(purpose).is_empty());
+    if let Some(toolchain) = here(toolchain::find(workspace)) {
+        return Ok(toolchain);
+    }
+    let may_install = consent == Consent::Install && can_use_apt();
+    if may_install {
+        refresh_package_lists()?; // they tell which LLVM the packaged compiler has
+    }
+    let (packages, linker) = missing(workspace, purpose);
+    for package in &packages {
+        terminal::progress(format!("missing: {:14} {}", package.name, package.purpose));
+    }
+    if linker.is_some() {
+        terminal::progress("missing: bpf-linker     built for the compiler's LLVM");
+    }
+    if consent == Consent::ShowCommands {
+        commands(&packages, linker.as_ref()).into_iter().for_each(terminal::result);
+        bail!("something is missing; the commands above install it");
+    }
+    if !packages.is_empty() {
+        if !may_install {
+            bail!("{}", cannot_install(&packages, linker.as_ref()));
+        }
+        install_command(&packages).stream()?;
+    }
+    let (packages, linker) = missing(workspace, purpose);
+    if !packages.is_empty() {
+        bail!("{}", cannot_install(&packages, linker.as_ref()));
+    }
+    if let Some(install) = linker {
+        terminal::progress("building bpf-linker (one to two minutes)");
+        install.stream()?;
+    }
+    toolchain::find(workspace).context("bpf-linker was installed, but does not run")
+}
+
+/// Gets there what the lab alone needs.
+///
+/// # Errors
+/// As for [`provide`].
+pub fn provide_lab_programs() -> anyhow::Result<()> {
+    let packages = missing_programs(Purpose::Lab);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !can_use_apt() {
+        bail!("{}", cannot_install(&packages, None));
+    }
+    refresh_package_lists()?;
+    install_command(&packages).stream()
+}
+
+/// Missing packages, and the command that installs bpf-linker if that is missing.
+fn missing(workspace: &Workspace, purpose: Purpose) -> (Vec<Package>, Option<Tool>) {
+    let mut packages = missing_programs(purpose);
+    if toolchain::find(workspace).is_some() {
+        return (packages, None);
+    }
+    let (toolchain_packages, linker) = toolchain::missing(workspace);
+    packages.extend(toolchain_packages);
+    (packages, Some(linker))
+}
+
+/// The packages whose programs `purpose` needs and this machine has not.
+fn missing_programs(purpose: Purpose) -> Vec<Package> {
+    if purpose == Purpose::Build {
+        return Vec::new();
+    }
     let programs = [
         ("ip", "iproute2", "the lab's network namespaces"),
         ("nft", "nftables", "the lab's NAT routers"),
@@ -57,67 +139,59 @@ pub fn is_installed(name: &str) -> bool {
 }
 
 /// Whether apt could install something here: Debian or Ubuntu, as root.
-pub fn can_use_apt() -> bool {
+fn can_use_apt() -> bool {
     syscall::is_root() && find("apt-get").is_some()
 }
 
-/// Fetches the present package lists, so that what is asked of apt next is answered from them.
-///
-/// # Errors
-/// apt failed.
-pub fn refresh_package_lists() -> anyhow::Result<()> {
+fn refresh_package_lists() -> anyhow::Result<()> {
     terminal::progress("fetching the package lists");
     let refresh = refresh_command();
     refresh.output_of(refresh.command().stderr(Stdio::inherit()))?;
     Ok(())
 }
 
-/// Installs `packages`, or shows how.
-///
-/// # Errors
-/// Something is missing and `consent` is [`Consent::ShowCommands`], or this is no place where apt works, or apt failed.
-pub fn install(packages: &[Package], consent: Consent) -> anyhow::Result<()> {
-    if packages.is_empty() {
-        return Ok(());
-    }
-    list_missing(packages);
-    let install = install_command(packages);
-    if consent == Consent::ShowCommands {
-        terminal::result(refresh_command().to_string());
-        terminal::result(install.to_string());
-        bail!("missing: {}", names(packages));
-    }
-    if !can_use_apt() {
-        bail!(
-            "missing: {}; on Debian or Ubuntu run as root: {} && {install}",
-            names(packages),
-            refresh_command()
-        );
-    }
-    refresh_package_lists()?;
-    install.stream()
-}
-
-/// Tells the user what is missing and what it is for.
-pub fn list_missing(packages: &[Package]) {
-    for package in packages {
-        terminal::progress(format!("missing: {:14} {}", package.name, package.purpose));
-    }
-}
-
-/// The command that fetches package lists.
-pub fn refresh_command() -> Tool {
+fn refresh_command() -> Tool {
     Tool::new("apt-get").words("update --quiet")
 }
 
-/// The command that installs `packages`. It never removes one to make room.
-pub fn install_command(packages: &[Package]) -> Tool {
+/// Never removes a package to make room for another.
+fn install_command(packages: &[Package]) -> Tool {
     Tool::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")
         .words("install --yes --quiet --no-install-recommends --no-remove")
         .args(packages.iter().map(|package| &package.name))
 }
 
-fn names(packages: &[Package]) -> String {
-    packages.iter().map(|package| package.name.as_str()).collect::<Vec<_>>().join(", ")
+/// What a user would type.
+fn commands(packages: &[Package], linker: Option<&Tool>) -> Vec<String> {
+    let mut commands = Vec::new();
+    if !packages.is_empty() {
+        commands.push(refresh_command().to_string());
+        commands.push(install_command(packages).to_string());
+    }
+    commands.extend(linker.map(Tool::to_string));
+    commands
+}
+
+/// The one error for a machine where we cannot install: all that is missing, and the ways to get it.
+fn cannot_install(packages: &[Package], linker: Option<&Tool>) -> String {
+    let mut missing: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
+    missing.extend(linker.map(|_| "bpf-linker"));
+    let commands = commands(packages, linker);
+    let mut text = format!(
+        "missing: {}. On Debian or Ubuntu, as root:\n  {}",
+        missing.join(", "),
+        commands.join("\n  ")
+    );
+    if packages.iter().any(|package| package.name == toolchain::PACKAGED_COMPILER) {
+        text.push_str(
+            "\nWithout apt, a compiler is also: rustup toolchain install nightly --component rust-src",
+        );
+    }
+    if linker.is_some() {
+        text.push_str(
+            "\nWithout all that, `cargo build --release` builds a relay that has the userspace datapath only.",
+        );
+    }
+    text
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 
 use crate::build::{self, Built};
-use crate::setup::Consent;
+use crate::setup::{Consent, Purpose};
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
 use crate::{syscall, terminal, tidy};
@@ -36,11 +36,13 @@ pub struct Selection {
 /// Something is missing and cannot be installed, a build failed, or a test did.
 pub fn run(workspace: &Workspace, consent: Consent, selection: &Selection) -> anyhow::Result<()> {
     tidy::check(workspace)?;
-    if syscall::is_root() {
-        build::provide_lab_programs(consent)?;
-    }
-    let built = build::build(workspace, consent)?;
+    let built = build::build(workspace, purpose(), consent)?;
     run_built(workspace, &built, selection)
+}
+
+/// What tests need: the lab where it can be brought up.
+pub fn purpose() -> Purpose {
+    if syscall::is_root() { Purpose::Lab } else { Purpose::Build }
 }
 
 /// Runs the tests against what was built.

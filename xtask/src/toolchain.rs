@@ -6,11 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
-
-use crate::setup::{self, Consent, Package};
-use crate::terminal;
-use crate::tool::{Tool, find};
+use crate::setup::{self, Package};
+use crate::tool::{self, Tool};
 use crate::workspace::{Workspace, cargo};
 
 /// The bpf-linker release whose output was checked against the verifier.
@@ -18,6 +15,9 @@ const LINKER_VERSION: &str = "0.13.0";
 
 /// The oldest compiler that builds aya-ebpf, as (major, minor).
 const OLDEST_COMPILER: (u32, u32) = (1, 87);
+
+/// Debian's package of the compiler for its browsers, which is kept recent; Ubuntu has none.
+pub const PACKAGED_COMPILER: &str = "rustc-web";
 
 /// All that compiles and links the XDP program.
 #[derive(Debug)]
@@ -41,51 +41,18 @@ pub struct Compiler {
     pub llvm_major: u32,
 }
 
-/// Finds the toolchain, installing what is missing.
-///
-/// # Errors
-/// Something is missing and cannot be installed here, or `consent` forbids it: one error names all of it.
-pub fn provide(workspace: &Workspace, consent: Consent) -> anyhow::Result<Toolchain> {
-    if let Some(toolchain) = find_toolchain(workspace) {
-        return Ok(toolchain);
-    }
-    if consent == Consent::Install && setup::can_use_apt() {
-        setup::refresh_package_lists()?;
-    }
-    let compiler = promising_compiler();
-    let packages = missing_packages(compiler.as_ref());
-    setup::list_missing(&packages);
-    terminal::progress(format!("missing: bpf-linker {LINKER_VERSION} built for the compiler's LLVM"));
-    if consent == Consent::ShowCommands {
-        if !packages.is_empty() {
-            terminal::result(setup::refresh_command().to_string());
-            terminal::result(setup::install_command(&packages).to_string());
-        }
-        terminal::result(install_linker_command(workspace, compiler.as_ref()).to_string());
-        bail!("the toolchain of the XDP program is incomplete; the commands above complete it");
-    }
-    if !packages.is_empty() {
-        if !setup::can_use_apt() {
-            bail!("{}", incomplete_here(workspace, compiler.as_ref(), &packages));
-        }
-        setup::install_command(&packages).stream()?;
-    }
-    let Some(compiler) = compiler.or_else(promising_compiler) else {
-        bail!("{}", incomplete_here(workspace, None, &missing_packages(None)));
-    };
-    let install = install_linker_command(workspace, Some(&compiler));
-    terminal::progress(format!("building bpf-linker for LLVM {} (one to two minutes)", compiler.llvm_major));
-    install.stream()?;
-    find_toolchain(workspace)
-        .with_context(|| format!("`{install}` went well, but its bpf-linker does not run"))
-}
-
-/// A compiler with its linker.
-fn find_toolchain(workspace: &Workspace) -> Option<Toolchain> {
+/// The first compiler whose linker is here as well.
+pub fn find(workspace: &Workspace) -> Option<Toolchain> {
     compilers().find_map(|compiler| {
         let linker = find_linker(workspace, compiler.llvm_major)?;
         Some(Toolchain { compiler, linker })
     })
+}
+
+/// What is missing: packages, and the linker with the command that installs it once they are here.
+pub fn missing(workspace: &Workspace) -> (Vec<Package>, Tool) {
+    let compiler = promising_compiler();
+    (missing_packages(compiler.as_ref()), install_linker_command(workspace, compiler.as_ref()))
 }
 
 /// A compiler whose linker can be built: the LLVM it needs is here or in the package lists.
@@ -97,7 +64,7 @@ fn promising_compiler() -> Option<Compiler> {
     })
 }
 
-/// rustup's nightly if it has the library source, then Debian's compiler for its browsers, which is kept recent.
+/// rustup's nightly if it has the library source, then Debian's.
 fn compilers() -> impl Iterator<Item = Compiler> {
     [rustup_nightly, debian_compiler].into_iter().filter_map(|compiler| compiler())
 }
@@ -146,10 +113,14 @@ fn find_linker(workspace: &Workspace, llvm_major: u32) -> Option<PathBuf> {
     let cargo_home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    [find("bpf-linker"), cargo_home.map(|home| home.join("bin/bpf-linker")), Some(own_linker(workspace))]
-        .into_iter()
-        .flatten()
-        .find(|linker| is_right_linker(linker, llvm_major))
+    [
+        tool::find("bpf-linker"),
+        cargo_home.map(|home| home.join("bin/bpf-linker")),
+        Some(own_linker(workspace)),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|linker| is_right_linker(linker, llvm_major))
 }
 
 fn own_linker(workspace: &Workspace) -> PathBuf {
@@ -198,7 +169,7 @@ fn missing_packages(compiler: Option<&Compiler>) -> Vec<Package> {
     let mut packages: Vec<_> =
         libraries.into_iter().filter(|package| !setup::is_installed(&package.name)).collect();
     if compiler.is_none() {
-        packages.push(Package::new("rustc-web", "a compiler that can build for bpfel-unknown-none"));
+        packages.push(Package::new(PACKAGED_COMPILER, "a compiler that can build for bpfel-unknown-none"));
         packages.push(Package::new("rust-web-src", "the source of that compiler's core library"));
     }
     packages
@@ -220,7 +191,7 @@ fn major_or_n(major: Option<u32>) -> String {
 /// The LLVM major version of the compiler that Debian's package lists offer.
 fn packaged_llvm_major() -> Option<u32> {
     let dependencies =
-        Tool::new("apt-cache").words("depends --recurse --important rustc-web").output().ok()?;
+        Tool::new("apt-cache").words("depends --recurse --important").arg(PACKAGED_COMPILER).output().ok()?;
     dependencies.lines().find_map(|line| line.trim().strip_prefix("libllvm")?.parse().ok())
 }
 
@@ -234,31 +205,6 @@ fn install_linker_command(workspace: &Workspace, compiler: Option<&Compiler>) ->
         ))
         .args(["--features", &format!("llvm-{major}"), "--root"])
         .arg(workspace.tools())
-}
-
-/// The one error for a machine where we cannot install: all that is missing, and the ways to get it.
-fn incomplete_here(workspace: &Workspace, compiler: Option<&Compiler>, packages: &[Package]) -> String {
-    let mut missing: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-    missing.push("bpf-linker");
-    let mut text = format!(
-        "the XDP program cannot be built here: missing {}.\nOn Debian or Ubuntu, as root: {} && {}\nThen: {}",
-        missing.join(", "),
-        setup::refresh_command(),
-        setup::install_command(packages),
-        install_linker_command(workspace, compiler),
-    );
-    if llvm_major_of(compiler).is_none() {
-        text.push_str("\n(N is the LLVM major version that `/usr/bin/rustc -vV` then prints.)");
-    }
-    if compiler.is_none() {
-        text.push_str(
-            "\nIn place of rustc-web and rust-web-src: rustup toolchain install nightly --component rust-src",
-        );
-    }
-    text.push_str(
-        "\nWithout the XDP program, `cargo build --release` builds a relay with the userspace datapath.",
-    );
-    text
 }
 
 #[cfg(test)]

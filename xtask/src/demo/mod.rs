@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use crate::build::{self, Built};
 use crate::deployment::Hosts;
 use crate::lab::{Host, Lab, RELAY_ADDRESS, RELAY_INTERFACE};
-use crate::setup::Consent;
+use crate::setup::{Consent, Purpose};
 use crate::workspace::Workspace;
 use crate::{syscall, terminal};
 
@@ -51,8 +51,7 @@ impl Datapath {
 pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> {
     let datapaths = if datapaths.is_empty() { &Datapath::ALL } else { datapaths };
     let result = if syscall::is_root() {
-        build::provide_lab_programs(Consent::Install)?;
-        run_in_lab(&build::build(workspace, Consent::Install)?, datapaths)?
+        run_in_lab(&build::build(workspace, Purpose::Lab, Consent::Install)?, datapaths)?
     } else {
         run_on_loopback(workspace, datapaths)?
     };
