@@ -3,9 +3,10 @@
 use crate::bucket::Charge;
 use crate::index::{IndexBucket, MAX_FOLLOWED, Place, SlotSide};
 use crate::reason::Reason;
-use crate::slot::{RouteV4, Slot};
+use crate::route::Route;
+use crate::slot::Slot;
 use crate::tables::Tables;
-use crate::tuple::TupleV4;
+use crate::tuple::Tuple;
 
 /// The session of a packet, with a private copy of what becomes of the packet.
 pub struct Flow<'a> {
@@ -14,7 +15,7 @@ pub struct Flow<'a> {
     /// Which slot, and which side sent the packet.
     pub at: SlotSide,
     /// The rewrite.
-    pub route: RouteV4,
+    pub route: Route,
 }
 
 /// Finds the session that packets of `tuple` belong to.
@@ -22,7 +23,7 @@ pub struct Flow<'a> {
 /// # Errors
 /// [`Reason::NoFlow`], or [`Reason::FlowChanged`] if the session was being changed at this moment.
 #[inline(always)]
-pub fn look_up<'a, T: Tables>(tables: &'a T, tuple: &TupleV4) -> Result<Flow<'a>, Reason> {
+pub fn look_up<'a, T: Tables, K: Tuple>(tables: &'a T, tuple: &K) -> Result<Flow<'a>, Reason> {
     let place = Place::of(tuple.hash(tables.hash_key()), tables.bucket_mask());
     let [first, second] = place.buckets;
     if let Some(bucket) = tables.bucket(first)
@@ -40,11 +41,11 @@ pub fn look_up<'a, T: Tables>(tables: &'a T, tuple: &TupleV4) -> Result<Flow<'a>
 
 /// Follows the entries of one bucket. An entry is a hint: the slot's own line must describe the tuple.
 #[inline(always)]
-fn search<'a, T: Tables>(
+fn search<'a, T: Tables, K: Tuple>(
     tables: &'a T,
     bucket: &IndexBucket,
     fingerprint: u32,
-    tuple: &TupleV4,
+    tuple: &K,
 ) -> Option<Result<Flow<'a>, Reason>> {
     let mut candidates = bucket.candidates(fingerprint);
     let mut followed = 0;
@@ -52,7 +53,7 @@ fn search<'a, T: Tables>(
         let place = candidates.take()?;
         if let Some(at) = bucket.entry(place)
             && let Some(slot) = tables.slot(at.slot)
-            && let Some(route) = slot.side(at.side).route_of(tuple)
+            && let Some(route) = slot.side(at.side).route_of(tuple, tables)
         {
             return Some(match route {
                 Ok(route) => Ok(Flow { slot, at, route }),

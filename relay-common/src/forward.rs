@@ -2,13 +2,14 @@
 //!
 //! Nothing is written and nothing is charged before the last check that can pass the packet on unchanged.
 
-use crate::flow::{Flow, look_up};
+use crate::flow::look_up;
 use crate::frame::Frame;
 use crate::next_hop::{Egress, Hop};
-use crate::parse::{Packet, parse};
+use crate::parse::{Packet, Parsed, parse};
 use crate::reason::Reason;
-use crate::rewrite::rewrite;
+use crate::rewrite::Rewrite;
 use crate::tables::Tables;
+use crate::tuple::Tuple;
 
 /// Where a forwarded frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,25 +31,42 @@ pub fn forward<F: Frame, T: Tables>(
     tables: &T,
     now: impl FnOnce() -> u64,
 ) -> Result<Departure, Reason> {
-    let packet = parse(frame, tables)?;
+    match parse(frame, tables)? {
+        Parsed::V4(packet) => relay(frame, tables, &packet, now),
+        Parsed::V6(packet) => relay(frame, tables, &packet, now),
+    }
+}
+
+/// The way of a packet of one family, which may become one of the other.
+#[inline(always)]
+fn relay<F: Frame, T: Tables, K: Tuple>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet<K>,
+    now: impl FnOnce() -> u64,
+) -> Result<Departure, Reason>
+where
+    Packet<K>: Rewrite,
+{
     let flow = look_up(tables, &packet.tuple)?;
-    let hop = egress(tables, &flow, &packet)?;
+    packet.suits(&flow.route)?;
+    let hop = egress(tables, flow.route.hop, packet.length_after(&flow.route))?;
     let mark = flow.admit(packet.payload, packet.markable(), now())?;
     flow.count(packet.payload);
-    rewrite(frame, &flow.route, &hop, mark)?;
+    packet.rewrite(frame, &flow.route, &hop, mark)?;
     Ok(Departure { hop: u32::from(flow.route.hop), redirect: matches!(hop.egress, Egress::Redirect) })
 }
 
-/// The next hop, if the program can send to it. A packet too big for the egress is passed up before anything is charged:
-/// a redirect would drop it after it was counted as forwarded.
+/// The next hop, if the program can send an IP packet of `length` bytes to it. A packet too big for the egress is passed
+/// up before anything is charged: a redirect would drop it after it was counted as forwarded.
 #[inline(always)]
-fn egress<T: Tables>(tables: &T, flow: &Flow<'_>, packet: &Packet) -> Result<Hop, Reason> {
-    let entry = tables.next_hop(u32::from(flow.route.hop)).ok_or(Reason::HopUnresolved)?;
+fn egress<T: Tables>(tables: &T, hop: u16, length: u32) -> Result<Hop, Reason> {
+    let entry = tables.next_hop(u32::from(hop)).ok_or(Reason::HopUnresolved)?;
     let hop = entry.copy().map_err(|_| Reason::FlowChanged)?;
     if matches!(hop.egress, Egress::Userspace) {
         return Err(Reason::HopUnresolved);
     }
-    if packet.ip_length > hop.mtu {
+    if length > hop.mtu {
         return Err(Reason::TooBig);
     }
     Ok(hop)

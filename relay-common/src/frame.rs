@@ -13,6 +13,9 @@ pub trait Frame {
 
     /// The same, to write.
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
+
+    /// Moves the frame's start: `delta` bytes away from it (positive) or in front of it. Whether there was room.
+    fn move_start(&mut self, delta: i32) -> bool;
 }
 
 /// `N` bytes of a window, at an offset that the compiler checks.
@@ -48,16 +51,28 @@ pub(crate) fn set_field<const OFFSET: usize, const N: usize, const W: usize>(
 #[cfg(not(target_arch = "bpf"))]
 #[derive(Debug)]
 pub struct SliceFrame<'a> {
-    /// Its bytes, from the destination MAC address on.
-    pub bytes: &'a mut [u8],
-    /// Index of the interface it came by.
-    pub interface: u32,
+    bytes: &'a mut [u8],
+    start: usize,
+    interface: u32,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl<'a> SliceFrame<'a> {
+    /// A frame that begins `headroom` bytes into `bytes`, come by the interface with index `interface`.
+    pub fn new(bytes: &'a mut [u8], headroom: usize, interface: u32) -> Self {
+        SliceFrame { start: headroom.min(bytes.len()), bytes, interface }
+    }
+
+    /// The frame as it is now.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]
 impl Frame for SliceFrame<'_> {
     fn length(&self) -> u32 {
-        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.as_bytes().len()).unwrap_or(u32::MAX)
     }
 
     fn interface(&self) -> u32 {
@@ -65,10 +80,21 @@ impl Frame for SliceFrame<'_> {
     }
 
     fn window<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        self.bytes.get(offset..)?.first_chunk()
+        self.as_bytes().get(offset..)?.first_chunk()
     }
 
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
-        self.bytes.get_mut(offset..)?.first_chunk_mut()
+        self.bytes.get_mut(self.start..)?.get_mut(offset..)?.first_chunk_mut()
+    }
+
+    fn move_start(&mut self, delta: i32) -> bool {
+        let moved = self.start as i64 + i64::from(delta);
+        match usize::try_from(moved) {
+            Ok(start) if start <= self.bytes.len() => {
+                self.start = start;
+                true
+            }
+            _ => false,
+        }
     }
 }

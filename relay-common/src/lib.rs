@@ -18,10 +18,12 @@ pub mod frame;
 mod header;
 pub mod index;
 pub mod interface;
+pub mod local;
 pub mod next_hop;
 pub mod parse;
 pub mod reason;
 pub mod rewrite;
+pub mod route;
 mod side;
 pub mod siphash;
 pub mod slot;
@@ -47,6 +49,8 @@ pub mod maps {
     pub const SLOTS: &str = "SLOTS";
     /// Array of [`NextHop`](crate::next_hop::NextHop), mapped by the daemon.
     pub const NEXT_HOPS: &str = "NEXT_HOPS";
+    /// Array of [`Local`](crate::local::Local), mapped by the daemon.
+    pub const LOCALS: &str = "LOCALS";
     /// Array of [`Interface`](crate::interface::Interface), mapped by the daemon.
     pub const INTERFACES: &str = "INTERFACES";
     /// Device map: the egress interface of each next hop, under the hop's number.

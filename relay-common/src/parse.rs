@@ -1,33 +1,48 @@
 //! From a frame to what the decision needs to know of it. Reads only, and everything unusual is a reason to pass.
 
+use network_types::ip::IpProto;
+
 use crate::frame::{Frame, field};
 use crate::header::{
     ECN_MASK, ETH_DESTINATION, ETH_LEN, ETH_MIN_LEN, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6,
     ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, UDP_LEN, V4_DESTINATION, V4_FRAGMENT, V4_FRAGMENT_MASK,
-    V4_HEADERS, V4_LEN, V4_PROTOCOL, V4_SOURCE, V4_TOS, V4_TOTAL_LEN, V4_TTL, V4_UDP_DESTINATION,
-    V4_UDP_LENGTH, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN,
+    V4_HEADERS, V4_LEN, V4_PROTOCOL, V4_SOURCE, V4_TOS, V4_TOTAL_LEN, V4_TTL, V4_UDP_CHECK,
+    V4_UDP_DESTINATION, V4_UDP_LENGTH, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN, V6_DESTINATION,
+    V6_HEADERS, V6_HOP_LIMIT, V6_LEN, V6_NEXT_HEADER, V6_PAYLOAD_LEN, V6_SOURCE, V6_UDP_CHECK,
+    V6_UDP_DESTINATION, V6_UDP_LENGTH, V6_UDP_SOURCE, V6_VERSION,
 };
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::tuple::{TupleV4, port_word};
+use crate::tuple::{AddressV6, TupleV4, TupleV6, port_word};
 use crate::{BIND_LEN, BIND_MAGIC_LEN};
 
-use network_types::ip::IpProto;
-
-/// A UDP packet that may be relayed.
+/// A UDP packet that may be relayed, recognised by a tuple of its family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub struct Packet<K> {
     /// What it is recognised by.
-    pub tuple: TupleV4,
+    pub tuple: K,
     /// Bytes of UDP payload.
     pub payload: u32,
     /// Bytes of the IP packet.
     pub ip_length: u32,
-    /// The TOS byte.
+    /// The TOS or traffic class byte.
     pub tos: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// The UDP checksum, as it stands in the packet.
+    pub udp_check: u16,
 }
 
-impl Packet {
+/// A packet of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// IPv4.
+    V4(Packet<TupleV4>),
+    /// IPv6.
+    V6(Packet<TupleV6>),
+}
+
+impl<K> Packet<K> {
     /// Whether the sender understands congestion marks and the packet has none yet: ECT(0) or ECT(1), not CE.
     #[inline(always)]
     pub const fn markable(&self) -> bool {
@@ -47,11 +62,11 @@ pub const fn markable(tos: u8) -> bool {
 /// # Errors
 /// The reason why it is not a packet that can be relayed as it is.
 #[inline(always)]
-pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Packet, Reason> {
+pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Parsed, Reason> {
     let ethernet = frame.window::<ETH_LEN>(0).ok_or(Reason::Truncated)?;
-    match u16::from_ne_bytes(field::<ETH_TYPE, 2, _>(ethernet)) {
-        ETHER_TYPE_IPV4 => {}
-        ETHER_TYPE_IPV6 => return Err(Reason::Ipv6),
+    let ether_type = u16::from_ne_bytes(field::<ETH_TYPE, 2, _>(ethernet));
+    match ether_type {
+        ETHER_TYPE_IPV4 | ETHER_TYPE_IPV6 => {}
         ETHER_TYPE_VLAN | ETHER_TYPE_SERVICE_VLAN => return Err(Reason::VlanTagged),
         _ => return Err(Reason::NotIp),
     }
@@ -63,11 +78,20 @@ pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Packet, Reaso
     if !interface.is_addressed(field::<ETH_DESTINATION, 6, _>(ethernet)) {
         return Err(Reason::OtherStation);
     }
-    parse_v4(frame, tables, interface.mtu.load())
+    let mtu = interface.mtu.load();
+    if ether_type == ETHER_TYPE_IPV4 {
+        let packet = parse_v4(frame, mtu)?;
+        refuse_bind(frame, tables, V4_HEADERS, packet.payload)?;
+        Ok(Parsed::V4(packet))
+    } else {
+        let packet = parse_v6(frame, mtu)?;
+        refuse_bind(frame, tables, V6_HEADERS, packet.payload)?;
+        Ok(Parsed::V6(packet))
+    }
 }
 
 #[inline(always)]
-fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, mtu: u32) -> Result<Packet, Reason> {
+fn parse_v4<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV4>, Reason> {
     let headers = frame.window::<V4_HEADERS>(0).ok_or(Reason::Truncated)?;
     let [version] = field::<V4_VERSION, 1, _>(headers);
     if version != V4_VERSION_PLAIN {
@@ -86,25 +110,13 @@ fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, mtu: u32) -> Result<Pack
     }
     let ip_length = u32::from(u16::from_be_bytes(field::<V4_TOTAL_LEN, 2, _>(headers)));
     let udp_length = u32::from(u16::from_be_bytes(field::<V4_UDP_LENGTH, 2, _>(headers)));
-    // A frame may be longer than its packet only by the padding of the shortest frame: bytes behind the packet would be
-    // carried along unseen, and past the egress MTU.
-    let expected = ip_length + ETH_LEN as u32;
-    let frame_length = frame.length();
-    if udp_length < UDP_LEN as u32
-        || ip_length != udp_length + V4_LEN as u32
-        || frame_length < expected
-        || frame_length > if expected > ETH_MIN_LEN { expected } else { ETH_MIN_LEN }
-    {
-        return Err(Reason::LengthMismatch);
-    }
-    if ip_length > mtu {
-        return Err(Reason::SuperFrame);
-    }
+    check_lengths(frame.length(), ip_length, udp_length, V4_LEN as u32, mtu)?;
     let [ttl] = field::<V4_TTL, 1, _>(headers);
     if ttl <= 1 {
         return Err(Reason::TtlExpiring);
     }
-    let packet = Packet {
+    let [tos] = field::<V4_TOS, 1, _>(headers);
+    Ok(Packet {
         tuple: TupleV4 {
             source: u32::from_ne_bytes(field::<V4_SOURCE, 4, _>(headers)),
             destination: u32::from_ne_bytes(field::<V4_DESTINATION, 4, _>(headers)),
@@ -115,15 +127,95 @@ fn parse_v4<F: Frame, T: Tables>(frame: &F, tables: &T, mtu: u32) -> Result<Pack
         },
         payload: udp_length - UDP_LEN as u32,
         ip_length,
-        tos: field::<V4_TOS, 1, _>(headers)[0],
-    };
-    match frame.window::<BIND_MAGIC_LEN>(V4_HEADERS) {
-        Some(head) if packet.payload >= BIND_MAGIC_LEN as u32 => {
-            classify_bind(u64::from_ne_bytes(*head), packet.payload, tables.bind_magic())?;
-        }
-        _ => {}
+        tos,
+        ttl,
+        udp_check: u16::from_ne_bytes(field::<V4_UDP_CHECK, 2, _>(headers)),
+    })
+}
+
+#[inline(always)]
+fn parse_v6<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV6>, Reason> {
+    let headers = frame.window::<V6_HEADERS>(0).ok_or(Reason::Truncated)?;
+    let [version, class] = field::<V6_VERSION, 2, _>(headers);
+    if version >> 4 != 6 {
+        return Err(Reason::Malformed);
     }
-    Ok(packet)
+    let [next_header] = field::<V6_NEXT_HEADER, 1, _>(headers);
+    if next_header != IpProto::Udp as u8 {
+        return Err(if is_extension(next_header) { Reason::ExtensionHeader } else { Reason::NotUdp });
+    }
+    let ip_length = u32::from(u16::from_be_bytes(field::<V6_PAYLOAD_LEN, 2, _>(headers))) + V6_LEN as u32;
+    let udp_length = u32::from(u16::from_be_bytes(field::<V6_UDP_LENGTH, 2, _>(headers)));
+    check_lengths(frame.length(), ip_length, udp_length, V6_LEN as u32, mtu)?;
+    let [ttl] = field::<V6_HOP_LIMIT, 1, _>(headers);
+    if ttl <= 1 {
+        return Err(Reason::TtlExpiring);
+    }
+    let udp_check = u16::from_ne_bytes(field::<V6_UDP_CHECK, 2, _>(headers));
+    if udp_check == 0 {
+        return Err(Reason::ZeroChecksum);
+    }
+    Ok(Packet {
+        tuple: TupleV6 {
+            source: address::<V6_SOURCE, _>(headers),
+            destination: address::<V6_DESTINATION, _>(headers),
+            ports: port_word(
+                field::<V6_UDP_SOURCE, 2, _>(headers),
+                field::<V6_UDP_DESTINATION, 2, _>(headers),
+            ),
+        },
+        payload: udp_length - UDP_LEN as u32,
+        ip_length,
+        tos: version << 4 | class >> 4,
+        ttl,
+        udp_check,
+    })
+}
+
+/// Whether a next header value is an extension header that may stand before UDP (RFC 8200 section 4, IANA's list):
+/// hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, Shim6.
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(next_header, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+#[inline(always)]
+fn address<const OFFSET: usize, const W: usize>(headers: &[u8; W]) -> AddressV6 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = field::<OFFSET, 16, W>(headers);
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
+/// Frame, IP packet, UDP datagram and the interface's MTU must agree; all in bytes.
+#[inline(always)]
+fn check_lengths(frame: u32, ip: u32, udp: u32, ip_header: u32, mtu: u32) -> Result<(), Reason> {
+    // A frame may be longer than its packet only by the padding of the shortest frame: bytes behind the packet would be
+    // carried along unseen, and past the egress MTU.
+    let expected = ip + ETH_LEN as u32;
+    let longest = if expected > ETH_MIN_LEN { expected } else { ETH_MIN_LEN };
+    if udp < UDP_LEN as u32 || ip != udp + ip_header || frame < expected || frame > longest {
+        return Err(Reason::LengthMismatch);
+    }
+    if ip > mtu { Err(Reason::SuperFrame) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn refuse_bind<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    offset: usize,
+    payload: u32,
+) -> Result<(), Reason> {
+    match frame.window::<BIND_MAGIC_LEN>(offset) {
+        Some(head) if payload >= BIND_MAGIC_LEN as u32 => {
+            classify_bind(u64::from_ne_bytes(*head), payload, tables.bind_magic())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Tells bind datagrams from relayed ones, by the first eight bytes of the payload and its length in bytes.

@@ -76,8 +76,10 @@ reasons! {
     TtlExpiring = "ttl_expiring", Pass;
     /// Carries a VLAN tag.
     VlanTagged = "vlan_tagged", Pass;
-    /// IPv6: not forwarded by the program yet.
-    Ipv6 = "ipv6", Pass;
+    /// IPv6 with headers between the IPv6 and the UDP header: the userspace forwarder handles these.
+    ExtensionHeader = "extension_header", Pass;
+    /// No UDP checksum where IPv6 needs one: sent as IPv6 without, or to become IPv6.
+    ZeroChecksum = "zero_checksum", Pass;
     /// Addressed to another station than this interface.
     OtherStation = "other_station", Pass;
     /// Came by an interface that the tables do not describe.

@@ -5,8 +5,10 @@
 
 use crate::bucket::{Allowance, Bucket};
 use crate::checksum::ChecksumDelta;
+use crate::route::{Onward, Route};
 use crate::side::Side;
-use crate::tuple::TupleV4;
+use crate::tables::Tables;
+use crate::tuple::Tuple;
 use crate::word::{Word32, Word64};
 
 /// A session's record.
@@ -38,21 +40,25 @@ pub struct Slot {
 /// What packets from one side look like, and what becomes of them.
 ///
 /// Written under a sequence count: odd while a write is under way. A reader copies what it needs and looks at the count
-/// again; if it changed, the copy is worthless.
+/// again; if it changed, the copy is worthless. Addresses and ports are as they stand in a packet, read as native-endian
+/// words.
 #[derive(Default)]
 #[repr(C, align(64))]
 pub struct SideLine {
-    /// IPv4: source, relay address, new source, new destination, and in the fifth word the IP header's checksum delta.
-    /// Each address as it stands in the packet, read as a native-endian word. The rest is for IPv6.
+    /// What comes: for IPv4 source and relay address in the first two words, for IPv6 the source in the first four.
+    /// What goes: for IPv4 new source, new destination and the IP header's checksum delta in the fifth to seventh word,
+    /// for IPv6 the new destination in the last four.
     pub address: [Word32; 8],
-    /// Source and destination port, as the four bytes stand in the packet.
+    /// Source and destination port.
     pub ports: Word32,
-    /// New source and destination port, likewise.
+    /// New source and destination port.
     pub new_ports: Word32,
     /// Number of the next hop in the low, the UDP checksum delta in the high half.
     pub hop_and_delta: Word32,
-    /// The address family: 0 for nothing, [`SideLine::FAMILY_V4`].
-    pub family: Word32,
+    /// Families of what comes and goes, and for IPv6 the relay's addresses in the table of locals. Bits 0-3:
+    /// [`SideLine::TAKES_MASK`]; bits 4-7: [`SideLine::MAKES_MASK`]; bits 8-19 and 20-31: local destination of what
+    /// comes, local source of what goes.
+    pub families: Word32,
     /// Sequence count.
     pub sequence: Word32,
     /// Packets forwarded by the program, wrapping.
@@ -62,23 +68,6 @@ pub struct SideLine {
 }
 
 const _: () = assert!(size_of::<Slot>() == Slot::SIZE && size_of::<SideLine>() == 64);
-
-/// The rewrite of one side's packets, IPv4 to IPv4: a private copy, taken under the sequence count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouteV4 {
-    /// New source address, as in the packet.
-    pub source: u32,
-    /// New destination address, as in the packet.
-    pub destination: u32,
-    /// New source and destination port, as in the packet.
-    pub ports: u32,
-    /// Change of the IP header checksum, TTL decrement included.
-    pub ip_delta: ChecksumDelta,
-    /// Change of the UDP checksum.
-    pub udp_delta: ChecksumDelta,
-    /// Number of the next hop.
-    pub hop: u16,
-}
 
 impl Slot {
     /// Size in bytes.
@@ -111,30 +100,59 @@ impl Slot {
 }
 
 impl SideLine {
-    /// [`SideLine::family`] of a line that takes IPv4 packets and makes IPv4 packets.
-    pub const FAMILY_V4: u32 = 4;
+    /// The family of what comes, in [`SideLine::families`]. 0: nothing does.
+    pub const TAKES_MASK: u32 = 0xf;
+    /// IPv4 comes.
+    pub const TAKES_V4: u32 = 0x4;
+    /// IPv6 comes.
+    pub const TAKES_V6: u32 = 0x6;
+    /// The family of what goes, in [`SideLine::families`].
+    pub const MAKES_MASK: u32 = 0xf0;
+    /// IPv6 goes; else IPv4.
+    pub const MAKES_V6: u32 = 0x60;
+    /// IPv4 goes.
+    pub const MAKES_V4: u32 = 0x40;
+
+    /// The number of the relay address that IPv6 packets come to.
+    #[inline(always)]
+    pub const fn taken_local(families: u32) -> u32 {
+        families >> 8 & 0xfff
+    }
+
+    /// The number of the relay address that IPv6 packets go from.
+    #[inline(always)]
+    pub const fn made_local(families: u32) -> u32 {
+        families >> 20
+    }
 
     /// The route of packets that look like `tuple`, if this line describes them and is not being written.
     #[inline(always)]
-    pub fn route_of(&self, tuple: &TupleV4) -> Option<Result<RouteV4, Changed>> {
+    pub fn route_of<K: Tuple, T: Tables>(&self, tuple: &K, tables: &T) -> Option<Result<Route, Changed>> {
         let sequence = self.sequence.load();
-        let differs = (self.address[0].load() ^ tuple.source)
-            | (self.address[1].load() ^ tuple.destination)
-            | (self.ports.load() ^ tuple.ports)
-            | (self.family.load() ^ Self::FAMILY_V4);
-        if sequence & 1 != 0 || differs != 0 {
+        if sequence & 1 != 0 || !tuple.is_described_by(self, tables) {
             return None;
         }
+        let route = self.route(tables)?;
+        Some(if self.sequence.load() == sequence { Ok(route) } else { Err(Changed) })
+    }
+
+    #[inline(always)]
+    fn route<T: Tables>(&self, tables: &T) -> Option<Route> {
+        let families = self.families.load();
         let hop_and_delta = self.hop_and_delta.load();
-        let route = RouteV4 {
-            source: self.address[2].load(),
-            destination: self.address[3].load(),
+        let last = [&self.address[4], &self.address[5], &self.address[6], &self.address[7]].map(Word32::load);
+        let [first, second, third, _] = last;
+        let onward = if families & Self::MAKES_MASK == Self::MAKES_V6 {
+            Onward::V6 { source: tables.local(Self::made_local(families))?.load(), destination: last }
+        } else {
+            Onward::V4 { source: first, destination: second, ip_delta: ChecksumDelta(third as u16) }
+        };
+        Some(Route {
+            onward,
             ports: self.new_ports.load(),
-            ip_delta: ChecksumDelta(self.address[4].load() as u16),
             udp_delta: ChecksumDelta((hop_and_delta >> 16) as u16),
             hop: hop_and_delta as u16,
-        };
-        Some(if self.sequence.load() == sequence { Ok(route) } else { Err(Changed) })
+        })
     }
 }
 
@@ -143,72 +161,86 @@ impl SideLine {
 pub struct Changed;
 
 #[cfg(not(target_arch = "bpf"))]
-impl RouteV4 {
-    /// The route that turns packets of `from` into packets of `to`, by next hop `hop`.
-    pub fn new(from: &TupleV4, to: &TupleV4, hop: u16) -> RouteV4 {
-        let addresses = |tuple: &TupleV4| {
-            let ([a, b, c, d], [e, f, g, h]) = (tuple.source.to_ne_bytes(), tuple.destination.to_ne_bytes());
-            [a, b, c, d, e, f, g, h]
-        };
-        let address_delta = ChecksumDelta::of(&addresses(from), &addresses(to));
-        let port_delta = ChecksumDelta::of(&from.ports.to_ne_bytes(), &to.ports.to_ne_bytes());
-        // TTL is the first byte of its word.
-        let ttl_delta = ChecksumDelta::of(&[1, 0], &[0, 0]);
-        RouteV4 {
-            source: to.source,
-            destination: to.destination,
-            ports: to.ports,
-            ip_delta: address_delta.and(ttl_delta),
-            udp_delta: address_delta.and(port_delta),
-            hop,
-        }
+mod writer {
+    use core::sync::atomic::{Ordering, fence};
+
+    use super::SideLine;
+    use crate::route::{Onward, Route};
+    use crate::tables::Tables;
+    use crate::tuple::{AnyTuple, TupleV4, TupleV6, address_v6};
+
+    /// The numbers of the relay's addresses in the table of locals, where a line needs them; 0 for IPv4.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct LineLocals {
+        /// Of the address that packets come to.
+        pub taken: u16,
+        /// Of the address that packets go from.
+        pub made: u16,
     }
 
-    /// The tuple of the packets it makes.
-    pub fn tuple(&self) -> TupleV4 {
-        TupleV4 { source: self.source, destination: self.destination, ports: self.ports }
+    impl SideLine {
+        /// Makes the line describe packets of `tuple` with `route`, under the sequence count.
+        pub fn write(&self, tuple: &AnyTuple, route: &Route, locals: LineLocals) {
+            let (takes, [a, b, c, d]) = match *tuple {
+                AnyTuple::V4(TupleV4 { source, destination, .. }) => {
+                    (Self::TAKES_V4, [source, destination, 0, 0])
+                }
+                AnyTuple::V6(TupleV6 { source, .. }) => (Self::TAKES_V6, source),
+            };
+            let (makes, [e, f, g, h]) = match route.onward {
+                Onward::V4 { source, destination, ip_delta } => {
+                    (Self::MAKES_V4, [source, destination, u32::from(ip_delta.0), 0])
+                }
+                Onward::V6 { destination, .. } => (Self::MAKES_V6, destination),
+            };
+            self.under_sequence(|line| {
+                for (word, value) in line.address.iter().zip([a, b, c, d, e, f, g, h]) {
+                    word.store(value);
+                }
+                line.ports.store(tuple.ports());
+                line.new_ports.store(route.ports);
+                line.hop_and_delta.store(u32::from(route.hop) | u32::from(route.udp_delta.0) << 16);
+                line.families
+                    .store(takes | makes | u32::from(locals.taken) << 8 | u32::from(locals.made) << 20);
+            });
+        }
+
+        /// Makes the line describe no packets.
+        pub fn clear(&self) {
+            self.under_sequence(|line| line.families.store(0));
+        }
+
+        /// The tuple it describes, for its only writer.
+        pub fn tuple(&self, tables: &impl Tables) -> Option<AnyTuple> {
+            let families = self.families.load();
+            let ports = self.ports.load();
+            let [a, b, c, d] = [&self.address[0], &self.address[1], &self.address[2], &self.address[3]]
+                .map(|word| word.load());
+            match families & Self::TAKES_MASK {
+                Self::TAKES_V4 => Some(AnyTuple::V4(TupleV4 { source: a, destination: b, ports })),
+                Self::TAKES_V6 => {
+                    let destination = tables.local(Self::taken_local(families))?.load();
+                    debug_assert!(
+                        !address_v6(destination).is_unspecified(),
+                        "a line names locals that exist"
+                    );
+                    Some(AnyTuple::V6(TupleV6 { source: [a, b, c, d], destination, ports }))
+                }
+                _ => None,
+            }
+        }
+
+        fn under_sequence(&self, write: impl FnOnce(&SideLine)) {
+            let sequence = self.sequence.load() | 1;
+            self.sequence.store(sequence);
+            // The odd count must be seen before any of the new words: x86-64 keeps stores in order, the fence keeps the
+            // compiler to it.
+            fence(Ordering::SeqCst);
+            write(self);
+            self.sequence.store(sequence.wrapping_add(1));
+        }
     }
 }
 
 #[cfg(not(target_arch = "bpf"))]
-impl SideLine {
-    /// Makes the line describe packets of `tuple` with `route`, under the sequence count.
-    pub fn write(&self, tuple: &TupleV4, route: &RouteV4) {
-        self.under_sequence(|line| {
-            line.address[0].store(tuple.source);
-            line.address[1].store(tuple.destination);
-            line.address[2].store(route.source);
-            line.address[3].store(route.destination);
-            line.address[4].store(u32::from(route.ip_delta.0));
-            line.ports.store(tuple.ports);
-            line.new_ports.store(route.ports);
-            line.hop_and_delta.store(u32::from(route.hop) | u32::from(route.udp_delta.0) << 16);
-            line.family.store(Self::FAMILY_V4);
-        });
-    }
-
-    /// Makes the line describe no packets.
-    pub fn clear(&self) {
-        self.under_sequence(|line| line.family.store(0));
-    }
-
-    /// The tuple it describes, for its only writer.
-    pub fn tuple(&self) -> Option<TupleV4> {
-        (self.family.load() == Self::FAMILY_V4).then(|| TupleV4 {
-            source: self.address[0].load(),
-            destination: self.address[1].load(),
-            ports: self.ports.load(),
-        })
-    }
-
-    fn under_sequence(&self, write: impl FnOnce(&SideLine)) {
-        use core::sync::atomic::{Ordering, fence};
-        let sequence = self.sequence.load() | 1;
-        self.sequence.store(sequence);
-        // The odd count must be seen before any of the new words: x86-64 keeps stores in order, the fence keeps the
-        // compiler to it.
-        fence(Ordering::SeqCst);
-        write(self);
-        self.sequence.store(sequence.wrapping_add(1));
-    }
-}
+pub use writer::LineLocals;

@@ -2,6 +2,7 @@
 
 use crate::index::IndexBucket;
 use crate::interface::Interface;
+use crate::local::Local;
 use crate::next_hop::NextHop;
 use crate::siphash::HashKey;
 use crate::slot::Slot;
@@ -22,6 +23,9 @@ pub trait Tables {
 
     /// A next hop.
     fn next_hop(&self, number: u32) -> Option<&NextHop>;
+
+    /// One of the relay's IPv6 addresses.
+    fn local(&self, number: u32) -> Option<&Local>;
 
     /// The entry on which the interface with this index falls.
     fn interface(&self, index: u32) -> Option<&Interface>;

@@ -6,12 +6,13 @@ use relay_common::Reason;
 use relay_common::frame::Frame;
 use relay_common::index::IndexBucket;
 use relay_common::interface::{INTERFACES as INTERFACE_ENTRIES, Interface};
+use relay_common::local::Local;
 use relay_common::next_hop::NextHop;
 use relay_common::siphash::HashKey;
 use relay_common::slot::Slot;
 use relay_common::tables::Tables;
 
-use crate::maps::{CLOCK, EGRESS, INDEX, INTERFACES, NEXT_HOPS, SLOTS, TALLIES};
+use crate::maps::{CLOCK, EGRESS, INDEX, INTERFACES, LOCALS, NEXT_HOPS, SLOTS, TALLIES};
 
 // Read-only data, set by the daemon before it loads the program: the verifier knows the values.
 
@@ -58,6 +59,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn next_hop(&self, number: u32) -> Option<&NextHop> {
         NEXT_HOPS.get(number)
+    }
+
+    #[inline(always)]
+    fn local(&self, number: u32) -> Option<&Local> {
+        LOCALS.get(number)
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
 use relay_common::index::IndexBucket;
 use relay_common::interface::{INTERFACES as INTERFACE_ENTRIES, Interface};
+use relay_common::local::{LOCALS as LOCAL_ENTRIES, Local};
 use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
@@ -26,6 +27,10 @@ pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(NEXT_HOP_ENTRIES,
 /// Written by the daemon, read here.
 #[map]
 pub static INTERFACES: Array<Interface> = Array::with_max_entries(INTERFACE_ENTRIES, BPF_F_MMAPABLE);
+
+/// Written by the daemon, read here.
+#[map]
+pub static LOCALS: Array<Local> = Array::with_max_entries(LOCAL_ENTRIES, BPF_F_MMAPABLE);
 
 /// Written by the daemon: the egress interface of each next hop.
 #[map]

@@ -1,8 +1,9 @@
 //! The frame that the driver handed over.
 
 use core::marker::PhantomData;
+use core::ptr::read_volatile;
 
-use aya_ebpf::helpers::bpf_xdp_get_buff_len;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use relay_common::frame::Frame;
 
@@ -26,8 +27,18 @@ impl<'a> Packet<'a> {
 
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
-        let start = self.context.data() + offset;
-        if start + N > self.context.data_end() { None } else { Some(start as *mut [u8; N]) }
+        // The verifier makes pointers of these two words, and lets nothing be computed with the end. A volatile read is
+        // done here, once for each window; the compiler could keep an ordinary one as a number and widen it later.
+        // SAFETY: the context is the one this program was called with, and both fields are there and readable.
+        let (data, end) = unsafe {
+            let context = self.context.ctx;
+            (
+                read_volatile(&raw const (*context).data) as usize,
+                read_volatile(&raw const (*context).data_end) as usize,
+            )
+        };
+        let start = data + offset;
+        if start + N > end { None } else { Some(start as *mut [u8; N]) }
     }
 }
 
@@ -53,5 +64,12 @@ impl Frame for Packet<'_> {
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         // SAFETY: as for `window`, and `self` is borrowed exclusively.
         self.at::<N>(offset).map(|bytes| unsafe { &mut *bytes })
+    }
+
+    #[inline(always)]
+    fn move_start(&mut self, delta: i32) -> bool {
+        // SAFETY: as for `new`. The verifier forgets every pointer into the packet here; windows are taken afresh from
+        // the context's new bounds.
+        unsafe { bpf_xdp_adjust_head(self.context.ctx, delta) == 0 }
     }
 }

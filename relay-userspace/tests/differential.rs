@@ -11,10 +11,10 @@
     reason = "in a test a panic is a failure, and the shares are printed"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 use relay_common::frame::SliceFrame;
 use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_common::slot::Slot;
@@ -31,7 +31,9 @@ const STATION: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 const MAGIC: [u8; 8] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
-const RELAY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 4433);
+const RELAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)), 4433);
+const RELAY_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2)), 4433);
+const HEADROOM: usize = 64;
 const SESSIONS: u32 = 64;
 const BATCH: u64 = 256;
 
@@ -71,9 +73,10 @@ fn the_program_and_the_host_code_decide_alike() {
             program.set_clock(now).unwrap();
         }
         let frame = random.frame();
-        let mut expected = frame.clone();
-        let decision =
-            forward(&mut SliceFrame { bytes: &mut expected, interface: LOOPBACK }, &*host.tables, || now.0);
+        let mut room = [&[0; HEADROOM], &frame[..]].concat();
+        let mut view = SliceFrame::new(&mut room, HEADROOM, LOOPBACK);
+        let decision = forward(&mut view, &*host.tables, || now.0);
+        let expected = view.as_bytes().to_vec();
         let (verdict, bytes) = program.run(&frame).unwrap();
 
         let reason = decision.err().unwrap_or(Reason::Forwarded);
@@ -127,8 +130,11 @@ struct ByAddress;
 
 impl Routes for ByAddress {
     fn hop_for(&mut self, agent: IpAddr, _relay: IpAddr) -> u16 {
-        let IpAddr::V4(ip) = agent else { return 0 };
-        match ip.octets()[3] {
+        let last = match agent {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        };
+        match last {
             octet if octet.is_multiple_of(16) => u16::from(octet / 16 % 4),
             octet => u16::from(octet % 2),
         }
@@ -160,7 +166,7 @@ impl World {
         if self.installed.is_empty() {
             for pair in 0..SESSIONS / 2 {
                 let sides = [agent(2 * pair), agent(2 * pair + 1)];
-                let limit = match pair % 4 {
+                let limit = match pair / 4 % 4 {
                     0 => Limit::UNLIMITED,
                     1 => Limit::per_second(1_000_000_000),
                     2 => Limit::per_second(50_000),
@@ -200,9 +206,16 @@ impl World {
     }
 }
 
+/// Agents of both families, so that sessions are of every combination: a session's agents are neighbours in number.
 fn agent(number: u32) -> FlowTuple {
-    let ip = Ipv4Addr::new(10, 1, (number / 128) as u8, (number % 128) as u8 + 1);
-    FlowTuple { agent: SocketAddr::from((ip, 40_000 + number as u16)), relay: SocketAddr::V4(RELAY) }
+    let port = 40_000 + number as u16;
+    if number / 2 % 4 & (1 << (number % 2)) == 0 {
+        let ip = Ipv4Addr::new(10, 1, (number / 128) as u8, (number % 128) as u8 + 1);
+        FlowTuple { agent: SocketAddr::from((ip, port)), relay: RELAY }
+    } else {
+        let ip = Ipv6Addr::new(0xfd00, 1, 2, 3, 4, 5, 6, number as u16 + 1);
+        FlowTuple { agent: SocketAddr::from((ip, port)), relay: RELAY_V6 }
+    }
 }
 
 /// SplitMix64: a failing case comes again.
@@ -226,9 +239,7 @@ impl Random {
 
     /// A frame of a session, often with something unusual about it.
     fn frame(&mut self) -> Vec<u8> {
-        let SocketAddr::V4(from) = agent(self.below(u64::from(SESSIONS)) as u32).agent else {
-            unreachable!()
-        };
+        let FlowTuple { agent: from, relay } = agent(self.below(u64::from(SESSIONS)) as u32);
         let length = match self.below(4) {
             0 => self.below(64),
             1 => self.below(1473),
@@ -236,19 +247,34 @@ impl Random {
             _ => self.below(256),
         };
         let payload: Vec<u8> = (0..length).map(|_| self.next() as u8).collect();
-        let mut ip = etherparse::Ipv4Header::new(
-            (8 + payload.len()) as u16,
-            2 + self.below(250) as u8,
-            etherparse::IpNumber::UDP,
-            from.ip().octets(),
-            RELAY.ip().octets(),
-        )
-        .unwrap();
-        ip.ecn = (self.below(4) as u8).try_into().unwrap();
+        let udp_length = (8 + payload.len()) as u16;
+        let (ttl, class) = (2 + self.below(250) as u8, self.next() as u8);
+        let ip = match (from.ip(), relay.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let mut ip =
+                    Ipv4Header::new(udp_length, ttl, IpNumber::UDP, from.octets(), to.octets()).unwrap();
+                ip.dscp = (class >> 2).try_into().unwrap();
+                ip.ecn = (class & 3).try_into().unwrap();
+                IpHeaders::Ipv4(ip, Default::default())
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => IpHeaders::Ipv6(
+                Ipv6Header {
+                    traffic_class: class,
+                    flow_label: (self.below(1 << 20) as u32).try_into().unwrap(),
+                    payload_length: udp_length,
+                    next_header: IpNumber::UDP,
+                    hop_limit: ttl,
+                    source: from.octets(),
+                    destination: to.octets(),
+                },
+                Default::default(),
+            ),
+            _ => unreachable!("a tuple has one family"),
+        };
         let mut frame = Vec::new();
         PacketBuilder::ethernet2(GATEWAY, STATION)
-            .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
-            .udp(from.port(), RELAY.port())
+            .ip(ip)
+            .udp(from.port(), relay.port())
             .write(&mut frame, &payload)
             .unwrap();
         if self.one_in(3) {
@@ -258,47 +284,51 @@ impl Random {
     }
 
     fn disturb(&mut self, frame: &mut Vec<u8>) {
+        let v6 = frame[12] == 0x86;
+        let (headers, ttl, protocol, length, source_port, check) =
+            if v6 { (62, 21, 20, 18, 55, 60) } else { (42, 22, 23, 16, 35, 40) };
         match self.below(15) {
+            0 if v6 => frame[protocol] = [0, 43, 44, 51, 60, 135, 139, 140][self.below(8) as usize],
             0 => frame[14] = 0x46,
             1 => frame[14] = self.next() as u8,
+            2 if v6 => frame[14] = 0x50,
             2 => frame[20] = 0x20,
-            3 => frame[22] = self.below(2) as u8,
-            4 => frame[23] = 6,
+            3 => frame[ttl] = self.below(2) as u8,
+            4 => frame[protocol] = 6,
             5 => frame[0] ^= 2,
-            6 => frame[12..14]
-                .copy_from_slice(&[[0x86, 0xdd], [0x81, 0x00], [0x88, 0xa8]][self.below(3) as usize]),
+            6 => frame[12..14].copy_from_slice(&[[0x81, 0x00], [0x88, 0xa8]][self.below(2) as usize]),
             7 => frame[12..14].copy_from_slice(&[0x08, 0x06]),
-            8 => frame[16..18].copy_from_slice(&(self.next() as u16).to_be_bytes()),
-            9 => frame.truncate(14 + self.below(28) as usize),
-            10 => frame[35] ^= 1,
-            11 => frame[40..42].fill(0),
-            12 => self.bind(frame),
+            8 => frame[length..length + 2].copy_from_slice(&(self.next() as u16).to_be_bytes()),
+            9 => frame.truncate(14 + self.below(headers as u64 - 14) as usize),
+            10 => frame[source_port] ^= 1,
+            11 => frame[check..check + 2].fill(0),
+            12 => {
+                // A bind datagram, or one byte more or less than that.
+                frame.resize(headers + BIND_LEN + self.below(3) as usize - 1, 0);
+                frame[headers..headers + 8].copy_from_slice(&MAGIC);
+                set_lengths(frame);
+            }
             13 => {
                 // Any header byte, with the IP checksum left wrong: a forwarder does not check it.
-                let at = self.below(42) as usize;
+                let at = self.below(headers as u64) as usize;
                 frame[at] = self.next() as u8;
             }
-            _ => self.oversize(frame),
+            _ => {
+                // Larger than the interface's MTU.
+                frame.resize(1515 + self.below(1000) as usize, 0);
+                set_lengths(frame);
+            }
         }
-    }
-
-    /// A bind datagram, or one byte more or less than that.
-    fn bind(&mut self, frame: &mut Vec<u8>) {
-        let length = BIND_LEN + self.below(3) as usize - 1;
-        frame.resize(42 + length, 0);
-        frame[42..50].copy_from_slice(&MAGIC);
-        set_lengths(frame);
-    }
-
-    /// A frame larger than the interface's MTU.
-    fn oversize(&mut self, frame: &mut Vec<u8>) {
-        frame.resize(1515 + self.below(1000) as usize, 0);
-        set_lengths(frame);
     }
 }
 
 fn set_lengths(frame: &mut [u8]) {
     let ip_length = (frame.len() - 14) as u16;
-    frame[16..18].copy_from_slice(&ip_length.to_be_bytes());
-    frame[38..40].copy_from_slice(&(ip_length - 20).to_be_bytes());
+    if frame[12] == 0x86 {
+        frame[18..20].copy_from_slice(&(ip_length - 40).to_be_bytes());
+        frame[58..60].copy_from_slice(&(ip_length - 40).to_be_bytes());
+    } else {
+        frame[16..18].copy_from_slice(&ip_length.to_be_bytes());
+        frame[38..40].copy_from_slice(&(ip_length - 20).to_be_bytes());
+    }
 }

@@ -5,18 +5,19 @@
 //! charge it.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use relay_common::Side;
 use relay_common::bucket::Allowance;
-use relay_common::flow::look_up;
 use relay_common::index::{ENTRIES, Place, SlotSide};
-use relay_common::slot::{RouteV4, Slot};
+use relay_common::local::Local;
+use relay_common::route::Route;
+use relay_common::slot::{LineLocals, Slot};
 use relay_common::tables::Tables as _;
-use relay_common::tuple::TupleV4;
-use relay_common::{Reason, Side};
+use relay_common::tuple::AnyTuple;
 
 use super::flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
 use super::tables::{Carried, Tables};
@@ -95,12 +96,12 @@ impl<R: Routes> FlowTable<R> {
         self.tables.slot(id.0)
     }
 
-    fn place(&self, tuple: &TupleV4) -> Place {
+    fn place(&self, tuple: &AnyTuple) -> Place {
         Place::of(tuple.hash(self.tables.hash_key()), self.tables.bucket_mask())
     }
 
     /// Puts an entry for `tuple` into one of its buckets. Whether there was room.
-    fn put(&self, tuple: &TupleV4, at: SlotSide) -> bool {
+    fn put(&self, tuple: &AnyTuple, at: SlotSide) -> bool {
         let place = self.place(tuple);
         let [Some(first), Some(second)] = place.buckets.map(|number| self.tables.bucket(number)) else {
             return false;
@@ -111,7 +112,7 @@ impl<R: Routes> FlowTable<R> {
         order.into_iter().any(|bucket| bucket.put(place.fingerprint, at))
     }
 
-    fn take_out(&self, tuple: &TupleV4, at: SlotSide) {
+    fn take_out(&self, tuple: &AnyTuple, at: SlotSide) {
         let place = self.place(tuple);
         let taken = place
             .buckets
@@ -122,37 +123,60 @@ impl<R: Routes> FlowTable<R> {
     }
 
     /// Checks a side's tuple, and that no session has it but perhaps `own`.
-    fn check(&self, tuple: FlowTuple, own: Option<SlotId>) -> Result<TupleV4, InstallError> {
-        let (SocketAddr::V4(agent), SocketAddr::V4(relay)) = (tuple.agent, tuple.relay) else {
-            return Err(InstallError::Tuple(TupleFault::Family));
-        };
-        check_address(agent, relay).map_err(InstallError::Tuple)?;
-        let words = TupleV4::new(agent, relay);
-        match look_up(&*self.tables, &words) {
+    fn check(&self, tuple: FlowTuple, own: Option<SlotId>) -> Result<AnyTuple, InstallError> {
+        check_addresses(tuple).map_err(InstallError::Tuple)?;
+        let words = AnyTuple::new(tuple.agent, tuple.relay).ok_or(InstallError::Tuple(TupleFault::Family))?;
+        match self.tables.find(&words) {
             Ok(flow) if own != Some(SlotId(flow.at.slot)) => Err(InstallError::Tuple(TupleFault::InUse)),
-            Ok(_) | Err(Reason::NoFlow) => Ok(words),
-            Err(_) => Err(InstallError::Tuple(TupleFault::InUse)),
+            _ => Ok(words),
         }
     }
 
-    /// The route of packets from `from`'s agent to `to`'s: the relay's address on `to`'s side becomes the source.
-    fn route(&mut self, from: &TupleV4, to: &TupleV4) -> RouteV4 {
-        let onward = TupleV4::new(to.destination(), to.source());
-        let hop = self.routes.hop_for((*to.source().ip()).into(), (*to.destination().ip()).into());
-        RouteV4::new(from, &onward, hop)
+    /// The lines of a session between these two sides' tuples.
+    fn lines(&mut self, sides: [AnyTuple; 2]) -> Result<[Line; 2], InstallError> {
+        let [connector, target] = sides;
+        Ok([self.line(connector, target)?, self.line(target, connector)?])
+    }
+
+    /// The line of packets from `from`'s agent to `to`'s: the relay's address on `to`'s side becomes the source.
+    fn line(&mut self, from: AnyTuple, to: AnyTuple) -> Result<Line, InstallError> {
+        let hop = self.routes.hop_for(to.source().ip(), to.destination().ip());
+        let locals = LineLocals {
+            taken: self.local(from.destination().ip())?,
+            made: self.local(to.destination().ip())?,
+        };
+        Ok(Line { tuple: from, route: Route::new(&from, &to.reversed(), hop), locals })
+    }
+
+    fn local(&self, address: IpAddr) -> Result<u16, InstallError> {
+        match address {
+            IpAddr::V4(_) => Ok(0),
+            IpAddr::V6(address) => Local::number(&self.tables.locals, address).ok_or(InstallError::TableFull),
+        }
     }
 }
 
-fn check_address(agent: SocketAddrV4, relay: SocketAddrV4) -> Result<(), TupleFault> {
-    let ip = *agent.ip();
+/// What is written into a slot for one side.
+struct Line {
+    tuple: AnyTuple,
+    route: Route,
+    locals: LineLocals,
+}
+
+impl Line {
+    fn write(&self, slot: &Slot, side: Side) {
+        slot.side(side).write(&self.tuple, &self.route, self.locals);
+    }
+}
+
+fn check_addresses(tuple: FlowTuple) -> Result<(), TupleFault> {
+    let FlowTuple { agent, relay } = tuple;
     if agent.port() == 0 || relay.port() == 0 {
         return Err(TupleFault::PortZero);
     }
-    if ip.is_unspecified()
-        || ip.is_multicast()
-        || ip.is_broadcast()
-        || relay.ip().is_unspecified()
-        || agent == relay
+    let ip = agent.ip();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    if ip.is_unspecified() || ip.is_multicast() || broadcast || relay.ip().is_unspecified() || agent == relay
     {
         return Err(TupleFault::Address);
     }
@@ -171,15 +195,15 @@ impl<R: Routes> Flows for FlowTable<R> {
         if connector == target {
             return Err(InstallError::Tuple(TupleFault::InUse));
         }
-        let routes = [self.route(&connector, &target), self.route(&target, &connector)];
+        let lines = self.lines([connector, target])?;
         let number = self.take_slot(now).ok_or(InstallError::TableFull)?;
         let tables = Arc::clone(&self.tables);
         let Some(slot) = tables.slot(number) else { return Err(InstallError::TableFull) };
 
         reset(slot, tables.carried.get(number as usize));
         write_limit(slot, limit, now);
-        slot.sides[0].write(&connector, &routes[0]);
-        slot.sides[1].write(&target, &routes[1]);
+        lines[0].write(slot, Side::Connector);
+        lines[1].write(slot, Side::Target);
         let at = |side| SlotSide { slot: number, side };
         if !self.put(&connector, at(Side::Connector)) {
             self.free.push(number);
@@ -207,7 +231,9 @@ impl<R: Routes> Flows for FlowTable<R> {
         let new = self.check(tuple, Some(id))?;
         let tables = Arc::clone(&self.tables);
         let Some(slot) = tables.slot(id.0) else { return Err(InstallError::TableFull) };
-        let (Some(old), Some(other)) = (slot.side(side).tuple(), slot.side(side.other()).tuple()) else {
+        let (Some(old), Some(other)) =
+            (slot.side(side).tuple(&*tables), slot.side(side.other()).tuple(&*tables))
+        else {
             return Err(InstallError::TableFull);
         };
         if new == other {
@@ -216,14 +242,14 @@ impl<R: Routes> Flows for FlowTable<R> {
         if new == old {
             return Ok(());
         }
-        let (out, back) = (self.route(&new, &other), self.route(&other, &new));
+        let (out, back) = (self.line(new, other)?, self.line(other, new)?);
         let at = SlotSide { slot: id.0, side };
         // The new entry first: until the line is written it describes the old tuple, and the new one's packets miss.
         if !self.put(&new, at) {
             return Err(InstallError::TableFull);
         }
-        slot.side(side).write(&new, &out);
-        slot.side(side.other()).write(&other, &back);
+        out.write(slot, side);
+        back.write(slot, side.other());
         self.take_out(&old, at);
         Ok(())
     }
@@ -241,7 +267,7 @@ impl<R: Routes> Flows for FlowTable<R> {
             deadline.store(0);
         }
         for side in Side::BOTH {
-            if let Some(tuple) = slot.side(side).tuple() {
+            if let Some(tuple) = slot.side(side).tuple(&*tables) {
                 self.take_out(&tuple, SlotSide { slot: id.0, side });
                 slot.side(side).clear();
             }
@@ -311,8 +337,9 @@ mod tests {
     use super::*;
     use crate::relay::datapath::tables::TableSizes;
     use proptest::prelude::*;
+    use relay_common::Reason;
     use std::collections::HashMap;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
 
     const RELAY: &str = "10.9.0.2:4433";
     const LATER: MonoTime = MonoTime(u64::MAX);
@@ -413,6 +440,7 @@ mod tests {
             ("0.0.0.0:5", TupleFault::Address),
             (RELAY, TupleFault::Address),
             ("[2001:db8::1]:5", TupleFault::Family),
+            ("[ff02::1]:5", TupleFault::Address),
         ] {
             let bad = FlowTuple { agent: address.parse().unwrap(), relay: RELAY.parse().unwrap() };
             let refused = table.install([agent(1), bad], Limit::UNLIMITED, [LATER, LATER], at(1));

@@ -102,7 +102,7 @@ pub enum TupleFault {
     /// Both sides have the same tuple, or the tuple belongs to another session.
     #[error("the tuple is in use")]
     InUse,
-    /// The two addresses of a tuple are of different families, or the sides' families cannot be joined yet.
+    /// The two addresses of a tuple are of different families.
     #[error("the address families differ")]
     Family,
 }

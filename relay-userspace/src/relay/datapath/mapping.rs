@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 
 use relay_common::index::IndexBucket;
 use relay_common::interface::Interface;
+use relay_common::local::Local;
 use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
 
@@ -28,6 +29,8 @@ unsafe impl Shared for Slot {}
 unsafe impl Shared for NextHop {}
 // SAFETY: as for IndexBucket.
 unsafe impl Shared for Interface {}
+// SAFETY: as for IndexBucket.
+unsafe impl Shared for Local {}
 
 /// An array in memory that others may be writing too.
 pub enum SharedArray<T: Shared> {

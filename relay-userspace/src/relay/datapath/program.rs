@@ -157,6 +157,7 @@ impl Program {
             slots: mapped(&mut ebpf, maps::SLOTS)?,
             next_hops: mapped(&mut ebpf, maps::NEXT_HOPS)?,
             interfaces: mapped(&mut ebpf, maps::INTERFACES)?,
+            locals: mapped(&mut ebpf, maps::LOCALS)?,
             carried: Tables::carried(sizes),
             hash_key,
             bind_magic: magic,
@@ -238,7 +239,8 @@ impl Program {
     /// # Errors
     /// The kernel refused the run: not permitted, or the frame is shorter than an Ethernet header or too long.
     pub fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>), XdpError> {
-        let mut out = vec![0; frame.len()];
+        // Room for a longer header: translation to IPv6 adds 20 bytes.
+        let mut out = vec![0; frame.len() + 64];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let result =

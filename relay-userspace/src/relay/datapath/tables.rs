@@ -1,17 +1,18 @@
 //! The tables of the packet path, as the daemon sees them: one writer (the driver), many readers (program, forwarder).
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use relay_common::flow::{Flow, look_up};
 use relay_common::index::{ENTRIES, IndexBucket, MAX_BUCKETS, MAX_SLOTS, SlotSide};
 use relay_common::interface::{INTERFACES, Interface};
+use relay_common::local::{LOCALS, Local};
 use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::parse::{classify_bind, markable};
 use relay_common::siphash::HashKey;
 use relay_common::slot::Slot;
-use relay_common::tuple::TupleV4;
+use relay_common::tuple::AnyTuple;
 use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
 
 use super::mapping::SharedArray;
@@ -23,6 +24,7 @@ pub struct Tables {
     pub(super) slots: SharedArray<Slot>,
     pub(super) next_hops: SharedArray<NextHop>,
     pub(super) interfaces: SharedArray<Interface>,
+    pub(super) locals: SharedArray<Local>,
     pub(super) carried: Box<[[Carried; 2]]>,
     pub(super) hash_key: HashKey,
     pub(super) bind_magic: u64,
@@ -65,6 +67,7 @@ impl TableSizes {
             + u64::from(self.buckets) * size_of::<IndexBucket>() as u64
             + u64::from(NEXT_HOP_ENTRIES) * size_of::<NextHop>() as u64
             + u64::from(INTERFACES) * size_of::<Interface>() as u64
+            + u64::from(LOCALS) * size_of::<Local>() as u64
     }
 }
 
@@ -89,6 +92,7 @@ impl Tables {
             slots: SharedArray::private(sizes.slots),
             next_hops: SharedArray::private(NEXT_HOP_ENTRIES),
             interfaces: SharedArray::private(INTERFACES),
+            locals: SharedArray::private(LOCALS),
             carried: Tables::carried(sizes),
             hash_key,
             bind_magic: u64::from_ne_bytes(bind_magic),
@@ -118,24 +122,24 @@ impl Tables {
         if let Some(head) = payload.first_chunk::<BIND_MAGIC_LEN>() {
             classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
         }
-        let (SocketAddr::V4(source), SocketAddr::V4(relay)) = (source, relay) else {
-            return Err(Reason::NoFlow);
-        };
-        let flow = self.find(source, relay)?;
+        let tuple = AnyTuple::new(source, relay).ok_or(Reason::NoFlow)?;
+        let flow = self.find(&tuple)?;
         let mark = flow.admit(length, markable(tos), now.0)?;
         let onward = flow.route.tuple();
-        Ok(Relayed {
-            to: SocketAddr::V4(onward.destination()),
-            from: SocketAddr::V4(onward.source()),
-            mark,
-            at: flow.at,
-        })
+        Ok(Relayed { to: onward.destination(), from: onward.source(), mark, at: flow.at })
     }
 
-    fn find(&self, source: SocketAddrV4, relay: SocketAddrV4) -> Result<Flow<'_>, Reason> {
-        let tuple = TupleV4::new(source, relay);
+    /// The session that packets of `tuple` belong to.
+    ///
+    /// # Errors
+    /// [`Reason::NoFlow`].
+    pub(super) fn find(&self, tuple: &AnyTuple) -> Result<Flow<'_>, Reason> {
         loop {
-            match look_up(self, &tuple) {
+            let found = match tuple {
+                AnyTuple::V4(tuple) => look_up(self, tuple),
+                AnyTuple::V6(tuple) => look_up(self, tuple),
+            };
+            match found {
                 // The program leaves a session that changes under it to userspace; here is nobody to leave it to, and
                 // the writer is done in a moment.
                 Err(Reason::FlowChanged) => std::hint::spin_loop(),
@@ -186,6 +190,10 @@ impl tables::Tables for Tables {
 
     fn next_hop(&self, number: u32) -> Option<&NextHop> {
         self.next_hops.get(number as usize)
+    }
+
+    fn local(&self, number: u32) -> Option<&Local> {
+        self.locals.get(number as usize)
     }
 
     fn interface(&self, index: u32) -> Option<&Interface> {
