@@ -209,7 +209,7 @@ impl World {
 /// Agents of both families, so that sessions are of every combination: a session's agents are neighbours in number.
 fn agent(number: u32) -> FlowTuple {
     let port = 40_000 + number as u16;
-    if number / 2 % 4 & (1 << (number % 2)) == 0 {
+    if (number / 2 % 4) & (1 << (number % 2)) == 0 {
         let ip = Ipv4Addr::new(10, 1, (number / 128) as u8, (number % 128) as u8 + 1);
         FlowTuple { agent: SocketAddr::from((ip, port)), relay: RELAY }
     } else {

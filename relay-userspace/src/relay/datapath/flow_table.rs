@@ -335,7 +335,7 @@ fn write_limit(slot: &Slot, limit: Limit, now: MonoTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::datapath::tables::TableSizes;
+    use crate::relay::datapath::tables::{Arrival, Relayed, TableSizes};
     use proptest::prelude::*;
     use relay_common::Reason;
     use std::collections::HashMap;
@@ -370,9 +370,13 @@ mod tests {
         table.install([agent(a), agent(b)], Limit::UNLIMITED, [LATER, LATER], now)
     }
 
+    fn decide(tables: &Tables, from: FlowTuple, payload: &[u8], now: MonoTime) -> Result<Relayed, Reason> {
+        tables.decide(&Arrival { from: from.agent, to: from.relay, payload, tos: 0, ttl: 64 }, now)
+    }
+
     /// Where a datagram of `from` goes.
     fn destination(tables: &Tables, from: FlowTuple) -> Option<SocketAddr> {
-        tables.decide(from.agent, from.relay, b"data", 0, at(1)).ok().map(|relayed| relayed.to)
+        decide(tables, from, b"data", at(1)).ok().map(|relayed| relayed.to)
     }
 
     #[test]
@@ -452,7 +456,7 @@ mod tests {
     fn nothing_is_relayed_after_a_deadline() {
         let (tables, mut table) = table(4);
         let slot = table.install([agent(1), agent(2)], Limit::UNLIMITED, [at(5), at(9)], at(1)).unwrap();
-        let decide = |now| tables.decide(agent(1).agent, agent(1).relay, b"data", 0, now).map(|_| ());
+        let decide = |now| decide(&tables, agent(1), b"data", now).map(|_| ());
         assert_eq!(decide(at(4)), Ok(()));
         assert_eq!(decide(at(5)), Err(Reason::ConsentExpired));
         table.extend(slot, Side::Connector, at(20));
@@ -461,10 +465,21 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_with_no_hop_left_to_go_is_dropped_uncharged() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        table.set_limit(slot, Limit::per_second(1000), at(1));
+        let FlowTuple { agent, relay } = agent(1);
+        let expiring = Arrival { from: agent, to: relay, payload: b"data", tos: 0, ttl: 1 };
+        assert_eq!(tables.decide(&expiring, at(1)), Err(Reason::TtlExpired));
+        assert_eq!(tables.slots[slot.0 as usize].arrival.load(), 0);
+    }
+
+    #[test]
     fn a_limit_holds_at_once_when_it_changes() {
         let (tables, mut table) = table(4);
         let slot = install(&mut table, 1, 2, at(1)).unwrap();
-        let decide = || tables.decide(agent(1).agent, agent(1).relay, &[0; 1000], 0, at(1)).is_ok();
+        let decide = || decide(&tables, agent(1), &[0; 1000], at(1)).is_ok();
         assert_eq!((0..1000).filter(|_| decide()).count(), 1000);
         table.set_limit(slot, Limit { bytes_per_s: 100_000, burst_bytes: 80_000 }, at(1));
         assert_eq!((0..1000).filter(|_| decide()).count(), 70);

@@ -14,4 +14,4 @@ pub use flow_table::{FlowTable, NoRoutes, QUARANTINE, Routes};
 pub use flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
 pub use program::{Hook, OBJECT, Port, Program, XdpError};
 pub use selection::Selection;
-pub use tables::{Relayed, TableSizes, Tables};
+pub use tables::{Arrival, Relayed, TableSizes, Tables};

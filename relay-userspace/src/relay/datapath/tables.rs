@@ -71,6 +71,21 @@ impl TableSizes {
     }
 }
 
+/// A datagram that reached one of the relay's sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival<'a> {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The relay address it was sent to.
+    pub to: SocketAddr,
+    /// Its UDP payload.
+    pub payload: &'a [u8],
+    /// Its TOS or traffic class byte.
+    pub tos: u8,
+    /// Its TTL or hop limit.
+    pub ttl: u8,
+}
+
 /// What the forwarder does with a datagram of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relayed {
@@ -105,26 +120,20 @@ impl Tables {
 
     /// Decides on a datagram that reached a socket, as the program does on a frame: it is charged if it is to be sent.
     ///
-    /// `source` sent it, `relay` is the address it was sent to, `tos` its TOS or traffic class byte.
-    ///
     /// # Errors
     /// Why it is not relayed. [`Reason::NoFlow`] and [`Reason::ConsentExpired`]: it may be QUIC's.
     /// [`Reason::Bind`]: it is a bind datagram.
-    pub fn decide(
-        &self,
-        source: SocketAddr,
-        relay: SocketAddr,
-        payload: &[u8],
-        tos: u8,
-        now: MonoTime,
-    ) -> Result<Relayed, Reason> {
-        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        if let Some(head) = payload.first_chunk::<BIND_MAGIC_LEN>() {
+    pub fn decide(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+        let length = u32::try_from(arrival.payload.len()).unwrap_or(u32::MAX);
+        if let Some(head) = arrival.payload.first_chunk::<BIND_MAGIC_LEN>() {
             classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
         }
-        let tuple = AnyTuple::new(source, relay).ok_or(Reason::NoFlow)?;
+        let tuple = AnyTuple::new(arrival.from, arrival.to).ok_or(Reason::NoFlow)?;
         let flow = self.find(&tuple)?;
-        let mark = flow.admit(length, markable(tos), now.0)?;
+        if arrival.ttl <= 1 {
+            return Err(Reason::TtlExpired);
+        }
+        let mark = flow.admit(length, markable(arrival.tos), now.0)?;
         let onward = flow.route.tuple();
         Ok(Relayed { to: onward.destination(), from: onward.source(), mark, at: flow.at })
     }

@@ -1,14 +1,12 @@
 //! The readers: one thread per socket takes datagrams in batches and forwards, hands on or drops each.
 
 use std::io::{self, PipeReader};
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_common::flow::look_up;
 use relay_common::index::SlotSide;
-use relay_common::tuple::TupleV4;
 use relay_common::{BIND_LEN, Reason};
 use tokio::sync::mpsc;
 
@@ -17,7 +15,7 @@ use super::counters::Counters;
 use super::quic_socket::{MAX_DATAGRAM, QuicSocket};
 use super::steering::may_be_quic;
 use crate::clock::MonoTime;
-use crate::relay::datapath::{Relayed, Tables};
+use crate::relay::datapath::{Arrival, Relayed, Tables};
 
 /// A bind datagram on its way to the rendezvous: it has the magic and the length, nothing else is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +82,8 @@ impl Reader {
         let Datagram { payload, from, ancillary } = datagram;
         let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else { return Err(Reason::Truncated) };
         let to = SocketAddr::new(to, self.port);
-        match self.decide(&datagram, to, ttl) {
+        let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
+        match self.tables.decide(&arrival, MonoTime::now()) {
             Ok(Relayed { to, from, mark, at }) => {
                 let tos = if mark { ancillary.tos | CE } else { ancillary.tos };
                 batch.forward(index, Headers { to, from: from.ip(), tos, ttl: ttl - 1 }, at);
@@ -99,21 +98,6 @@ impl Reader {
             }
             Err(reason) => Err(reason),
         }
-    }
-
-    /// The tables' decision, unless the datagram belongs to a flow and has no hop left to go: then nothing is charged.
-    fn decide(&self, datagram: &Datagram<'_>, to: SocketAddr, ttl: u8) -> Result<Relayed, Reason> {
-        if ttl <= 1
-            && let (SocketAddr::V4(from), SocketAddr::V4(to)) = (datagram.from, to)
-            && self.has_flow(from, to)
-        {
-            return Err(Reason::TtlExpired);
-        }
-        self.tables.decide(datagram.from, to, datagram.payload, datagram.ancillary.tos, MonoTime::now())
-    }
-
-    fn has_flow(&self, from: SocketAddrV4, to: SocketAddrV4) -> bool {
-        !matches!(look_up(&*self.tables, &TupleV4::new(from, to)), Err(Reason::NoFlow))
     }
 
     fn pass_bind(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Reason {
