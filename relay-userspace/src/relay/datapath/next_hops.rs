@@ -1,0 +1,492 @@
+//! The next hops of relayed packets: which there are, and how a packet leaves for each. Pure: facts come in, entries of
+//! the program's next-hop array go out.
+//!
+//! A next hop is a gateway (or an agent on the relay's own network) behind an interface. Sessions name it by number, so a
+//! gateway that changes its MAC address is one write, however many sessions use it. What is not known to be good is left
+//! to userspace: the program then passes the packet up, and the kernel's stack resolves the neighbour when the forwarder
+//! sends.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
+
+use relay_common::next_hop::{Egress, Hop, station_words};
+
+use super::program::Hook;
+
+/// The number of a next hop: its place in the program's array and in the device map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HopId(pub u16);
+
+impl HopId {
+    /// The entry that always leaves packets to userspace: for destinations without a usable route.
+    pub const USERSPACE: HopId = HopId(0);
+}
+
+/// What a next hop is recognised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HopKey {
+    /// Index of the interface towards it.
+    pub interface: u32,
+    /// The gateway's address, or the destination's if it is on the interface's own network.
+    pub gateway: IpAddr,
+}
+
+/// An interface, as far as packets leaving by it are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MAC address; `None` if it does not speak Ethernet.
+    pub mac: Option<[u8; 6]>,
+    /// The largest IP packet it takes, in bytes.
+    pub mtu: u32,
+    /// It is up and has a carrier.
+    pub up: bool,
+    /// It is one end of a veth pair.
+    pub veth: bool,
+    /// The XDP program attached to it, ours or another.
+    pub xdp: Option<XdpProgram>,
+    /// Whether its driver takes frames that a native XDP program redirects to it; `None` if the kernel (before 6.3)
+    /// cannot say.
+    pub takes_redirects: Option<bool>,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpProgram {
+    /// Where it runs.
+    pub hook: Hook,
+    /// The kernel's number of the program.
+    pub id: u32,
+}
+
+/// What the kernel knows of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+}
+
+/// Where next hops are written: the array the program reads and its device map.
+pub trait HopArray {
+    /// Replaces entry `id`. If `hop` is redirected to, the device map's entry of the same number must lead to its
+    /// interface before the program sees `hop`; if that cannot be, [`Egress::Userspace`] is to be written.
+    fn write(&mut self, id: HopId, hop: &Hop);
+}
+
+/// The next hops in use.
+#[derive(Debug)]
+pub struct HopTable<A> {
+    array: A,
+    /// By number. Entry 0 is never used.
+    entries: Vec<Option<Entry>>,
+    ids: HashMap<HopKey, HopId>,
+    /// Numbers given back, the oldest first: a packet may be on its way to an entry that was just given back.
+    free: VecDeque<HopId>,
+    capacity: usize,
+    links: HashMap<u32, Link>,
+    ingress: BTreeMap<u32, Hook>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: HopKey,
+    neighbour: Option<Neighbour>,
+    users: u32,
+    written: Hop,
+}
+
+/// The answer to [`HopTable::acquire`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// The hop was there.
+    Known(HopId),
+    /// It is new: its link and neighbour are to be told.
+    New(HopId),
+    /// Every number is in use.
+    Full,
+}
+
+impl<A: HopArray> HopTable<A> {
+    /// An empty table over `array`, which has `capacity` entries, all of them left to userspace.
+    pub fn new(array: A, capacity: u16) -> HopTable<A> {
+        HopTable {
+            array,
+            entries: vec![None],
+            ids: HashMap::new(),
+            free: VecDeque::new(),
+            capacity: usize::from(capacity),
+            links: HashMap::new(),
+            ingress: BTreeMap::new(),
+        }
+    }
+
+    /// The number of a next hop, for one more user of it.
+    pub fn acquire(&mut self, key: HopKey) -> Acquired {
+        if let Some(id) = self.ids.get(&key).copied() {
+            if let Some(entry) = self.entry_mut(id) {
+                entry.users += 1;
+            }
+            return Acquired::Known(id);
+        }
+        let Some(id) = self.unused() else { return Acquired::Full };
+        if let Some(place) = self.entries.get_mut(usize::from(id.0)) {
+            *place = Some(Entry { key, neighbour: None, users: 1, written: USERSPACE });
+        }
+        self.ids.insert(key, id);
+        Acquired::New(id)
+    }
+
+    /// One user less. The last one's leaving frees the number.
+    pub fn release(&mut self, id: HopId) {
+        let Some(place) = self.entries.get_mut(usize::from(id.0)) else { return };
+        let Some(entry) = place else { return };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users == 0 {
+            self.ids.remove(&entry.key);
+            if entry.written != USERSPACE {
+                self.array.write(id, &USERSPACE);
+            }
+            *place = None;
+            self.free.push_back(id);
+        }
+    }
+
+    /// Tells what the kernel knows of a neighbour now: `None` if it has no valid entry for it.
+    pub fn set_neighbour(&mut self, key: HopKey, neighbour: Option<Neighbour>) {
+        if let Some(id) = self.ids.get(&key).copied()
+            && let Some(entry) = self.entry_mut(id)
+        {
+            entry.neighbour = neighbour;
+            self.update(id);
+        }
+    }
+
+    /// Tells about an interface: `None` if it is gone.
+    pub fn set_link(&mut self, index: u32, link: Option<Link>) {
+        match link {
+            Some(link) => self.links.insert(index, link),
+            None => self.links.remove(&index),
+        };
+        self.update_all();
+    }
+
+    /// Tells which interfaces the program is attached to, by index, and where it runs.
+    pub fn set_ingress(&mut self, ingress: BTreeMap<u32, Hook>) {
+        self.ingress = ingress;
+        self.update_all();
+    }
+
+    /// The next hops in use.
+    pub fn keys(&self) -> impl Iterator<Item = HopKey> + '_ {
+        self.ids.keys().copied()
+    }
+
+    /// The interfaces whose facts were told, by index.
+    pub fn links(&self) -> impl Iterator<Item = u32> + '_ {
+        self.links.keys().copied()
+    }
+
+    /// Whether the next hop is in use.
+    pub fn contains(&self, key: &HopKey) -> bool {
+        self.ids.contains_key(key)
+    }
+
+    /// Whether the interface's facts are known.
+    pub fn knows_link(&self, index: u32) -> bool {
+        self.links.contains_key(&index)
+    }
+
+    /// The entry as it was written last.
+    pub fn hop(&self, id: HopId) -> Hop {
+        self.entries.get(usize::from(id.0)).and_then(Option::as_ref).map_or(USERSPACE, |entry| entry.written)
+    }
+
+    fn entry_mut(&mut self, id: HopId) -> Option<&mut Entry> {
+        self.entries.get_mut(usize::from(id.0))?.as_mut()
+    }
+
+    /// A number without a next hop: a new one while there are any, so that a freed one rests as long as possible.
+    fn unused(&mut self) -> Option<HopId> {
+        if self.entries.len() < self.capacity {
+            let id = HopId(u16::try_from(self.entries.len()).ok()?);
+            self.entries.push(None);
+            return Some(id);
+        }
+        self.free.pop_front()
+    }
+
+    fn update_all(&mut self) {
+        for number in 1..self.entries.len() {
+            self.update(HopId(number as u16));
+        }
+    }
+
+    /// Writes the entry if what is known of it makes another one.
+    fn update(&mut self, id: HopId) {
+        let Some(Some(entry)) = self.entries.get_mut(usize::from(id.0)) else { return };
+        let hop = hop(entry, self.links.get(&entry.key.interface), &self.ingress);
+        if hop != entry.written {
+            entry.written = hop;
+            self.array.write(id, &hop);
+        }
+    }
+}
+
+/// The entry of a hop that is left to userspace.
+const USERSPACE: Hop = Hop { egress: Egress::Userspace, interface: 0, mtu: 0, stations: [0; 3] };
+
+fn hop(entry: &Entry, link: Option<&Link>, ingress: &BTreeMap<u32, Hook>) -> Hop {
+    let (Some(neighbour), Some(link)) = (entry.neighbour, link) else { return USERSPACE };
+    let Some(mac) = link.mac.filter(|_| link.up) else { return USERSPACE };
+    match egress(link, ingress) {
+        Egress::Userspace => USERSPACE,
+        egress => {
+            Hop { egress, interface: link.index, mtu: link.mtu, stations: station_words(neighbour.mac, mac) }
+        }
+    }
+}
+
+/// How packets that came by `ingress` leave by `link`.
+///
+/// Transmitting sends a frame out of the interface it came by, so it is right only if that can be no other. On a native
+/// veth it is never right: a veth whose peer has no XDP program takes transmitted frames and loses them, but hands
+/// redirected ones over.
+fn egress(link: &Link, ingress: &BTreeMap<u32, Hook>) -> Egress {
+    let Some((first, hook)) = ingress.first_key_value() else { return Egress::Userspace };
+    let one_way = ingress.len() == 1 && *first == link.index;
+    if one_way && (*hook == Hook::Generic || !link.veth) {
+        return Egress::Transmit;
+    }
+    // In generic mode the kernel sends a redirected frame as it sends any other.
+    let all_generic = ingress.values().all(|hook| *hook == Hook::Generic);
+    if all_generic || takes_redirects(link) { Egress::Redirect } else { Egress::Userspace }
+}
+
+/// Whether the driver takes redirected frames. Where the kernel cannot say: drivers other than veth do while they have
+/// an XDP program; veth only if its peer has one or merges received packets, which is not seen from this end.
+fn takes_redirects(link: &Link) -> bool {
+    let native = link.xdp.is_some_and(|program| program.hook == Hook::Native);
+    link.takes_redirects.unwrap_or(native && !link.veth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const ETH: u32 = 3;
+    const OTHER: u32 = 4;
+
+    #[derive(Clone, Default)]
+    struct Written(Rc<RefCell<Vec<(HopId, Hop)>>>);
+
+    impl HopArray for Written {
+        fn write(&mut self, id: HopId, hop: &Hop) {
+            self.0.borrow_mut().push((id, *hop));
+        }
+    }
+
+    fn link(index: u32) -> Link {
+        Link {
+            index,
+            name: format!("eth{index}"),
+            mac: Some(OWN_MAC),
+            mtu: 1500,
+            up: true,
+            veth: false,
+            xdp: None,
+            takes_redirects: Some(true),
+        }
+    }
+
+    fn gateway(last: u8) -> HopKey {
+        HopKey { interface: ETH, gateway: IpAddr::from([192, 0, 2, last]) }
+    }
+
+    /// A table with one resolved hop on `link`, the program being on `ingress`.
+    fn table(link: Link, ingress: &[(u32, Hook)]) -> (HopTable<Written>, HopId, Written) {
+        let written = Written::default();
+        let mut table = HopTable::new(written.clone(), 8);
+        table.set_ingress(ingress.iter().copied().collect());
+        let Acquired::New(id) = table.acquire(gateway(1)) else { panic!("not new") };
+        table.set_link(ETH, Some(link));
+        table.set_neighbour(gateway(1), Some(Neighbour { mac: GATEWAY_MAC }));
+        (table, id, written)
+    }
+
+    fn verdict(link: Link, ingress: &[(u32, Hook)]) -> Egress {
+        let (table, id, _) = table(link, ingress);
+        table.hop(id).egress
+    }
+
+    #[test]
+    fn a_hop_is_left_to_userspace_until_link_and_neighbour_are_known() {
+        let written = Written::default();
+        let mut table = HopTable::new(written.clone(), 8);
+        table.set_ingress([(ETH, Hook::Native)].into());
+        assert_eq!(table.acquire(gateway(1)), Acquired::New(HopId(1)));
+        table.set_neighbour(gateway(1), Some(Neighbour { mac: GATEWAY_MAC }));
+        assert!(written.0.borrow().is_empty());
+        table.set_link(ETH, Some(link(ETH)));
+        let hop = Hop {
+            egress: Egress::Transmit,
+            interface: ETH,
+            mtu: 1500,
+            stations: station_words(GATEWAY_MAC, OWN_MAC),
+        };
+        assert_eq!(*written.0.borrow(), [(HopId(1), hop)]);
+    }
+
+    #[test]
+    fn hops_behind_one_gateway_share_a_number_until_the_last_user_leaves() {
+        let (mut table, id, written) = table(link(ETH), &[(ETH, Hook::Native)]);
+        assert_eq!(table.acquire(gateway(1)), Acquired::Known(id));
+        table.release(id);
+        assert_eq!(table.hop(id).egress, Egress::Transmit);
+        table.release(id);
+        assert_eq!(written.0.borrow().last(), Some(&(id, USERSPACE)));
+        assert!(!table.contains(&gateway(1)));
+    }
+
+    #[test]
+    fn a_freed_number_is_used_again_only_when_there_is_no_fresh_one() {
+        let (mut table, id, _) = table(link(ETH), &[]);
+        table.release(id);
+        let numbers: Vec<_> = (2..=8).map(|last| table.acquire(gateway(last))).collect();
+        assert_eq!(numbers[0], Acquired::New(HopId(2)));
+        assert_eq!(numbers[6], Acquired::New(id), "the freed one, last");
+        assert_eq!(table.acquire(gateway(9)), Acquired::Full);
+    }
+
+    #[test]
+    fn a_changed_gateway_mac_is_one_write() {
+        let (mut table, id, written) = table(link(ETH), &[(ETH, Hook::Native)]);
+        for _ in 0..1000 {
+            table.acquire(gateway(1));
+        }
+        written.0.borrow_mut().clear();
+        let changed = [2, 0, 0, 0, 0, 99];
+        table.set_neighbour(gateway(1), Some(Neighbour { mac: changed }));
+        table.set_neighbour(gateway(1), Some(Neighbour { mac: changed }));
+        assert_eq!(written.0.borrow().len(), 1);
+        assert_eq!(table.hop(id).stations, station_words(changed, OWN_MAC));
+    }
+
+    #[test]
+    fn a_lost_neighbour_or_link_leaves_the_hop_to_userspace_until_it_is_back() {
+        let (mut table, id, _) = table(link(ETH), &[(ETH, Hook::Native)]);
+        table.set_neighbour(gateway(1), None);
+        assert_eq!(table.hop(id), USERSPACE);
+        table.set_neighbour(gateway(1), Some(Neighbour { mac: GATEWAY_MAC }));
+        assert_eq!(table.hop(id).egress, Egress::Transmit);
+        table.set_link(ETH, Some(Link { up: false, ..link(ETH) }));
+        assert_eq!(table.hop(id), USERSPACE);
+        table.set_link(ETH, Some(link(ETH)));
+        assert_eq!(table.hop(id).egress, Egress::Transmit);
+        table.set_link(ETH, None);
+        assert_eq!(table.hop(id), USERSPACE);
+    }
+
+    #[test]
+    fn the_mtu_and_own_mac_follow_the_link() {
+        let (mut table, id, _) = table(link(ETH), &[(ETH, Hook::Native)]);
+        let mac = [2, 0, 0, 0, 0, 7];
+        table.set_link(ETH, Some(Link { mtu: 1280, mac: Some(mac), ..link(ETH) }));
+        assert_eq!((table.hop(id).mtu, table.hop(id).stations), (1280, station_words(GATEWAY_MAC, mac)));
+    }
+
+    #[test]
+    fn the_only_interface_transmits_except_a_native_veth_which_redirects() {
+        assert_eq!(verdict(link(ETH), &[(ETH, Hook::Native)]), Egress::Transmit);
+        let veth = Link { veth: true, ..link(ETH) };
+        assert_eq!(verdict(veth.clone(), &[(ETH, Hook::Native)]), Egress::Redirect);
+        assert_eq!(verdict(veth, &[(ETH, Hook::Generic)]), Egress::Transmit);
+    }
+
+    #[test]
+    fn with_several_ingress_interfaces_nothing_is_transmitted() {
+        let both = [(ETH, Hook::Native), (OTHER, Hook::Native)];
+        assert_eq!(verdict(link(ETH), &both), Egress::Redirect);
+    }
+
+    #[test]
+    fn another_interface_is_redirected_to_only_if_it_takes_that() {
+        assert_eq!(verdict(link(ETH), &[(OTHER, Hook::Native)]), Egress::Redirect);
+        let refuses = Link { takes_redirects: Some(false), ..link(ETH) };
+        assert_eq!(verdict(refuses.clone(), &[(OTHER, Hook::Native)]), Egress::Userspace);
+        assert_eq!(verdict(refuses, &[(OTHER, Hook::Generic)]), Egress::Redirect);
+    }
+
+    #[test]
+    fn on_kernels_that_cannot_say_only_drivers_with_a_program_are_redirected_to() {
+        let silent = Link { takes_redirects: None, ..link(ETH) };
+        let program = Some(XdpProgram { hook: Hook::Native, id: 1 });
+        assert_eq!(verdict(silent.clone(), &[(OTHER, Hook::Native)]), Egress::Userspace);
+        let with_program = Link { xdp: program, ..silent };
+        assert_eq!(verdict(with_program.clone(), &[(OTHER, Hook::Native)]), Egress::Redirect);
+        let veth = Link { veth: true, ..with_program };
+        assert_eq!(verdict(veth, &[(OTHER, Hook::Native)]), Egress::Userspace);
+    }
+
+    #[test]
+    fn without_a_program_or_ethernet_everything_is_left_to_userspace() {
+        assert_eq!(verdict(link(ETH), &[]), Egress::Userspace);
+        assert_eq!(verdict(Link { mac: None, ..link(ETH) }, &[(ETH, Hook::Native)]), Egress::Userspace);
+    }
+
+    #[test]
+    fn a_full_table_changes_nothing_for_those_in_it() {
+        let (mut table, id, _) = table(link(ETH), &[(ETH, Hook::Native)]);
+        for last in 2..=20 {
+            table.acquire(gateway(last));
+        }
+        assert_eq!(table.acquire(gateway(1)), Acquired::Known(id));
+        assert_eq!(table.hop(id).egress, Egress::Transmit);
+    }
+
+    proptest! {
+        /// The array always holds what was written last, numbers are unique, and 0 is never given.
+        #[test]
+        fn numbers_are_unique_and_the_array_agrees(steps in prop::collection::vec((0u8..5, 1u8..12), 0..200)) {
+            let written = Written::default();
+            let mut table = HopTable::new(written.clone(), 8);
+            table.set_ingress([(ETH, Hook::Native)].into());
+            table.set_link(ETH, Some(link(ETH)));
+            let mut held = Vec::new();
+            for (step, which) in steps {
+                match step {
+                    0 | 1 => match table.acquire(gateway(which)) {
+                        Acquired::Known(id) => {
+                            prop_assert!(held.contains(&(id, which)));
+                            held.push((id, which));
+                        }
+                        Acquired::New(id) => {
+                            prop_assert!(id != HopId::USERSPACE && held.iter().all(|(other, _)| *other != id));
+                            held.push((id, which));
+                        }
+                        Acquired::Full => {}
+                    },
+                    2 => if let Some((id, _)) = held.pop() {
+                        table.release(id);
+                    },
+                    3 => table.set_neighbour(gateway(which), Some(Neighbour { mac: [2, 0, 0, 0, 0, which] })),
+                    _ => table.set_neighbour(gateway(which), None),
+                }
+                let mut array = [USERSPACE; 8];
+                for (id, hop) in written.0.borrow().iter() {
+                    array[usize::from(id.0)] = *hop;
+                }
+                for number in 0..8 {
+                    prop_assert_eq!(array[usize::from(number)], table.hop(HopId(number)));
+                }
+            }
+        }
+    }
+}
