@@ -1,0 +1,369 @@
+//! The packet path in a network of its own: next hops follow the kernel's tables, and the forwarder meets real MTUs.
+//!
+//! Needs root, `ip` and `ethtool`: each test makes network namespaces, which go when its threads end.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "in a test a panic is a failure, and a test that cannot run says why"
+)]
+#![expect(unsafe_code, reason = "leaving the network namespace is not in std")]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use relay_common::Reason;
+use relay_common::next_hop::{Egress, Hop, station_words};
+use relay_userspace::clock::MonoTime;
+use relay_userspace::relay::datapath::{
+    FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange, NetworkEvents,
+    NextHops, NoRoutes, TableSizes, Tables,
+};
+use relay_userspace::relay::forwarder::{Forwarder, SocketGroup};
+
+const MAGIC: [u8; 8] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
+
+#[test]
+fn next_hops_follow_the_kernels_tables() {
+    in_namespace("next_hops_follow_the_kernels_tables", || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            ip("link set lo up");
+            ip("link add up0 type veth peer name down0");
+            ip("link set up0 address 02:00:00:00:00:01 up");
+            ip("link set down0 up");
+            ip("address add 192.0.2.1/24 dev up0");
+            let (agent, relay) = (addr("198.51.100.7"), addr("192.0.2.1"));
+
+            let mut network = Network::open();
+            let up0 = network.interface("up0");
+            network.hops.set_ingress(BTreeMap::from([(up0, Hook::Generic)]));
+            assert_eq!(network.hops.hop_for(agent, relay), HopId::USERSPACE, "there is no route");
+            assert_eq!(
+                network.hops.hop_for(relay, relay),
+                HopId::USERSPACE,
+                "the relay itself is no next hop"
+            );
+
+            ip("neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe nud permanent dev up0");
+            ip("route add default via 192.0.2.254");
+            network.until_routes_changed().await;
+            let hop = network.hops.hop_for(agent, relay);
+            let own = [2, 0, 0, 0, 0, 1];
+            let expected = Hop {
+                egress: Egress::Transmit,
+                interface: up0,
+                mtu: 1500,
+                stations: station_words([2, 0, 0, 0, 0, 0xfe], own),
+            };
+            assert_eq!(network.written(hop), Some(expected));
+            assert_eq!(network.hops.hop_for(addr("203.0.113.9"), relay), hop, "the same gateway");
+
+            ip("neighbour replace 192.0.2.254 lladdr 02:00:00:00:00:fd nud reachable dev up0");
+            let stations = station_words([2, 0, 0, 0, 0, 0xfd], own);
+            network.until(hop, |written| written.stations == stations).await;
+            ip("neighbour replace 192.0.2.254 lladdr 02:00:00:00:00:fd nud stale dev up0");
+            let asked = || String::from_utf8(run("ip", "neighbour show 192.0.2.254 dev up0")).unwrap();
+            network.until_change(|_| !asked().contains("STALE")).await;
+            assert!(network.written(hop).unwrap().egress == Egress::Transmit, "{}", asked());
+
+            ip("link set up0 mtu 1400");
+            network.until(hop, |written| written.mtu == 1400).await;
+            ip("link set up0 address 02:00:00:00:00:09");
+            network.until(hop, |written| written.egress == Egress::Userspace).await; // it forgets its neighbours
+            ip("neighbour replace 192.0.2.254 lladdr 02:00:00:00:00:fd nud reachable dev up0");
+            let stations = station_words([2, 0, 0, 0, 0, 0xfd], [2, 0, 0, 0, 0, 9]);
+            network.until(hop, |written| written.stations == stations).await;
+
+            ip("neighbour replace 192.0.2.253 lladdr 02:00:00:00:00:fc nud permanent dev up0");
+            ip("route replace default via 192.0.2.253");
+            network.until_routes_changed().await;
+            let other = network.hops.hop_for(agent, relay);
+            assert_ne!(other, hop, "another gateway");
+            network.hops.release(hop);
+            network.hops.release(hop);
+            assert_eq!(network.written(hop).unwrap().egress, Egress::Userspace, "given back");
+
+            ip("link set up0 down");
+            network.until(other, |written| written.egress == Egress::Userspace).await;
+            ip("link set up0 up");
+            ip("neighbour replace 192.0.2.253 lladdr 02:00:00:00:00:fc nud permanent dev up0");
+            network.until(other, |written| written.egress == Egress::Transmit).await;
+            ip("route replace default via 192.0.2.253");
+            network.until_routes_changed().await;
+            assert_eq!(network.hops.hop_for(agent, relay), other);
+
+            ip("neighbour del 192.0.2.253 dev up0");
+            network.until(other, |written| written.egress == Egress::Userspace).await;
+        });
+    });
+}
+
+#[test]
+fn a_native_veth_is_redirected_to_only_while_its_peer_is_ready() {
+    in_namespace("a_native_veth_is_redirected_to_only_while_its_peer_is_ready", || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            ip("link add up0 type veth peer name down0");
+            ip("link set up0 up");
+            ip("link set down0 up");
+            ip("address add 192.0.2.1/24 dev up0");
+            ip("neighbour add 192.0.2.7 lladdr 02:00:00:00:00:07 nud permanent dev up0");
+            let mut network = Network::open();
+            let up0 = network.interface("up0");
+            network.hops.set_ingress(BTreeMap::from([(up0, Hook::Native)]));
+            let hop = network.hops.hop_for(addr("192.0.2.7"), addr("192.0.2.1"));
+            assert_ne!(hop, HopId::USERSPACE);
+            assert_eq!(network.written(hop), None, "without NAPI at its peer it would lose every packet");
+            if kernel_version() < (6, 3) {
+                return; // It cannot say, and the hop stays with userspace.
+            }
+            run("ethtool", "-K down0 gro on");
+            network.until(hop, |written| written.egress == Egress::Redirect).await;
+            run("ethtool", "-K down0 gro off");
+            network.until(hop, |written| written.egress == Egress::Userspace).await;
+        });
+    });
+}
+
+#[test]
+fn the_kernels_facts_are_read() {
+    in_namespace("the_kernels_facts_are_read", || {
+        ip("link set lo up");
+        ip("link add up0 type veth peer name down0");
+        ip("link set up0 address 02:00:00:00:00:01 mtu 1280 up");
+        ip("link set down0 up");
+        ip("link add br0 type bridge");
+        ip("address add 192.0.2.1/24 dev up0");
+        ip("address add 2001:db8::1/64 dev up0 nodad");
+        ip("route add unreachable 198.51.100.0/24");
+        ip("route add blackhole 203.0.113.0/24");
+        let mut netlink = Netlink::open().unwrap();
+        let links = netlink.links().unwrap();
+        let named = |name: &str| links.iter().find(|link| link.name == name).unwrap();
+        let up0 = named("up0");
+        assert_eq!((up0.mac, up0.mtu, up0.up, up0.veth), (Some([2, 0, 0, 0, 0, 1]), 1280, true, true));
+        assert_eq!(up0.xdp, None);
+        assert!(!named("br0").veth && !named("br0").up);
+        assert_eq!(netlink.link(up0.index).unwrap().as_ref(), Some(up0));
+        assert_eq!(netlink.link(9999).unwrap(), None);
+        let addresses = netlink.addresses().unwrap();
+        for address in ["127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"] {
+            assert!(addresses.contains(&addr(address)), "{address} of {addresses:?}");
+        }
+        let on_link = |address: &str| Some(HopKey { interface: up0.index, gateway: addr(address) });
+        let mut hop = |to: &str, from: &str| netlink.next_hop(addr(to), addr(from)).unwrap();
+        assert_eq!(hop("192.0.2.9", "192.0.2.1"), on_link("192.0.2.9"));
+        assert_eq!(hop("192.0.2.9", "0.0.0.0"), on_link("192.0.2.9"));
+        assert_eq!(hop("2001:db8::9", "2001:db8::1"), on_link("2001:db8::9"));
+        assert_eq!(hop("198.51.100.1", "192.0.2.1"), None);
+        assert_eq!(hop("203.0.113.1", "192.0.2.1"), None);
+        assert_eq!(hop("192.0.2.255", "192.0.2.1"), None, "broadcast");
+        assert_eq!(hop("192.0.2.9", "192.0.2.77"), None, "not an address of this host");
+        assert_eq!(hop("8.8.8.8", "192.0.2.1"), None, "no route");
+    });
+}
+
+#[test]
+fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
+    in_namespace("the_forwarder_fragments_what_came_in_fragments_and_nothing_else", || {
+        // The relay has one interface to each agent; the second takes packets of 1300 bytes.
+        ip("link set lo up");
+        ip("link add near type veth peer name near0");
+        ip("link add far mtu 1300 type veth peer name far0 mtu 1300");
+        let agents = Inside::new();
+        for (relay, agent, net) in [("near", "near0", 1), ("far", "far0", 2)] {
+            ip(&format!("link set {agent} netns {}", agents.thread));
+            ip(&format!("address add 10.9.{net}.1/24 dev {relay}"));
+            ip(&format!("link set {relay} up"));
+            agents.run(move || {
+                ip(&format!("address add 10.9.{net}.2/24 dev {agent}"));
+                ip(&format!("link set {agent} up"));
+            });
+        }
+        let [connector, target] = [1, 2].map(|net| {
+            agents.run(move || UdpSocket::bind(SocketAddr::new(addr(&format!("10.9.{net}.2")), 0)).unwrap())
+        });
+        target.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _within = runtime.enter();
+        let group = SocketGroup::open("0.0.0.0:4433".parse().unwrap(), MAGIC).unwrap();
+        let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
+        let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
+        let forwarder = Forwarder::start(group, tables).unwrap().forwarder;
+        let relay = [1, 2].map(|net| SocketAddr::new(addr(&format!("10.9.{net}.1")), 4433));
+        let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
+        let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
+        let sides = [tuple(&connector, relay[0]), tuple(&target, relay[1])];
+        flows.install(sides, Limit::UNLIMITED, [now + lease; 2], now).unwrap();
+
+        let mut buffer = [0; 8192];
+        let payload: Vec<u8> = (0..4000u32).map(|at| (at % 251) as u8).collect();
+        connector.send_to(&payload, relay[0]).unwrap();
+        let (len, from) = target.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (&payload[..], relay[1]), "from the address on its own side");
+
+        // 1400 bytes fit the first network whole, and not the second.
+        connector.send_to(&payload[..1400], relay[0]).unwrap();
+        until_counted(&forwarder, Reason::SendTooBig, 1);
+        connector.send_to(b"small", relay[0]).unwrap();
+        let (len, _) = target.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"small");
+        until_counted(&forwarder, Reason::Forwarded, 2);
+    });
+}
+
+/// Lets the readers work until they have counted `count` datagrams of `reason`.
+fn until_counted(forwarder: &Forwarder, reason: Reason, count: u64) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while forwarder.count(reason) != count {
+        assert!(Instant::now() < deadline, "{} {}", forwarder.count(reason), reason.name());
+        thread::yield_now();
+    }
+}
+
+/// The next hops of the namespace, and what was written of them.
+struct Network {
+    events: NetworkEvents,
+    hops: NextHops<Written>,
+    written: Written,
+}
+
+#[derive(Clone, Default)]
+struct Written(Rc<RefCell<BTreeMap<HopId, Hop>>>);
+
+impl HopArray for Written {
+    fn write(&mut self, id: HopId, hop: &Hop) {
+        self.0.borrow_mut().insert(id, *hop);
+    }
+}
+
+impl Network {
+    fn open() -> Network {
+        let written = Written::default();
+        let events = NetworkEvents::subscribe().unwrap();
+        Network { events, hops: NextHops::open(written.clone()).unwrap(), written }
+    }
+
+    fn interface(&self, name: &str) -> u32 {
+        let links = Netlink::open().unwrap().links().unwrap();
+        links.into_iter().find(|link| link.name == name).unwrap().index
+    }
+
+    fn written(&self, hop: HopId) -> Option<Hop> {
+        self.written.0.borrow().get(&hop).copied()
+    }
+
+    async fn until(&mut self, hop: HopId, is: impl Fn(&Hop) -> bool) {
+        let written = self.written.clone();
+        self.until_change(|_| written.0.borrow().get(&hop).is_some_and(&is)).await;
+    }
+
+    async fn until_routes_changed(&mut self) {
+        self.until_change(|change| change.routes).await;
+    }
+
+    /// Follows the announcements until one makes `enough` true.
+    async fn until_change(&mut self, enough: impl Fn(&NetworkChange) -> bool) {
+        let follow = async {
+            loop {
+                let change = self.events.next().await;
+                let routes = self.hops.refresh(&change);
+                assert_eq!(routes, change.routes || change.addresses);
+                if enough(&change) {
+                    return;
+                }
+            }
+        };
+        let followed = tokio::time::timeout(Duration::from_secs(10), follow).await;
+        followed.unwrap_or_else(|_| panic!("not announced; written: {:?}", self.written.0.borrow()));
+    }
+}
+
+/// Runs `test` in a network namespace of its own, or says why it cannot. Where nothing may skip, it fails then.
+fn in_namespace(name: &str, test: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        let run = scope.spawn(|| match leave_namespace() {
+            Ok(()) => test(),
+            Err(reason) => skip(name, &reason),
+        });
+        if let Err(panic) = run.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn skip(name: &str, reason: &str) {
+    let must_run =
+        std::env::var_os("CI").is_some_and(|ci| ci == "true") || std::env::var_os("RELAY_MUST_RUN").is_some();
+    assert!(!must_run, "{name} cannot run, and here nothing may skip: {reason}");
+    eprintln!("{name} skipped: {reason}");
+    let list = std::env::var_os("RELAY_SKIPPED_LIST");
+    if let Some(mut list) = list.and_then(|list| std::fs::OpenOptions::new().append(true).open(list).ok()) {
+        writeln!(list, "{name}: {reason}").unwrap();
+    }
+}
+
+/// Gives the calling thread a new network namespace, which its children and sockets are in.
+fn leave_namespace() -> Result<(), String> {
+    // SAFETY: the call takes no pointers and affects the calling thread alone.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(format!("needs root, to make a network namespace ({})", std::io::Error::last_os_error())),
+    }
+}
+
+/// A second namespace: a thread that is inside and does what it is told.
+struct Inside {
+    thread: i32,
+    work: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Inside {
+    fn new() -> Inside {
+        let (work, todo) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            leave_namespace().unwrap();
+            // SAFETY: the call takes nothing and cannot fail.
+            tell.send(unsafe { libc::gettid() }).unwrap();
+            todo.into_iter().for_each(|work| work());
+        });
+        Inside { thread: told.recv().unwrap(), work }
+    }
+
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tell, told) = mpsc::channel();
+        self.work.send(Box::new(move || tell.send(work()).unwrap())).unwrap();
+        told.recv().unwrap()
+    }
+}
+
+fn ip(arguments: &str) {
+    run("ip", arguments);
+}
+
+fn run(program: &str, arguments: &str) -> Vec<u8> {
+    let output = Command::new(program).args(arguments.split(' ')).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; install it"));
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn addr(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn kernel_version() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
