@@ -205,6 +205,11 @@ mod writer {
             });
         }
 
+        /// The number of the next hop that stands in it, described packets or not.
+        pub fn hop(&self) -> u16 {
+            self.hop_and_delta.load() as u16
+        }
+
         /// Makes the line describe no packets.
         pub fn clear(&self) {
             self.under_sequence(|line| line.families.store(0));

@@ -15,7 +15,7 @@ use relay_common::bucket::Allowance;
 use relay_common::index::{ENTRIES, Place, SlotSide};
 use relay_common::local::Local;
 use relay_common::route::Route;
-use relay_common::slot::{LineLocals, Slot};
+use relay_common::slot::{LineLocals, SideLine, Slot};
 use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
 
@@ -31,8 +31,24 @@ const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 3 / 4;
 
 /// Which next hop leads to an agent.
 pub trait Routes {
-    /// The number of the next hop for packets from the relay's address `relay` to `agent`.
+    /// The number of the next hop for packets from the relay's address `relay` to `agent`, for one more user of it.
     fn hop_for(&mut self, agent: IpAddr, relay: IpAddr) -> u16;
+
+    /// One user less of a hop.
+    fn release(&mut self, hop: u16);
+}
+
+/// No routes, no next hops: see [`NoRoutes`].
+impl<R: Routes> Routes for Option<R> {
+    fn hop_for(&mut self, agent: IpAddr, relay: IpAddr) -> u16 {
+        self.as_mut().map_or(0, |routes| routes.hop_for(agent, relay))
+    }
+
+    fn release(&mut self, hop: u16) {
+        if let Some(routes) = self {
+            routes.release(hop);
+        }
+    }
 }
 
 /// No next hops: userspace sends everything.
@@ -43,6 +59,8 @@ impl Routes for NoRoutes {
     fn hop_for(&mut self, _agent: IpAddr, _relay: IpAddr) -> u16 {
         0
     }
+
+    fn release(&mut self, _hop: u16) {}
 }
 
 /// The sessions in the tables.
@@ -75,6 +93,32 @@ impl<R: Routes> FlowTable<R> {
     /// How many sessions the tables hold.
     pub fn capacity(&self) -> u32 {
         self.tables.slots.len() as u32
+    }
+
+    /// Asks for every session's next hops again: to be called when routes have changed.
+    pub fn reroute(&mut self) {
+        let tables = Arc::clone(&self.tables);
+        for slot in tables.slots.iter().take(self.touched as usize) {
+            let [Some(connector), Some(target)] = Side::BOTH.map(|side| slot.side(side).tuple(&*tables))
+            else {
+                continue;
+            };
+            // The locals are those the lines have already, so this cannot fail.
+            let Ok(lines) = self.lines([connector, target]) else { continue };
+            for (line, side) in lines.iter().zip(Side::BOTH) {
+                let before = slot.side(side).hop();
+                if before != line.route.hop {
+                    line.write(slot, side);
+                }
+                self.routes.release(before);
+            }
+        }
+    }
+
+    fn release(&mut self, lines: [Line; 2]) {
+        for line in lines {
+            self.routes.release(line.route.hop);
+        }
     }
 
     fn take_slot(&mut self, now: MonoTime) -> Option<u32> {
@@ -135,17 +179,19 @@ impl<R: Routes> FlowTable<R> {
     /// The lines of a session between these two sides' tuples.
     fn lines(&mut self, sides: [AnyTuple; 2]) -> Result<[Line; 2], InstallError> {
         let [connector, target] = sides;
-        Ok([self.line(connector, target)?, self.line(target, connector)?])
+        let locals = [self.local(connector.destination().ip())?, self.local(target.destination().ip())?];
+        Ok([self.line([connector, target], locals), self.line([target, connector], [locals[1], locals[0]])])
     }
 
-    /// The line of packets from `from`'s agent to `to`'s: the relay's address on `to`'s side becomes the source.
-    fn line(&mut self, from: AnyTuple, to: AnyTuple) -> Result<Line, InstallError> {
+    /// The line of packets from the first tuple's agent to the second's: the relay's address on the second's side becomes
+    /// the source. `locals` are the numbers of the relay's addresses on both sides.
+    fn line(&mut self, [from, to]: [AnyTuple; 2], [taken, made]: [u16; 2]) -> Line {
         let hop = self.routes.hop_for(to.source().ip(), to.destination().ip());
-        let locals = LineLocals {
-            taken: self.local(from.destination().ip())?,
-            made: self.local(to.destination().ip())?,
-        };
-        Ok(Line { tuple: from, route: Route::new(&from, &to.reversed(), hop), locals })
+        Line {
+            tuple: from,
+            route: Route::new(&from, &to.reversed(), hop),
+            locals: LineLocals { taken, made },
+        }
     }
 
     fn local(&self, address: IpAddr) -> Result<u16, InstallError> {
@@ -195,22 +241,24 @@ impl<R: Routes> Flows for FlowTable<R> {
         if connector == target {
             return Err(InstallError::Tuple(TupleFault::InUse));
         }
-        let lines = self.lines([connector, target])?;
         let number = self.take_slot(now).ok_or(InstallError::TableFull)?;
         let tables = Arc::clone(&self.tables);
         let Some(slot) = tables.slot(number) else { return Err(InstallError::TableFull) };
+        let lines = self.lines([connector, target]).inspect_err(|_| self.free.push(number))?;
 
         reset(slot, tables.carried.get(number as usize));
         write_limit(slot, limit, now);
-        lines[0].write(slot, Side::Connector);
-        lines[1].write(slot, Side::Target);
-        let at = |side| SlotSide { slot: number, side };
-        if !self.put(&connector, at(Side::Connector)) {
-            self.free.push(number);
-            return Err(InstallError::TableFull);
+        for (line, side) in lines.iter().zip(Side::BOTH) {
+            line.write(slot, side);
         }
-        if !self.put(&target, at(Side::Target)) {
-            self.take_out(&connector, at(Side::Connector));
+        let at = |side| SlotSide { slot: number, side };
+        let entered = self.put(&connector, at(Side::Connector));
+        if !entered || !self.put(&target, at(Side::Target)) {
+            if entered {
+                self.take_out(&connector, at(Side::Connector));
+            }
+            slot.sides.iter().for_each(SideLine::clear);
+            self.release(lines);
             self.resting.push_back((now + QUARANTINE, number));
             return Err(InstallError::TableFull);
         }
@@ -242,14 +290,18 @@ impl<R: Routes> Flows for FlowTable<R> {
         if new == old {
             return Ok(());
         }
-        let (out, back) = (self.line(new, other)?, self.line(other, new)?);
+        let lines = self.lines(if side == Side::Connector { [new, other] } else { [other, new] })?;
         let at = SlotSide { slot: id.0, side };
         // The new entry first: until the line is written it describes the old tuple, and the new one's packets miss.
         if !self.put(&new, at) {
+            self.release(lines);
             return Err(InstallError::TableFull);
         }
-        out.write(slot, side);
-        back.write(slot, side.other());
+        for (line, side) in lines.iter().zip(Side::BOTH) {
+            let before = slot.side(side).hop();
+            line.write(slot, side);
+            self.routes.release(before);
+        }
         self.take_out(&old, at);
         Ok(())
     }
@@ -270,6 +322,7 @@ impl<R: Routes> Flows for FlowTable<R> {
             if let Some(tuple) = slot.side(side).tuple(&*tables) {
                 self.take_out(&tuple, SlotSide { slot: id.0, side });
                 slot.side(side).clear();
+                self.routes.release(slot.side(side).hop());
             }
         }
         self.resting.push_back((now + QUARANTINE, id.0));
@@ -473,6 +526,50 @@ mod tests {
         let expiring = Arrival { from: agent, to: relay, payload: b"data", tos: 0, ttl: 1 };
         assert_eq!(tables.decide(&expiring, at(1)), Err(Reason::TtlExpired));
         assert_eq!(tables.slots[slot.0 as usize].arrival.load(), 0);
+    }
+
+    /// Counts the users of each hop; the hop of an agent is its port's last digit, after `shift`.
+    #[derive(Default)]
+    struct Counted {
+        users: HashMap<u16, u32>,
+        shift: u16,
+    }
+
+    impl Routes for Counted {
+        fn hop_for(&mut self, agent: IpAddr, _relay: IpAddr) -> u16 {
+            let IpAddr::V4(ip) = agent else { panic!("IPv4") };
+            let hop = u16::from(ip.octets()[3]) + self.shift;
+            *self.users.entry(hop).or_default() += 1;
+            hop
+        }
+
+        fn release(&mut self, hop: u16) {
+            *self.users.get_mut(&hop).unwrap() -= 1;
+        }
+    }
+
+    #[test]
+    fn every_hop_is_given_back_whatever_becomes_of_its_session() {
+        let (tables, _) = table(2);
+        let mut table = FlowTable::new(tables, Counted::default());
+        let far = [LATER, LATER];
+        let first = table.install([agent(0), agent(4)], Limit::UNLIMITED, far, at(1)).unwrap();
+        let second = table.install([agent(8), agent(12)], Limit::UNLIMITED, far, at(1)).unwrap();
+        assert!(table.install([agent(16), agent(20)], Limit::UNLIMITED, far, at(1)).is_err());
+        table.rebind(first, Side::Connector, agent(24)).unwrap();
+        assert!(table.rebind(first, Side::Connector, agent(8)).is_err());
+        table.routes().shift = 100;
+        table.reroute();
+        let in_use = |table: &mut FlowTable<Counted>| {
+            let mut hops: Vec<u16> =
+                table.routes().users.iter().filter(|(_, users)| **users > 0).map(|(hop, _)| *hop).collect();
+            hops.sort_unstable();
+            hops
+        };
+        assert_eq!(in_use(&mut table), [101, 102, 103, 106]);
+        table.remove(first, at(2));
+        table.remove(second, at(2));
+        assert_eq!(in_use(&mut table), [0u16; 0]);
     }
 
     #[test]

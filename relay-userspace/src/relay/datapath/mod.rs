@@ -5,6 +5,7 @@
 
 mod flow_table;
 mod flows;
+mod hop_writer;
 mod mapping;
 mod netlink;
 mod network_events;
@@ -17,10 +18,11 @@ mod xdp_features;
 
 pub use flow_table::{FlowTable, NoRoutes, QUARANTINE, Routes};
 pub use flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+pub use hop_writer::HopWriter;
 pub use netlink::{KnownNeighbour, Netlink};
 pub use network_events::{NetworkChange, NetworkEvents};
 pub use next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link, Neighbour, XdpProgram};
-pub use program::{Hook, OBJECT, Port, Program, XdpError};
+pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};
 pub use routing::NextHops;
 pub use selection::Selection;
 pub use tables::{Arrival, Relayed, TableSizes, Tables};

@@ -100,7 +100,6 @@ pub enum XdpError {
 /// The loaded program and what it is attached to. Dropping it detaches it.
 pub struct Program {
     ebpf: Ebpf,
-    egress: DevMap<MapData>,
     tallies: PerCpuArray<MapData, [u64; 2]>,
     attached: Vec<(Port, Hook, FdLink)>,
 }
@@ -114,7 +113,7 @@ impl Program {
         sizes: TableSizes,
         hash_key: HashKey,
         bind_magic: [u8; BIND_MAGIC_LEN],
-    ) -> Result<(Program, Tables), XdpError> {
+    ) -> Result<(Program, Tables, EgressMap), XdpError> {
         Program::load_with(sizes, hash_key, bind_magic, false)
     }
 
@@ -127,7 +126,7 @@ impl Program {
         sizes: TableSizes,
         hash_key: HashKey,
         bind_magic: [u8; BIND_MAGIC_LEN],
-    ) -> Result<(Program, Tables), XdpError> {
+    ) -> Result<(Program, Tables, EgressMap), XdpError> {
         Program::load_with(sizes, hash_key, bind_magic, true)
     }
 
@@ -136,7 +135,7 @@ impl Program {
         hash_key: HashKey,
         bind_magic: [u8; BIND_MAGIC_LEN],
         fixed_clock: bool,
-    ) -> Result<(Program, Tables), XdpError> {
+    ) -> Result<(Program, Tables, EgressMap), XdpError> {
         let object = OBJECT.ok_or(XdpError::NotBuilt)?;
         let magic = u64::from_ne_bytes(bind_magic);
         let mask = sizes.buckets - 1;
@@ -162,9 +161,9 @@ impl Program {
             hash_key,
             bind_magic: magic,
         };
-        let egress = typed(&mut ebpf, maps::EGRESS)?;
+        let egress = EgressMap(typed(&mut ebpf, maps::EGRESS)?);
         let tallies = typed(&mut ebpf, maps::TALLIES)?;
-        Ok((Program { ebpf, egress, tallies, attached: Vec::new() }, tables))
+        Ok((Program { ebpf, tallies, attached: Vec::new() }, tables, egress))
     }
 
     /// Attaches the program to `port`, and describes the port to it.
@@ -201,16 +200,6 @@ impl Program {
     /// What it is attached to.
     pub fn attached(&self) -> impl Iterator<Item = (&Port, Hook)> {
         self.attached.iter().map(|(port, hook, _)| (port, *hook))
-    }
-
-    /// Makes next hop `hop` leave by the interface with index `interface` when it is redirected to.
-    ///
-    /// # Errors
-    /// The kernel refused: the interface is gone.
-    pub fn set_egress(&mut self, hop: u32, interface: u32) -> Result<(), XdpError> {
-        self.egress
-            .set(hop, interface, None, 0)
-            .map_err(|error| XdpError::Map { map: maps::EGRESS, fault: error.to_string() })
     }
 
     /// What the program has counted since it was loaded, all CPUs together, in the order of [`Reason::ALL`].
@@ -258,6 +247,21 @@ impl Program {
         let map = self.ebpf.map_mut(maps::CLOCK).ok_or_else(|| fail("not in the object".into()))?;
         let mut clock = Array::<_, u64>::try_from(map).map_err(|error| fail(error.to_string()))?;
         clock.set(0, now.0, 0).map_err(|error| fail(error.to_string()))
+    }
+}
+
+/// The device map: by which interface a next hop leaves that is redirected to.
+pub struct EgressMap(DevMap<MapData>);
+
+impl EgressMap {
+    /// Makes next hop `hop` leave by the interface with index `interface`.
+    ///
+    /// # Errors
+    /// The kernel refused: the interface is gone.
+    pub fn set(&mut self, hop: u32, interface: u32) -> Result<(), XdpError> {
+        self.0
+            .set(hop, interface, None, 0)
+            .map_err(|error| XdpError::Map { map: maps::EGRESS, fault: error.to_string() })
     }
 }
 

@@ -132,4 +132,8 @@ impl<A: HopArray> Routes for NextHops<A> {
     fn hop_for(&mut self, agent: IpAddr, relay: IpAddr) -> u16 {
         NextHops::hop_for(self, agent, relay).0
     }
+
+    fn release(&mut self, hop: u16) {
+        NextHops::release(self, HopId(hop));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use relay_common::BIND_MAGIC_LEN;
 use relay_common::siphash::HashKey;
 
-use super::program::{Hook, Port, Program, XdpError};
+use super::program::{EgressMap, Hook, Port, Program, XdpError};
 use super::tables::{TableSizes, Tables};
 use crate::config::DatapathMode;
 
@@ -15,6 +15,8 @@ pub struct Selection {
     pub tables: Arc<Tables>,
     /// The attached program; none for the userspace datapath.
     pub program: Option<Program>,
+    /// The program's device map.
+    pub egress: Option<EgressMap>,
     /// Where the program runs.
     pub hook: Option<Hook>,
     /// A sentence for people: what was chosen, and what was refused on the way there.
@@ -48,10 +50,11 @@ impl Selection {
         let mut refusals = Vec::new();
         for hook in hooks {
             match attach(*hook, ports, sizes, hash_key, bind_magic) {
-                Ok((program, tables)) => {
+                Ok((program, tables, egress)) => {
                     return Ok(Selection {
                         tables: Arc::new(tables),
                         program: Some(program),
+                        egress: Some(egress),
                         hook: Some(*hook),
                         why: reason(mode, &refusals),
                     });
@@ -63,6 +66,7 @@ impl Selection {
         Ok(Selection {
             tables: Arc::new(Tables::private(sizes, hash_key, bind_magic)),
             program: None,
+            egress: None,
             hook: None,
             why: reason(mode, &refusals),
         })
@@ -75,15 +79,15 @@ fn attach(
     sizes: TableSizes,
     hash_key: HashKey,
     bind_magic: [u8; BIND_MAGIC_LEN],
-) -> Result<(Program, Tables), XdpError> {
+) -> Result<(Program, Tables, EgressMap), XdpError> {
     if ports.is_empty() {
         return Err(XdpError::NoInterface);
     }
-    let (mut program, tables) = Program::load(sizes, hash_key, bind_magic)?;
+    let (mut program, tables, egress) = Program::load(sizes, hash_key, bind_magic)?;
     for port in ports {
         program.attach(&tables, port.clone(), hook)?;
     }
-    Ok((program, tables))
+    Ok((program, tables, egress))
 }
 
 /// The refusals on the way, each once: without the object, every hook is refused alike.
