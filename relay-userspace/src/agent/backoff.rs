@@ -1,0 +1,51 @@
+//! How long to wait before the next attempt to reach a relay.
+
+use std::time::Duration;
+
+/// Waits that double from half a second to half a minute, each shortened by chance to between its half and its whole:
+/// agents that lost the same relay at the same moment do not come back at the same moment.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    /// The wait after one more failure. `chance` is a random number.
+    pub fn next(&mut self, chance: u64) -> Duration {
+        let whole = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        let half = whole / 2;
+        let half_ns = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
+        half + Duration::from_nanos(chance % half_ns)
+    }
+
+    /// The attempt has succeeded.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_half_a_minute_and_start_over_after_success() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<u128> = (0..9).map(|_| backoff.next(0).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]);
+        backoff.reset();
+        assert!(backoff.next(u64::MAX) <= Duration::from_millis(500));
+    }
+
+    #[test]
+    fn chance_moves_a_wait_between_its_half_and_its_whole() {
+        for chance in [0, 1, 249_999_999, 250_000_000, u64::MAX] {
+            let wait = Backoff::default().next(chance);
+            assert!((Duration::from_millis(250)..=Duration::from_millis(500)).contains(&wait));
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! One session's UDP socket: datagrams to and from the relay, with bind datagrams taken out.
+
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use relay_common::BIND_LEN;
+use tokio::io::Interest;
+use tokio::sync::Notify;
+
+use super::lock;
+use super::pacing::Pacer;
+use super::snapshot::SessionTraffic;
+use crate::clock::MonoTime;
+use crate::protocol::bind::{BindClient, BindEvent, BindMagic, BindOutput};
+use crate::protocol::flow_terms::FlowTerms;
+
+/// The socket, the binding of its tuple, the pace of its sending, and the count of what went through.
+#[derive(Debug)]
+pub struct DataSocket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    relay: SocketAddr,
+    magic: BindMagic,
+    bind: std::sync::Mutex<BindClient>,
+    bind_changed: Notify,
+    pacer: std::sync::Mutex<Pacer>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    datagrams_sent: AtomicU64,
+    datagrams_received: AtomicU64,
+    bytes_sent: AtomicU64,
+    bytes_received: AtomicU64,
+    /// The system refused to send.
+    unsent: AtomicU64,
+    /// From elsewhere than the relay's data address, or with the magic but no bind datagrams.
+    strange: AtomicU64,
+    /// The application was too slow to take them.
+    untaken: AtomicU64,
+}
+
+/// Asked of the system for both directions; it grants what `net.core.rmem_max` and `wmem_max` allow.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// The binding looks at its clock at least this often, so that notes of sending and hearing need not wake it.
+const BIND_TICK: Duration = Duration::from_secs(1);
+
+impl DataSocket {
+    /// Opens a socket on any local port towards `relay`'s data address.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(relay: SocketAddr, terms: &FlowTerms, now: MonoTime) -> io::Result<Arc<Self>> {
+        let any: IpAddr = match relay {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = std::net::UdpSocket::bind((any, 0))?;
+        let options = socket2::SockRef::from(&socket);
+        // Smaller buffers only cost throughput.
+        let _granted = options.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+        let _granted = options.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+        let state = UdpSocketState::new((&socket).into())?;
+        let io = tokio::net::UdpSocket::from_std(socket)?;
+        Ok(Arc::new(DataSocket {
+            io,
+            state,
+            relay,
+            magic: terms.bind_magic,
+            bind: BindClient::new(terms, now).into(),
+            bind_changed: Notify::new(),
+            pacer: Pacer::new(terms.rate_bytes_per_s, terms.burst_bytes, Instant::now()).into(),
+            counters: Counters::default(),
+        }))
+    }
+
+    /// The relay's data address.
+    pub fn relay(&self) -> SocketAddr {
+        self.relay
+    }
+
+    /// Keeps the tuple bound until consent is lost; never returns before that.
+    pub async fn keep_bound(&self, mut tell: impl FnMut(BindEvent)) {
+        loop {
+            let output = lock(&self.bind).poll(MonoTime::now(), unix_us());
+            match output {
+                BindOutput::Send(datagram) => {
+                    if let Err(error) = self.io.send_to(&datagram, self.relay).await {
+                        tracing::debug!(relay = %self.relay, %error, "a bind datagram could not be sent");
+                    }
+                }
+                BindOutput::Event(event) => {
+                    tell(event);
+                    if event == BindEvent::Lost {
+                        return;
+                    }
+                }
+                BindOutput::Idle(deadline) => {
+                    let wait = deadline.map_or(BIND_TICK, |at| at.since(MonoTime::now()).min(BIND_TICK));
+                    // The coarse clock may still be before the deadline when the timer is not.
+                    let wait = wait.max(Duration::from_millis(1));
+                    let _either = tokio::time::timeout(wait, self.bind_changed.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// Binds at once: the local address has changed.
+    pub fn bind_now(&self) {
+        lock(&self.bind).bind_now();
+        self.bind_changed.notify_one();
+    }
+
+    /// The relay has sent the session's terms again.
+    pub fn set_terms(&self, terms: &FlowTerms) {
+        lock(&self.bind).set_terms(terms);
+        lock(&self.pacer).set_limit(terms.rate_bytes_per_s, terms.burst_bytes, Instant::now());
+        self.bind_changed.notify_one();
+    }
+
+    /// Sends `contents` as datagrams of `segment_size` bytes (the last may be shorter; None: one datagram).
+    ///
+    /// # Errors
+    /// Only `WouldBlock`: the socket is full, or it is too early at the relay's rate. Whatever else goes wrong is a
+    /// lost datagram, as it would be further down the path.
+    pub fn try_send(
+        &self,
+        contents: &[u8],
+        segment_size: Option<usize>,
+        ecn: Option<EcnCodepoint>,
+        pace: Pace,
+    ) -> io::Result<()> {
+        if pace == Pace::AtRate && self.pacing_delay(contents.len()).is_some() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let transmit = Transmit { destination: self.relay, ecn, contents, segment_size, src_ip: None };
+        let sent = self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit));
+        let datagrams = match segment_size {
+            Some(size @ 1..) => contents.len().div_ceil(size) as u64,
+            _ => 1,
+        };
+        match sent {
+            Ok(()) => {
+                let bytes = contents.len() as u64;
+                add(&self.counters.datagrams_sent, datagrams);
+                add(&self.counters.bytes_sent, bytes);
+                lock(&self.pacer).charge(datagrams, bytes, Instant::now());
+                lock(&self.bind).note_sent(MonoTime::now());
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) => {
+                add(&self.counters.unsent, datagrams);
+                tracing::debug!(relay = %self.relay, bytes = contents.len(), %error, "datagrams could not be sent");
+                Ok(())
+            }
+        }
+    }
+
+    /// How long a sender of `bytes` has to wait at the relay's rate.
+    pub fn pacing_delay(&self, bytes: usize) -> Option<Duration> {
+        lock(&self.pacer).delay(bytes, Instant::now())
+    }
+
+    /// Waits until the socket takes datagrams.
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + Send + Sync + '_ {
+        self.io.writable()
+    }
+
+    /// Receives what is not for the binding. Like the system call below: each buffer holds one datagram, or several of
+    /// `stride` bytes. Only one task may wait here.
+    pub fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.io.poll_recv_ready(cx))?;
+            let received =
+                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas));
+            let count = match received {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => {
+                    tracing::debug!(relay = %self.relay, %error, "receiving failed");
+                    continue;
+                }
+            };
+            let mut heard = false;
+            for (buffer, meta) in buffers.iter_mut().zip(metas.iter_mut()).take(count) {
+                self.take_own(buffer, meta);
+                heard |= meta.len > 0;
+            }
+            if heard {
+                lock(&self.bind).note_heard();
+                return Poll::Ready(Ok(count));
+            }
+        }
+    }
+
+    /// What went through so far, bind datagrams not counted.
+    pub fn traffic(&self) -> SessionTraffic {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SessionTraffic {
+            datagrams_sent: read(&self.counters.datagrams_sent),
+            datagrams_received: read(&self.counters.datagrams_received),
+            bytes_sent: read(&self.counters.bytes_sent),
+            bytes_received: read(&self.counters.bytes_received),
+            unsent: read(&self.counters.unsent),
+            strange: read(&self.counters.strange),
+            untaken: read(&self.counters.untaken),
+        }
+    }
+
+    /// Counts datagrams that were received but that nobody took.
+    pub fn count_untaken(&self, datagrams: u64) {
+        add(&self.counters.untaken, datagrams);
+    }
+
+    /// How many datagrams one send may carry.
+    pub fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// How many datagrams one receive buffer may carry.
+    pub fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+
+    /// Takes bind datagrams and what is not from the relay out of a buffer: what is left is closed up to its front.
+    fn take_own(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        let stride = meta.stride.max(1);
+        let len = meta.len.min(buffer.len());
+        let datagrams = len.div_ceil(stride) as u64;
+        if meta.addr != self.relay {
+            add(&self.counters.strange, datagrams);
+            meta.len = 0;
+            return;
+        }
+        let mut kept = len;
+        // Only a datagram of a bind datagram's length can be one: all of them, or the last, which alone may be shorter.
+        if stride == BIND_LEN {
+            kept = 0;
+            for from in (0..len).step_by(stride) {
+                let to = (from + stride).min(len);
+                if !self.take_if_bind(buffer.get(from..to).unwrap_or_default()) {
+                    buffer.copy_within(from..to, kept);
+                    kept += to - from;
+                }
+            }
+        } else {
+            let last = len - len.checked_rem(stride).filter(|rest| *rest > 0).unwrap_or(stride.min(len));
+            if self.take_if_bind(buffer.get(last..len).unwrap_or_default()) {
+                kept = last;
+            }
+        }
+        meta.len = kept;
+        if kept > 0 {
+            let (datagrams, bytes) = (kept.div_ceil(stride) as u64, kept as u64);
+            add(&self.counters.datagrams_received, datagrams);
+            add(&self.counters.bytes_received, bytes);
+            lock(&self.pacer).charge(datagrams, bytes, Instant::now());
+        }
+    }
+
+    /// Whether the datagram was for the binding: it has the relay's magic, with which nothing else may begin.
+    fn take_if_bind(&self, datagram: &[u8]) -> bool {
+        let Ok(datagram) = <&[u8; BIND_LEN]>::try_from(datagram) else { return false };
+        if !datagram.starts_with(&self.magic.0) {
+            return false;
+        }
+        match lock(&self.bind).handle(datagram, MonoTime::now()) {
+            Ok(()) => self.bind_changed.notify_one(),
+            Err(fault) => {
+                add(&self.counters.strange, 1);
+                tracing::debug!(relay = %self.relay, %fault, "a bind datagram was not sound");
+            }
+        }
+        true
+    }
+}
+
+/// Whether a sender is held to the relay's rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// It is.
+    AtRate,
+    /// It sends when it likes, and what the relay drops is its loss.
+    Free,
+}
+
+/// The local address from which datagrams to `remote` would be sent now.
+pub fn local_address_towards(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let probe = std::net::UdpSocket::bind((any, 0)).ok()?;
+    // Connecting a UDP socket only looks the route up; nothing is sent.
+    probe.connect(remote).ok()?;
+    Some(probe.local_addr().ok()?.ip())
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+fn unix_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_common::Side;
+
+    use super::*;
+    use crate::identity::NodeId;
+    use crate::protocol::SessionId;
+    use crate::protocol::bind::{BindDatagram, BindKey, BindKind, Cookie};
+
+    #[tokio::test]
+    async fn bind_datagrams_are_taken_out_wherever_they_stand() {
+        let socket = socket();
+        let bind = bind();
+        let data = |len: usize| vec![0x40; len];
+        let cases: [(Vec<Vec<u8>>, usize, usize); 6] = [
+            (vec![data(1200), data(1200), bind.clone()], 1200, 2400),
+            (vec![data(1200), data(1200), data(96)], 1200, 2496),
+            (vec![data(96), bind.clone(), data(96), bind.clone(), data(50)], 96, 242),
+            (vec![bind.clone(), bind.clone()], 96, 0),
+            (vec![bind.clone()], 96, 0),
+            (vec![data(1200)], 1200, 1200),
+        ];
+        let mut datagrams = 0;
+        for (parts, stride, left) in cases {
+            let mut buffer = parts.concat();
+            let mut meta = meta(&socket, buffer.len(), stride);
+            socket.take_own(&mut buffer, &mut meta);
+            assert_eq!(meta.len, left);
+            assert!(buffer[..left].iter().all(|byte| *byte == 0x40), "what is left is data");
+            datagrams += left.div_ceil(stride) as u64;
+        }
+        assert_eq!(socket.traffic().datagrams_received, datagrams);
+    }
+
+    #[tokio::test]
+    async fn datagrams_from_elsewhere_are_dropped_and_counted() {
+        let socket = socket();
+        let mut buffer = [0x40; 100];
+        let mut stranger = meta(&socket, 100, 50);
+        stranger.addr.set_port(1);
+        socket.take_own(&mut buffer, &mut stranger);
+        assert_eq!((stranger.len, socket.traffic().strange, socket.traffic().datagrams_received), (0, 2, 0));
+    }
+
+    #[tokio::test]
+    async fn datagrams_and_bytes_sent_are_counted_by_segment() {
+        let socket = socket();
+        socket.io.writable().await.unwrap();
+        socket.try_send(&[0x40; 2500], Some(1000), None, Pace::Free).unwrap();
+        socket.try_send(&[0x40; 10], None, None, Pace::Free).unwrap();
+        let traffic = socket.traffic();
+        assert_eq!((traffic.datagrams_sent, traffic.bytes_sent, traffic.unsent), (4, 2510, 0));
+    }
+
+    fn socket() -> Arc<DataSocket> {
+        DataSocket::open("127.0.0.1:9".parse().unwrap(), &terms(), MonoTime::now()).unwrap()
+    }
+
+    fn meta(socket: &DataSocket, len: usize, stride: usize) -> RecvMeta {
+        RecvMeta { addr: socket.relay, len, stride, ecn: None, dst_ip: None }
+    }
+
+    fn bind() -> Vec<u8> {
+        let terms = terms();
+        let (side, session) = (terms.side, terms.session);
+        BindDatagram { kind: BindKind::Challenge, side, session, counter: 0, cookie: Cookie([1; 16]) }
+            .seal(&terms.bind_magic, &terms.bind_key)
+            .to_vec()
+    }
+
+    fn terms() -> FlowTerms {
+        FlowTerms {
+            session: SessionId([9; 16]),
+            peer: NodeId::from_bytes([3; 32]),
+            side: Side::Target,
+            bind_key: BindKey::from_bytes([5; 32]),
+            bind_magic: BindMagic([6; 8]),
+            rate_bytes_per_s: 0,
+            burst_bytes: 0,
+            max_datagram_bytes: 1472,
+            consent: Duration::from_secs(75),
+            keepalive: Duration::from_secs(30),
+            data_addresses: Vec::new(),
+            bind_now: false,
+        }
+    }
+}

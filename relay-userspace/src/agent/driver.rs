@@ -1,0 +1,449 @@
+//! The agent's loop: carries inputs to the state and does what it says.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::data_socket::{DataSocket, local_address_towards};
+use super::error::{ConnectError, SessionEnd};
+use super::known_relays::KnownRelays;
+use super::link::{self, LinkChange, LinkEvent, LinkSettings};
+use super::peer::{self, EndToEndPath, PeerEndpoint, Serving};
+use super::raw::{self, RawSession};
+use super::session::{Session, SessionNews, SessionUser};
+use super::settings::{AgentSettings, Incoming};
+use super::snapshot::{PeersSnapshot, RelayPeer, SessionsSnapshot};
+use super::state::{Now, Output, RelayIndex, RequestId, State, Use};
+use super::verification::unix_s;
+use crate::clock::MonoTime;
+use crate::identity::NodeId;
+use crate::protocol::bind::BindEvent;
+use crate::protocol::flow_terms::FlowTerms;
+use crate::protocol::handshake::Peer;
+use crate::protocol::{Message, SessionId};
+
+/// What the agent's handle asks for.
+#[derive(Debug)]
+pub(super) enum Command {
+    Connect { peer: NodeId, answer: oneshot::Sender<Result<EndToEndPath, ConnectError>> },
+    ConnectRaw { peer: NodeId, answer: oneshot::Sender<Result<RawSession, ConnectError>> },
+    Peers { answer: oneshot::Sender<PeersSnapshot> },
+    Sessions { answer: oneshot::Sender<SessionsSnapshot> },
+}
+
+/// A changed route is noticed within this time.
+const ADDRESS_CHECK: Duration = Duration::from_secs(2);
+
+/// Owns everything; the only place that reads clocks for the state.
+pub(super) struct Driver {
+    settings: AgentSettings,
+    serving: Serving,
+    state: State,
+    commands: mpsc::Receiver<Command>,
+    stop: CancellationToken,
+    link_tasks: JoinSet<()>,
+    link_events: mpsc::Receiver<LinkEvent>,
+    links: Vec<Option<UpLink>>,
+    news: mpsc::UnboundedReceiver<SessionNews>,
+    sessions: HashMap<SessionId, LiveSession>,
+    endpoints: HashMap<NodeId, Arc<PeerEndpoint>>,
+    requests: HashMap<RequestId, Asker>,
+    next_request: u64,
+    raw_incoming: mpsc::Sender<RawSession>,
+    local_addresses: HashMap<SocketAddr, Option<IpAddr>>,
+}
+
+/// A relay that is connected.
+struct UpLink {
+    peer: Peer,
+    address: SocketAddr,
+    since: Instant,
+    outgoing: mpsc::Sender<Message>,
+}
+
+struct LiveSession {
+    session: Session,
+    carries: Use,
+    /// Datagrams for the application, until it takes them over.
+    received: Option<mpsc::Receiver<Bytes>>,
+    /// Ends the session's tasks.
+    _tasks: DropGuard,
+}
+
+enum Asker {
+    EndToEnd(oneshot::Sender<Result<EndToEndPath, ConnectError>>),
+    Raw(oneshot::Sender<Result<RawSession, ConnectError>>),
+}
+
+impl Driver {
+    pub fn new(
+        settings: AgentSettings,
+        commands: mpsc::Receiver<Command>,
+        raw_incoming: mpsc::Sender<RawSession>,
+        stop: CancellationToken,
+    ) -> Self {
+        let (news_in, news) = mpsc::unbounded_channel();
+        let (events, link_events) = mpsc::channel(64);
+        let mut link_tasks = JoinSet::new();
+        let known_relays = KnownRelays::at(&settings.known_relays);
+        for (at, address) in settings.relays.iter().enumerate() {
+            let link = LinkSettings {
+                key: settings.key.clone(),
+                name: settings.name.clone(),
+                address: address.clone(),
+                known_relays: known_relays.clone(),
+            };
+            link_tasks.spawn(link::keep_connected(RelayIndex(at), link, events.clone(), stop.clone()));
+        }
+        let incoming = match settings.incoming {
+            Incoming::EndToEnd => Use::EndToEnd,
+            Incoming::Raw => Use::Raw,
+        };
+        let state = State::new(
+            settings.key.node_id(),
+            settings.announce,
+            settings.accept.iter().copied(),
+            incoming,
+            settings.relays.iter().map(|relay| relay.host_port()).collect(),
+        );
+        let serving = Serving {
+            key: settings.key.clone(),
+            name: settings.name.clone(),
+            allow: settings.allow.clone().into(),
+            news: news_in,
+        };
+        Driver {
+            links: settings.relays.iter().map(|_| None).collect(),
+            settings,
+            serving,
+            state,
+            commands,
+            stop,
+            link_tasks,
+            link_events,
+            news,
+            sessions: HashMap::new(),
+            endpoints: HashMap::new(),
+            requests: HashMap::new(),
+            next_request: 0,
+            raw_incoming,
+            local_addresses: HashMap::new(),
+        }
+    }
+
+    /// Runs until the agent is stopped.
+    pub async fn run(mut self) {
+        let mut address_check = tokio::time::interval(ADDRESS_CHECK);
+        address_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            self.do_outputs();
+            let deadline = self.state.deadline();
+            // The coarse clock may still be before the deadline when the timer is not.
+            let wait = deadline.map(|at| at.since(MonoTime::now()).max(Duration::from_millis(1)));
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                Some(news) = self.news.recv() => self.take_news(news),
+                Some(event) = self.link_events.recv() => self.take_link_event(event),
+                Some(command) = self.commands.recv() => self.take_command(command),
+                () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {
+                    self.state.tick(now());
+                }
+                _ = address_check.tick() => self.check_addresses(),
+            }
+        }
+        self.say_goodbye().await;
+    }
+
+    fn take_news(&mut self, news: SessionNews) {
+        match news {
+            SessionNews::Bind(id, event) => {
+                if let Some(live) = self.sessions.get(&id) {
+                    log_bind_event(&live.session, event);
+                }
+                self.state.bind_event(id, event, now());
+            }
+            SessionNews::UserCame(id) => self.state.user_came(id),
+            SessionNews::UserGone(id) => self.state.user_gone(id, now()),
+        }
+    }
+
+    fn take_link_event(&mut self, LinkEvent { relay, what }: LinkEvent) {
+        match what {
+            LinkChange::Up { peer, address, outgoing } => {
+                tracing::info!(relay = %address, node = %peer.node_id, name = %peer.name, "connected to the relay");
+                if let Some(link) = self.links.get_mut(relay.0) {
+                    *link = Some(UpLink { peer, address, since: Instant::now(), outgoing });
+                }
+                self.state.relay_up(relay, now());
+            }
+            LinkChange::Message(message) => self.state.message(relay, message, now()),
+            LinkChange::Down(error) => {
+                self.drop_link(relay);
+                self.state.relay_down(relay, error.to_string(), now());
+            }
+        }
+    }
+
+    fn take_command(&mut self, command: Command) {
+        match command {
+            Command::Connect { peer, answer } => {
+                let id = self.request(Asker::EndToEnd(answer));
+                self.state.connect(id, peer, Use::EndToEnd, now());
+            }
+            Command::ConnectRaw { peer, answer } => {
+                let id = self.request(Asker::Raw(answer));
+                self.state.connect(id, peer, Use::Raw, now());
+            }
+            // Whoever has stopped waiting needs no answer.
+            Command::Peers { answer } => drop(answer.send(self.peers())),
+            Command::Sessions { answer } => {
+                let sessions = self.sessions.values().map(|live| live.session.snapshot()).collect();
+                drop(answer.send(SessionsSnapshot { sessions }));
+            }
+        }
+    }
+
+    fn request(&mut self, asker: Asker) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.requests.insert(id, asker);
+        id
+    }
+
+    fn peers(&self) -> PeersSnapshot {
+        let up =
+            self.links.iter().enumerate().filter_map(|(at, link)| Some((RelayIndex(at), link.as_ref()?)));
+        let peers = up.map(|(relay, link)| RelayPeer {
+            node_id: link.peer.node_id.to_string(),
+            name: link.peer.name.clone(),
+            address: link.address.to_string(),
+            announced: self.state.is_announced(relay),
+            connected_s: link.since.elapsed().as_secs(),
+        });
+        PeersSnapshot { peers: peers.collect() }
+    }
+
+    fn do_outputs(&mut self) {
+        while let Some(output) = self.state.next_output() {
+            match output {
+                Output::Send(relay, message) => self.send(relay, message),
+                Output::Reconnect(relay) => self.drop_link(relay),
+                Output::Start { relay, terms, carries } => {
+                    let id = terms.session;
+                    if let Err(why) = self.start(relay, &terms, carries) {
+                        self.state.start_failed(id, why, now());
+                    }
+                }
+                Output::Update(terms) => {
+                    if let Some(live) = self.sessions.get(&terms.session) {
+                        tracing::info!(session = %terms.session, rate_bytes_per_s = terms.rate_bytes_per_s, "new terms");
+                        live.session.socket().set_terms(&terms);
+                    }
+                }
+                Output::Paired(id) => self.paired(id),
+                Output::Connected(request, id) => self.connected(request, id),
+                Output::Failed(request, error) => {
+                    // Whoever has stopped waiting needs no answer.
+                    match self.requests.remove(&request) {
+                        Some(Asker::EndToEnd(answer)) => drop(answer.send(Err(error))),
+                        Some(Asker::Raw(answer)) => drop(answer.send(Err(error))),
+                        None => {}
+                    }
+                }
+                Output::Limited { session, packets, bytes } => {
+                    if let Some(live) = self.sessions.get(&session) {
+                        live.session.add_limited(packets, bytes);
+                    }
+                    tracing::warn!(%session, packets, bytes, "the relay drops datagrams above the session's limit");
+                }
+                Output::End(id, end) => self.end(id, end),
+            }
+        }
+    }
+
+    fn send(&mut self, relay: RelayIndex, message: Message) {
+        let Some(Some(link)) = self.links.get(relay.0) else {
+            tracing::debug!(message = message.name(), "not connected to the relay it is for");
+            return;
+        };
+        if link.outgoing.try_send(message).is_err() {
+            tracing::warn!(relay = %link.address, "the relay does not take our messages: connecting again");
+            self.drop_link(relay);
+        }
+    }
+
+    /// Closes the connection to a relay, if there is one; its task connects again.
+    fn drop_link(&mut self, relay: RelayIndex) {
+        if let Some(link) = self.links.get_mut(relay.0) {
+            *link = None;
+        }
+    }
+
+    fn start(&mut self, relay: RelayIndex, terms: &FlowTerms, carries: Use) -> Result<(), String> {
+        let Some(Some(link)) = self.links.get(relay.0) else { return Err("the relay is gone".to_owned()) };
+        let reached = link.address;
+        let data = terms.data_addresses.iter().find(|at| at.is_ipv4() == reached.is_ipv4());
+        let data = data.copied().unwrap_or(reached);
+        let socket = DataSocket::open(data, terms, MonoTime::now()).map_err(|error| error.to_string())?;
+        let session = Session::new(terms, socket.clone());
+        let received = match carries {
+            Use::EndToEnd => {
+                self.endpoint(&session).map_err(|error| error.to_string())?;
+                None
+            }
+            Use::Raw => Some(mpsc::channel(RawSession::QUEUE)),
+        };
+        let stop = CancellationToken::new();
+        let (id, news, stopped) = (terms.session, self.serving.news.clone(), stop.clone());
+        let bound = socket.clone();
+        tokio::spawn(async move {
+            let binding = bound.keep_bound(|event| {
+                // Without a driver there is nobody to tell.
+                let _told = news.send(SessionNews::Bind(id, event));
+            });
+            stopped.run_until_cancelled(binding).await
+        });
+        let received = received.map(|(taken, received)| {
+            let stopped = stop.clone();
+            tokio::spawn(async move { stopped.run_until_cancelled(raw::receive_all(socket, taken)).await });
+            received
+        });
+        tracing::info!(session = %id, peer = %terms.peer, relay = %data, side = ?terms.side, "a session begins: binding");
+        self.local_addresses.entry(data).or_insert_with(|| local_address_towards(data));
+        self.sessions.insert(id, LiveSession { session, carries, received, _tasks: stop.drop_guard() });
+        Ok(())
+    }
+
+    /// Adds the session to the peer's endpoint, which is made if there is none.
+    fn endpoint(&mut self, session: &Session) -> Result<(), peer::EndpointError> {
+        let peer = session.peer();
+        if let Some(endpoint) = self.endpoints.get(&peer) {
+            endpoint.add_path(session.id(), session.socket().clone());
+            return Ok(());
+        }
+        let serve = self.settings.announce && self.settings.accept.contains(&peer);
+        let endpoint = PeerEndpoint::new(&self.settings.key, session, serve)?;
+        if serve {
+            tokio::spawn(peer::serve(endpoint.clone(), self.serving.clone()));
+        }
+        self.endpoints.insert(peer, endpoint);
+        Ok(())
+    }
+
+    fn paired(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        if live.carries == Use::EndToEnd {
+            if let Some(endpoint) = self.endpoints.get(&live.session.peer()) {
+                endpoint.prefer_path(id);
+            }
+        } else if live.session.side() == relay_common::Side::Target
+            && let Some(received) = live.received.take()
+        {
+            let user = SessionUser::come(id, &self.serving.news);
+            let raw = RawSession::new(live.session.clone(), received, user);
+            if self.raw_incoming.try_send(raw).is_err() {
+                tracing::warn!(session = %id, "the application does not take sessions: this one is dropped");
+            }
+        }
+    }
+
+    fn connected(&mut self, request: RequestId, id: SessionId) {
+        // Dropped on every way out but an answer that is taken, and then the session may end.
+        let user = SessionUser::counted(id, &self.serving.news);
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        // Whoever has stopped waiting gives the user back.
+        match self.requests.remove(&request) {
+            Some(Asker::EndToEnd(answer)) => {
+                let Some(endpoint) = self.endpoints.get(&live.session.peer()) else { return };
+                let path = EndToEndPath { endpoint: endpoint.clone(), session: live.session.clone(), user };
+                drop(answer.send(Ok(path)));
+            }
+            Some(Asker::Raw(answer)) => {
+                let Some(received) = live.received.take() else { return };
+                drop(answer.send(Ok(RawSession::new(live.session.clone(), received, user))));
+            }
+            None => {}
+        }
+    }
+
+    fn end(&mut self, id: SessionId, end: SessionEnd) {
+        let Some(live) = self.sessions.remove(&id) else { return };
+        let traffic = live.session.traffic();
+        tracing::info!(
+            session = %id,
+            peer = %live.session.peer(),
+            why = %end,
+            datagrams_sent = traffic.datagrams_sent,
+            datagrams_received = traffic.datagrams_received,
+            bytes_sent = traffic.bytes_sent,
+            bytes_received = traffic.bytes_received,
+            "the session has ended"
+        );
+        let peer = live.session.peer();
+        if live.carries == Use::EndToEnd
+            && let Some(endpoint) = self.endpoints.get(&peer)
+            && endpoint.remove_path(id, &end)
+        {
+            self.endpoints.remove(&peer);
+        }
+        live.session.set_end(end);
+    }
+
+    /// A socket that is bound to no address sends from whatever address the route says: if that has changed, so has the
+    /// tuple.
+    fn check_addresses(&mut self) {
+        let Driver { local_addresses, sessions, .. } = self;
+        local_addresses
+            .retain(|relay, _| sessions.values().any(|live| live.session.socket().relay() == *relay));
+        for (relay, known) in local_addresses {
+            let present = local_address_towards(*relay);
+            if present.is_none() || present == *known {
+                continue;
+            }
+            tracing::info!(%relay, from = ?known, to = ?present, "the local address has changed: binding again");
+            *known = present;
+            for live in sessions.values().filter(|live| live.session.socket().relay() == *relay) {
+                live.session.socket().bind_now();
+            }
+        }
+    }
+
+    async fn say_goodbye(mut self) {
+        // First the peers, while the relay still forwards.
+        let endpoints: Vec<_> = self.endpoints.values().cloned().collect();
+        let mut goodbyes: JoinSet<()> =
+            endpoints.into_iter().map(|endpoint| async move { endpoint.say_goodbye().await }).collect();
+        while goodbyes.join_next().await.is_some() {}
+        self.state.stop(now());
+        self.do_outputs();
+        // The links send what is queued, then close.
+        self.links.clear();
+        self.link_events.close();
+        while self.link_tasks.join_next().await.is_some() {}
+    }
+}
+
+fn log_bind_event(session: &Session, event: BindEvent) {
+    let (id, peer) = (session.id(), session.peer());
+    match event {
+        BindEvent::Half { reflexive } => {
+            tracing::debug!(session = %id, %peer, %reflexive, "bound; the other side is not yet");
+        }
+        BindEvent::Paired { reflexive } => tracing::info!(session = %id, %peer, %reflexive, "paired"),
+        BindEvent::Moved { reflexive } => {
+            tracing::info!(session = %id, %peer, %reflexive, "the relay sees us at another address: the session has moved");
+        }
+        BindEvent::Lost => tracing::warn!(session = %id, %peer, "consent is lost"),
+    }
+}
+
+fn now() -> Now {
+    Now { mono: MonoTime::now(), unix_s: unix_s() }
+}

@@ -1,0 +1,205 @@
+//! Why something an application asked of an agent did not happen, or came to its end.
+
+use super::known_relays::PinError;
+use crate::identity::NodeId;
+use crate::protocol::ErrorCode;
+use crate::protocol::flow_terms::{TermsError, disconnect_reason};
+use crate::protocol::handshake::HandshakeError;
+use crate::tls::TlsError;
+
+/// Why there is no session or connection with a peer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The configuration names no relay.
+    #[error("no relay is configured: add one to `network.relays`")]
+    NoRelay,
+    /// The peer is this agent.
+    #[error("{0} is this agent itself")]
+    Itself(NodeId),
+    /// No relay could be reached. The text names each and why.
+    #[error("no relay can be reached: {0}")]
+    RelaysUnreachable(String),
+    /// The relay has refused.
+    #[error("relay {relay} refuses to connect to {}: {code} {message}{}", peer.short(), refusal_hint(*.code))]
+    Refused {
+        /// The relay's `HOST:PORT`.
+        relay: String,
+        /// The peer that was asked for.
+        peer: NodeId,
+        /// An [`ErrorCode`]'s number.
+        code: u32,
+        /// The relay's words.
+        message: String,
+    },
+    /// The relay's terms cannot be used.
+    #[error("relay {relay} cannot be used: {fault}")]
+    Terms {
+        /// The relay's `HOST:PORT`.
+        relay: String,
+        /// What is wrong with them.
+        fault: TermsError,
+    },
+    /// The relay did not answer in time.
+    #[error("relay {relay} has not answered in time")]
+    RelaySilent {
+        /// The relay's `HOST:PORT`.
+        relay: String,
+    },
+    /// The two sides did not both bind in time.
+    #[error(
+        "the path to {} through relay {relay} was not ready in time: the peer may have just gone, or UDP from this host \
+         to the relay's port may be blocked", peer.short()
+    )]
+    NotPaired {
+        /// The relay's `HOST:PORT`.
+        relay: String,
+        /// The peer.
+        peer: NodeId,
+    },
+    /// The session ended while it was being set up.
+    #[error("{0}")]
+    Ended(SessionEnd),
+    /// The agents' own QUIC connection was not established.
+    #[error("the end-to-end connection to {} failed: {why}", peer.short())]
+    EndToEnd {
+        /// The peer.
+        peer: NodeId,
+        /// What QUIC says.
+        why: String,
+    },
+    /// The peer's handshake was not sound, or it refused ours.
+    #[error("the handshake with {} failed: {fault}", peer.short())]
+    Handshake {
+        /// The peer.
+        peer: NodeId,
+        /// Why.
+        fault: HandshakeError,
+    },
+    /// The agent is being stopped.
+    #[error("the agent has been stopped")]
+    Stopped,
+}
+
+/// Why a session has ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionEnd {
+    /// Nothing here used it any more.
+    #[error("the session was closed here")]
+    Closed,
+    /// The other side has closed it.
+    #[error("the peer has ended the session{}", in_parentheses(.note))]
+    PeerGone {
+        /// The relay's words.
+        note: Option<String>,
+    },
+    /// Nothing was relayed for too long.
+    #[error(
+        "the relay has ended the session because nothing was sent for too long; connect again when needed"
+    )]
+    Idle,
+    /// The relay has not accepted a proof of our data tuple for as long as one is good.
+    #[error(
+        "consent is lost: relay {relay} has not answered on the data path; the relay may be down or restarted, or UDP to \
+         it blocked; connect again"
+    )]
+    ConsentLost {
+        /// The relay's `HOST:PORT`.
+        relay: String,
+    },
+    /// The relay says that one side has not proved its tuple in time.
+    #[error("the relay has ended the session because one side fell silent{}; connect again", in_parentheses(.note))]
+    SideSilent {
+        /// The relay's words.
+        note: Option<String>,
+    },
+    /// The two sides did not both bind in time.
+    #[error("the session was never paired: the other side did not bind in time")]
+    NotPaired,
+    /// The relay has ended it for another reason.
+    #[error("the relay has ended the session: {reason}{}", in_parentheses(.note))]
+    ByRelay {
+        /// The relay's word.
+        reason: String,
+        /// The relay's explanation.
+        note: Option<String>,
+    },
+    /// The data socket could not be opened.
+    #[error("no data socket: {0}")]
+    DataSocket(String),
+    /// The agent is being stopped.
+    #[error("the agent has been stopped")]
+    Stopped,
+}
+
+impl SessionEnd {
+    /// The end that a relay's Disconnect with a session tells.
+    pub(super) fn told(reason: &str, note: Option<String>) -> Self {
+        match reason {
+            disconnect_reason::IDLE => SessionEnd::Idle,
+            disconnect_reason::PEER_GONE | disconnect_reason::SHUTDOWN => SessionEnd::PeerGone { note },
+            disconnect_reason::CONSENT_LOST => SessionEnd::SideSilent { note },
+            other => SessionEnd::ByRelay { reason: other.to_owned(), note },
+        }
+    }
+}
+
+/// Why the connection to a relay is not there, or no more.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The name does not resolve.
+    #[error("the name does not resolve: {0}")]
+    Resolve(std::io::Error),
+    /// No local socket.
+    #[error("no local UDP socket: {0}")]
+    Socket(std::io::Error),
+    /// Our own TLS set-up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// QUIC did not connect.
+    #[error("no answer within {} s", super::link::DIAL_TIMEOUT.as_secs())]
+    DialTimeout,
+    /// QUIC failed.
+    #[error("{0}")]
+    Quic(String),
+    /// The relay's key is not the expected one.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The handshake failed.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The relay says goodbye.
+    #[error("the relay has closed the connection: {reason}{}", in_parentheses(.note))]
+    Disconnected {
+        /// The relay's word.
+        reason: String,
+        /// The relay's explanation.
+        note: Option<String>,
+    },
+    /// Another process with this identity has connected.
+    #[error(
+        "another process with this identity has announced itself at the relay; this one stands back. \
+         Stop one of them, or give it an identity of its own"
+    )]
+    Replaced,
+    /// Three pings in a row went unanswered.
+    #[error("the relay has not answered three pings")]
+    Silent,
+}
+
+fn refusal_hint(code: u32) -> &'static str {
+    match ErrorCode::from_number(code) {
+        Some(ErrorCode::TargetUnknown) => {
+            "; the peer is not connected to this relay, or does not accept this node: check its `network.relays` and \
+             `[agent] accept`"
+        }
+        Some(ErrorCode::Busy | ErrorCode::TableFull | ErrorCode::Limited) => {
+            "; try again later, or another relay"
+        }
+        Some(ErrorCode::Draining) => "; use another relay",
+        _ => "",
+    }
+}
+
+fn in_parentheses(note: &Option<String>) -> String {
+    note.as_deref().filter(|note| !note.is_empty()).map(|note| format!(" ({note})")).unwrap_or_default()
+}

@@ -1,0 +1,482 @@
+//! TCP through a peer: a local listener on one side, a connection to what the peer permits on the other.
+//!
+//! Each connection has a QUIC stream of its own. Its first frame is a Message with topic `net/forward` and body
+//! `{"to": "HOST:PORT"}`; the answer is MessageAck(accepted), or an Error. After that it carries the TCP bytes, each
+//! direction to its own end; a reset on either side resets the other.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::error::ConnectError;
+use super::peer::PeerConnection;
+use super::session::Session;
+use super::settings::AllowRule;
+use super::snapshot::SessionTraffic;
+use super::verification::unix_s;
+use super::{Dialler, lock};
+use crate::identity::NodeId;
+use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
+use crate::protocol::flow_terms::ErrorMessage;
+use crate::protocol::frames::{FrameReader, write_frame};
+use crate::protocol::handshake::printable;
+use crate::protocol::message::{AckStatus, AtlasMessage, MessageAck};
+use crate::protocol::{ErrorCode, Message};
+
+/// The topic of a request to forward.
+pub const TOPIC: &str = "net/forward";
+
+/// A local TCP listener whose connections come out at the peer. Dropping it closes everything.
+#[derive(Debug)]
+pub struct Forward {
+    local: SocketAddr,
+    sessions: Arc<Mutex<Vec<Session>>>,
+    events: mpsc::Receiver<ForwardEvent>,
+    _stop: DropGuard,
+}
+
+/// What happens to a forward.
+#[derive(Clone, Debug)]
+pub enum ForwardEvent {
+    /// It runs over this session from now on.
+    Session(Session),
+    /// The connection to the peer is gone; the next TCP connection makes a new one.
+    Lost {
+        /// Why.
+        why: String,
+    },
+    /// One TCP connection was not carried to its end.
+    Failed {
+        /// The local program's address.
+        client: SocketAddr,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Forward {
+    /// The address it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The next thing that happens.
+    pub async fn next_event(&mut self) -> Option<ForwardEvent> {
+        self.events.recv().await
+    }
+
+    /// What went through the data sockets of all its sessions so far.
+    pub fn traffic(&self) -> SessionTraffic {
+        lock(&self.sessions).iter().map(Session::traffic).fold(SessionTraffic::default(), |sum, one| {
+            SessionTraffic {
+                datagrams_sent: sum.datagrams_sent + one.datagrams_sent,
+                datagrams_received: sum.datagrams_received + one.datagrams_received,
+                bytes_sent: sum.bytes_sent + one.bytes_sent,
+                bytes_received: sum.bytes_received + one.bytes_received,
+                unsent: sum.unsent + one.unsent,
+                strange: sum.strange + one.strange,
+                untaken: sum.untaken + one.untaken,
+            }
+        })
+    }
+}
+
+/// Why a forward was not set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The listener.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The peer.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+pub(super) async fn start(
+    dialler: Dialler,
+    listen: SocketAddr,
+    peer: NodeId,
+    to: String,
+) -> Result<Forward, ForwardError> {
+    let failed = |source| ForwardError::Listen { address: listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    let connection = dialler.connect(peer).await?;
+    let stop = CancellationToken::new();
+    let (tell, events) = mpsc::channel(64);
+    let sessions = Arc::new(Mutex::new(vec![connection.session().clone()]));
+    // There is room for the first event.
+    let _told = tell.try_send(ForwardEvent::Session(connection.session().clone()));
+    let carrier = Carrier {
+        dialler,
+        peer,
+        to: to.into(),
+        tell,
+        sessions: sessions.clone(),
+        connection: tokio::sync::Mutex::new(Some(connection)),
+    };
+    let stopped = stop.clone();
+    tokio::spawn(async move { stopped.run_until_cancelled(carrier.listen(listener)).await });
+    Ok(Forward { local, sessions, events, _stop: stop.drop_guard() })
+}
+
+struct Carrier {
+    dialler: Dialler,
+    peer: NodeId,
+    to: Arc<str>,
+    tell: mpsc::Sender<ForwardEvent>,
+    sessions: Arc<Mutex<Vec<Session>>>,
+    connection: tokio::sync::Mutex<Option<PeerConnection>>,
+}
+
+impl Carrier {
+    async fn listen(self, listener: TcpListener) {
+        let carrier = Arc::new(self);
+        let mut carrying = tokio::task::JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(_done) = carrying.join_next() => continue,
+                () = carrier.watch() => continue,
+            };
+            match accepted {
+                Ok((tcp, client)) => {
+                    let carrier = carrier.clone();
+                    carrying.spawn(async move {
+                        if let Err(why) = carrier.carry(tcp).await {
+                            tracing::warn!(%client, to = %carrier.to, why, "a TCP connection was not carried to its end");
+                            carrier.tell(ForwardEvent::Failed { client, why });
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Most likely too many open files: wait for some to close.
+                    tracing::warn!(%error, "a TCP connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until the present connection is gone, and says so once.
+    async fn watch(&self) {
+        let connection = self.connection.lock().await.clone();
+        let Some(connection) = connection else { return std::future::pending().await };
+        let why = connection.closed().await;
+        let mut present = self.connection.lock().await;
+        if present.as_ref().is_some_and(|now| now.quic().stable_id() == connection.quic().stable_id()) {
+            *present = None;
+            tracing::warn!(peer = %self.peer, why, "the connection to the peer is gone");
+            self.tell(ForwardEvent::Lost { why });
+        }
+    }
+
+    async fn carry(&self, tcp: TcpStream) -> Result<(), String> {
+        let connection = match self.connected().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                reset(tcp);
+                return Err(error.to_string());
+            }
+        };
+        match ask(&connection, self.dialler.node_id(), self.peer, &self.to).await {
+            Ok((to_peer, from_peer)) => splice(tcp, to_peer, from_peer, connection.quic()).await,
+            Err(why) => {
+                reset(tcp);
+                Err(why)
+            }
+        }
+    }
+
+    /// The present connection, or a new one. Those who come meanwhile wait for the same.
+    async fn connected(&self) -> Result<PeerConnection, ConnectError> {
+        let mut present = self.connection.lock().await;
+        match &*present {
+            Some(connection) if connection.quic().close_reason().is_none() => Ok(connection.clone()),
+            _ => {
+                let connection = self.dialler.connect(self.peer).await?;
+                lock(&self.sessions).push(connection.session().clone());
+                self.tell(ForwardEvent::Session(connection.session().clone()));
+                *present = Some(connection.clone());
+                Ok(connection)
+            }
+        }
+    }
+
+    fn tell(&self, event: ForwardEvent) {
+        // Whoever does not listen to the events misses some.
+        let _told = self.tell.try_send(event);
+    }
+}
+
+/// A peer has this long to answer a request, its own dialling included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Documented: dialling one address takes at most this long.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The code of a reset stream.
+const RESET: u32 = 1;
+
+async fn ask(
+    connection: &PeerConnection,
+    me: NodeId,
+    peer: NodeId,
+    to: &str,
+) -> Result<(quinn::SendStream, quinn::RecvStream), String> {
+    let exchange = async {
+        let (mut to_peer, from_peer) =
+            connection.quic().open_bi().await.map_err(|error| error.to_string())?;
+        let request = AtlasMessage {
+            id: message_id(),
+            from: me.to_string(),
+            to: peer.to_string(),
+            timestamp: unix_s(),
+            reply_to: None,
+            topic: Some(TOPIC.to_owned()),
+            body: serde_json::json!({ "to": to }),
+        };
+        write_frame(&mut to_peer, &request.into()).await.map_err(|error| error.to_string())?;
+        let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
+        match from_peer.next().await.map_err(|error| error.to_string())? {
+            Some(Message::MessageAck(MessageAck { status: AckStatus::Accepted, .. })) => {
+                Ok((to_peer, from_peer.into_inner()))
+            }
+            Some(Message::Error(error)) => {
+                Err(format!("the peer refuses: {} {}", error.code, printable(&error.message, 512)))
+            }
+            Some(other) => Err(format!("the peer answers with {}", other.name())),
+            None => Err("the peer has closed the stream".to_owned()),
+        }
+    };
+    tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+        .await
+        .unwrap_or_else(|_| Err(format!("the peer has not answered within {} s", ANSWER_TIMEOUT.as_secs())))
+}
+
+/// Serves one stream that a peer has opened.
+pub(super) async fn answer(
+    peer: NodeId,
+    allow: &[AllowRule],
+    connection: &quinn::Connection,
+    mut to_peer: quinn::SendStream,
+    from_peer: quinn::RecvStream,
+) {
+    let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
+    let request = match tokio::time::timeout(ANSWER_TIMEOUT, from_peer.next()).await {
+        Ok(Ok(Some(message))) => message,
+        Ok(Ok(None)) | Err(_) => return,
+        Ok(Err(error)) => {
+            if let Some(code) = error.code() {
+                tracing::warn!(%peer, %error, "a stream of the peer begins with no message");
+                refuse(&mut to_peer, code, &error.to_string(), None).await;
+            }
+            return;
+        }
+    };
+    match open(peer, allow, &request).await {
+        Ok((message_id, to, tcp)) => {
+            let accepted = MessageAck { msg_id: message_id, status: AckStatus::Accepted };
+            if let Err(error) = write_frame(&mut to_peer, &accepted.into()).await {
+                tracing::debug!(%peer, %error, "the peer did not wait for its answer");
+                return reset(tcp);
+            }
+            tracing::info!(%peer, to, "a forward begins");
+            match splice(tcp, to_peer, from_peer.into_inner(), connection).await {
+                Ok(()) => tracing::info!(%peer, to, "a forward is done"),
+                Err(why) => tracing::warn!(%peer, to, why, "a forward was cut off"),
+            }
+        }
+        Err(Refusal { code, why, message_id }) => {
+            tracing::warn!(%peer, %code, why, "a request of the peer is refused");
+            refuse(&mut to_peer, code, &why, message_id).await;
+        }
+    }
+}
+
+struct Refusal {
+    code: ErrorCode,
+    why: String,
+    message_id: Option<String>,
+}
+
+async fn open(
+    peer: NodeId,
+    allow: &[AllowRule],
+    request: &Message,
+) -> Result<(String, String, TcpStream), Refusal> {
+    let rejected = |why: String| Refusal { code: ErrorCode::MessageRejected, why, message_id: None };
+    let Message::Message(request) = request else {
+        return Err(rejected(format!("a stream begins with a Message, not with {}", request.name())));
+    };
+    let message_id = request.id.clone();
+    let rejected = |why: String| Refusal { message_id: Some(message_id.clone()), ..rejected(why) };
+    if request.topic.as_deref() != Some(TOPIC) {
+        return Err(rejected(format!("the only topic served here is {TOPIC}")));
+    }
+    let to = request.body.get("to").and_then(serde_json::Value::as_str);
+    let Some(to) = to else { return Err(rejected("the body must be {\"to\": \"HOST:PORT\"}".to_owned())) };
+    if !allow.iter().any(|rule| rule.peer == peer && rule.to == to) {
+        return Err(rejected(format!(
+            "not permitted; to permit it, the peer's configuration needs: [[agent.allow]] peer = \"{peer}\", to = \"{}\"",
+            printable(to, 256)
+        )));
+    }
+    let unreachable = |why: String| Refusal {
+        code: ErrorCode::Refused,
+        why: format!("{to} cannot be reached: {why}"),
+        message_id: Some(message_id.clone()),
+    };
+    match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(to)).await {
+        Ok(Ok(tcp)) => Ok((message_id, to.to_owned(), tcp)),
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_elapsed) => Err(unreachable(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))),
+    }
+}
+
+async fn refuse(to_peer: &mut quinn::SendStream, code: ErrorCode, why: &str, message_id: Option<String>) {
+    let error = ErrorMessage { ref_msg_id: message_id, ..ErrorMessage::new(code, why) };
+    if write_frame(to_peer, &error.into()).await.is_ok() && to_peer.finish().is_ok() {
+        // Dropping the stream before it is delivered would reset it.
+        let _delivered = tokio::time::timeout(ANSWER_TIMEOUT, to_peer.stopped()).await;
+    }
+}
+
+/// Carries bytes both ways until both directions have ended. What is on its way is bounded by one buffer here and the
+/// stream's windows.
+async fn splice(
+    mut tcp: TcpStream,
+    mut to_peer: quinn::SendStream,
+    mut from_peer: quinn::RecvStream,
+    connection: &quinn::Connection,
+) -> Result<(), String> {
+    // Interactive programs write little and wait for the answer.
+    let _faster = tcp.set_nodelay(true);
+    let (mut tcp_read, mut tcp_write) = tcp.split();
+    let out = async {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let count = tcp_read.read(&mut buffer).await.map_err(|error| format!("TCP: {error}"))?;
+            if count == 0 {
+                return to_peer.finish().map_err(|error| error.to_string());
+            }
+            let filled = buffer.get(..count).unwrap_or_default();
+            to_peer.write_all(filled).await.map_err(|error| format!("to the peer: {error}"))?;
+        }
+    };
+    let back = async {
+        loop {
+            match from_peer.read_chunk(BUFFER_BYTES, true).await {
+                Ok(Some(chunk)) => {
+                    tcp_write.write_all(&chunk.bytes).await.map_err(|error| format!("TCP: {error}"))?;
+                }
+                Ok(None) => return tcp_write.shutdown().await.map_err(|error| format!("TCP: {error}")),
+                Err(error) => return Err(format!("from the peer: {error}")),
+            }
+        }
+    };
+    let done = tokio::select! {
+        done = async { tokio::try_join!(out, back) } => done.map(|_| ()),
+        error = connection.closed() => Err(error.to_string()),
+    };
+    match done {
+        // What was written is delivered, or the other side has said that it wants no more.
+        Ok(()) => to_peer.stopped().await.map(|_| ()).map_err(|error| format!("to the peer: {error}")),
+        Err(why) => {
+            // Both may have ended already.
+            let _reset = to_peer.reset(RESET.into());
+            let _stopped = from_peer.stop(RESET.into());
+            reset(tcp);
+            Err(why)
+        }
+    }
+}
+
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Closes with a reset, so that the program on the other end does not take it for an orderly end.
+fn reset(tcp: TcpStream) {
+    // A linger of no time: closing discards what is unsent and sends RST.
+    let _set = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+    drop(tcp);
+}
+
+/// `msg_` and a UUID of version 7 (RFC 9562, section 5.7): milliseconds since the Unix epoch, then random bits.
+fn message_id() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (high, low) = (getrandom::u64().unwrap_or(0), getrandom::u64().unwrap_or(0));
+    uuid_v7(u64::try_from(since.as_millis()).unwrap_or(0), high, low)
+}
+
+fn uuid_v7(unix_ms: u64, high: u64, low: u64) -> String {
+    format!(
+        "msg_{:08x}-{:04x}-7{:03x}-{:04x}-{:012x}",
+        (unix_ms >> 16) as u32,
+        unix_ms & 0xffff,
+        high & 0xfff,
+        0x8000 | (high >> 12) & 0x3fff,
+        low & 0xffff_ffff_ffff
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_ids_are_uuids_of_version_7() {
+        assert_eq!(uuid_v7(0x0192_4f8a_7b3c, 0, 0), "msg_01924f8a-7b3c-7000-8000-000000000000");
+        assert_eq!(uuid_v7(u64::MAX, u64::MAX, u64::MAX), "msg_ffffffff-ffff-7fff-bfff-ffffffffffff");
+    }
+
+    #[tokio::test]
+    async fn only_a_listed_peer_and_target_is_permitted_and_the_refusal_names_the_line() {
+        let peer = NodeId::from_bytes([1; 32]);
+        let allow = [AllowRule { peer, to: "127.0.0.1:1".into() }];
+        for (peer, to) in [(peer, "127.0.0.1:2"), (NodeId::from_bytes([2; 32]), "127.0.0.1:1")] {
+            let refusal = open(peer, &allow, &request(to)).await.err().unwrap();
+            assert_eq!(refusal.code, ErrorCode::MessageRejected);
+            assert!(refusal.why.contains("[[agent.allow]]") && refusal.why.contains(&peer.to_string()));
+            assert_eq!(refusal.message_id.as_deref(), Some("msg_1"));
+        }
+    }
+
+    #[tokio::test]
+    async fn other_requests_are_refused() {
+        let peer = NodeId::from_bytes([1; 32]);
+        let Message::Message(good) = request("127.0.0.1:1") else { panic!() };
+        let wrong = [
+            Message::Message(AtlasMessage { topic: None, ..good.clone() }),
+            Message::Message(AtlasMessage { body: serde_json::json!("x"), ..good.clone() }),
+            Message::Message(AtlasMessage { body: serde_json::json!({"to": 5}), ..good }),
+            crate::protocol::message::Ping { ts: 0 }.into(),
+        ];
+        for message in wrong {
+            let refusal = open(peer, &[], &message).await.err().unwrap();
+            assert_eq!(refusal.code, ErrorCode::MessageRejected, "{message:?}");
+        }
+    }
+
+    fn request(to: &str) -> Message {
+        AtlasMessage {
+            id: "msg_1".into(),
+            from: String::new(),
+            to: String::new(),
+            timestamp: 0,
+            reply_to: None,
+            topic: Some(TOPIC.into()),
+            body: serde_json::json!({ "to": to }),
+        }
+        .into()
+    }
+}

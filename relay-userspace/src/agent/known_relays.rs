@@ -1,0 +1,180 @@
+//! The keys of relays seen before.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::relay_address::RelayAddress;
+use crate::identity::NodeId;
+
+/// A file of lines `HOST:PORT atlas_<hex>`; lines that begin with `#` are comments.
+///
+/// It is read anew for each question and replaced whole for each answer, so that a daemon and commands may share it.
+#[derive(Clone, Debug)]
+pub struct KnownRelays {
+    path: PathBuf,
+}
+
+impl KnownRelays {
+    /// The file at `path`. It need not exist.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        KnownRelays { path: path.into() }
+    }
+
+    /// Checks the key that the relay at `address` has proved to hold. A relay given as `HOST:PORT` and not seen before
+    /// is remembered.
+    ///
+    /// # Errors
+    /// It is another key than the pinned or remembered one, or the file cannot be used.
+    pub fn check(&self, address: &RelayAddress, shown: NodeId) -> Result<(), PinError> {
+        let place = address.host_port();
+        if let Some(expected) = address.pinned() {
+            return match expected == shown {
+                true => Ok(()),
+                false => Err(PinError::NotPinned { place, expected, shown }),
+            };
+        }
+        let text = match fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(self.failed("read", source)),
+        };
+        match self.remembered(&text, &place)? {
+            Some(expected) if expected == shown => Ok(()),
+            Some(expected) => Err(PinError::Changed { place, expected, shown, file: self.path.clone() }),
+            None => self.remember(text, &place, shown).map_err(|source| self.failed("write", source)),
+        }
+    }
+
+    fn remembered(&self, text: &str, place: &str) -> Result<Option<NodeId>, PinError> {
+        for (at, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let malformed = || PinError::Malformed { file: self.path.clone(), line: at + 1 };
+            let (known, id) = line.split_once(char::is_whitespace).ok_or_else(malformed)?;
+            let id: NodeId = id.trim().parse().map_err(|_| malformed())?;
+            if known == place {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn remember(&self, mut text: String, place: &str, id: NodeId) -> io::Result<()> {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(&format!("{place} {id}\n"));
+        let directory =
+            self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(directory)?;
+        let mut draft = self.path.as_os_str().to_owned();
+        draft.push(format!(".{}.new", std::process::id()));
+        let draft = PathBuf::from(draft);
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&draft)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&draft, &self.path)?;
+        File::open(directory)?.sync_all()
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> PinError {
+        PinError::File { doing, file: self.path.clone(), source }
+    }
+}
+
+/// Why a relay's key was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The configuration names another key.
+    #[error(
+        "the relay at {place} is {shown}, but `network.relays` expects {expected}: it is another relay, or somebody in the middle"
+    )]
+    NotPinned {
+        /// `HOST:PORT`.
+        place: String,
+        /// The configured id.
+        expected: NodeId,
+        /// The id of the key that was shown.
+        shown: NodeId,
+    },
+    /// Another key was seen there before.
+    #[error(
+        "the relay at {place} was {expected} and is now {shown}: it has been set up anew, or somebody is in the middle; \
+         to accept the new key, remove the line of {place} from {}", file.display()
+    )]
+    Changed {
+        /// `HOST:PORT`.
+        place: String,
+        /// The remembered id.
+        expected: NodeId,
+        /// The id of the key that was shown.
+        shown: NodeId,
+        /// The file that remembers.
+        file: PathBuf,
+    },
+    /// A line is not `HOST:PORT atlas_<hex>`.
+    #[error("{}, line {line}: expected `HOST:PORT atlas_<64 hex digits>`; correct or remove the line", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// The file system said no.
+    #[error("cannot {doing} {}: {source}", file.display())]
+    File {
+        /// `read` or `write`.
+        doing: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_key_is_remembered_and_another_refused_with_both_ids() {
+        let directory = tempfile::tempdir().unwrap();
+        let known = KnownRelays::at(directory.path().join("state/known_relays"));
+        let address: RelayAddress = "relay.example.org:4433".parse().unwrap();
+        known.check(&address, id(1)).unwrap();
+        known.check(&address, id(1)).unwrap();
+        let refusal = known.check(&address, id(2)).unwrap_err().to_string();
+        for part in [id(1).to_string(), id(2).to_string(), "state/known_relays".into()] {
+            assert!(refusal.contains(&part), "{refusal}");
+        }
+        known.check(&"relay.example.org:443".parse().unwrap(), id(2)).unwrap();
+        known.check(&address, id(1)).unwrap();
+    }
+
+    #[test]
+    fn a_pinned_relay_is_checked_from_the_start_and_not_written_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("known_relays");
+        let known = KnownRelays::at(&path);
+        let address: RelayAddress = format!("{}@192.0.2.1:4433", id(1)).parse().unwrap();
+        known.check(&address, id(1)).unwrap();
+        assert!(matches!(known.check(&address, id(2)), Err(PinError::NotPinned { .. })));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_malformed_line_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("known_relays");
+        fs::write(&path, "# a comment\n\nrelay:1 atlas_\n").unwrap();
+        let error = KnownRelays::at(&path).check(&"relay:1".parse().unwrap(), id(1)).unwrap_err();
+        assert!(matches!(error, PinError::Malformed { line: 3, .. }));
+    }
+
+    fn id(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 32])
+    }
+}

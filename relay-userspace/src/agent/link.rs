@@ -1,0 +1,270 @@
+//! The control connection to one relay: dialled, verified, kept, and dialled again.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::error::LinkError;
+use super::known_relays::KnownRelays;
+use super::relay_address::RelayAddress;
+use super::state::RelayIndex;
+use super::verification::{initiate, unix_s};
+use crate::clock::MonoTime;
+use crate::identity::NodeKey;
+use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
+use crate::protocol::flow_terms::{Disconnect, disconnect_reason};
+use crate::protocol::frames::{FrameReader, write_frame};
+use crate::protocol::handshake::{HandshakeError, Initiator, Peer, printable};
+use crate::protocol::message::Message;
+use crate::tls;
+
+/// Documented: dialling one address takes at most this long.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A NAT's shortest usual memory of a UDP mapping is longer.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A relay that says nothing for so long is gone.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A closing connection gets this long to tell its peer.
+const GOODBYE: Duration = Duration::from_millis(250);
+
+/// What one link tells the driver.
+#[derive(Debug)]
+pub struct LinkEvent {
+    /// Which relay.
+    pub relay: RelayIndex,
+    /// What has happened.
+    pub what: LinkChange,
+}
+
+/// What has happened to a link.
+#[derive(Debug)]
+pub enum LinkChange {
+    /// Connected, and the handshake is done.
+    Up {
+        /// The relay.
+        peer: Peer,
+        /// Where it was reached: data goes there too unless it says otherwise.
+        address: SocketAddr,
+        /// Messages for the relay go here. Dropping it closes the connection.
+        outgoing: mpsc::Sender<Message>,
+    },
+    /// The relay has sent a message.
+    Message(Message),
+    /// Not connected, or no more.
+    Down(LinkError),
+}
+
+/// What a link needs to know.
+#[derive(Clone, Debug)]
+pub struct LinkSettings {
+    /// Who we are.
+    pub key: NodeKey,
+    /// Our name for humans.
+    pub name: String,
+    /// The relay.
+    pub address: RelayAddress,
+    /// The keys of relays seen before.
+    pub known_relays: KnownRelays,
+}
+
+/// Keeps one relay connected until `stop`.
+pub async fn keep_connected(
+    relay: RelayIndex,
+    settings: LinkSettings,
+    events: mpsc::Sender<LinkEvent>,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        let connected = tokio::select! {
+            () = stop.cancelled() => return,
+            connected = connect(&settings) => connected,
+        };
+        let error = match connected {
+            Ok(link) => {
+                backoff.reset();
+                link.serve(relay, &events, &stop).await
+            }
+            Err(error) => error,
+        };
+        if stop.is_cancelled() {
+            return;
+        }
+        let replaced = matches!(error, LinkError::Replaced);
+        let wait = backoff.next(getrandom::u64().unwrap_or(0));
+        tracing::warn!(
+            relay = %settings.address.host_port(),
+            %error,
+            retry_ms = if replaced { None } else { Some(wait.as_millis() as u64) },
+            "not connected to the relay"
+        );
+        if events.send(LinkEvent { relay, what: LinkChange::Down(error) }).await.is_err() || replaced {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// A verified connection.
+struct Connected {
+    endpoint: quinn::Endpoint,
+    connection: quinn::Connection,
+    to_relay: quinn::SendStream,
+    from_relay: FrameReader<quinn::RecvStream>,
+    peer: Peer,
+}
+
+async fn connect(settings: &LinkSettings) -> Result<Connected, LinkError> {
+    let address = &settings.address;
+    let resolved: Vec<SocketAddr> =
+        tokio::time::timeout(DIAL_TIMEOUT, tokio::net::lookup_host((address.host(), address.port())))
+            .await
+            .map_err(|_| LinkError::Resolve(std::io::ErrorKind::TimedOut.into()))?
+            .map_err(LinkError::Resolve)?
+            .collect();
+    let mut last = LinkError::Resolve(std::io::ErrorKind::NotFound.into());
+    for remote in resolved {
+        match dial(settings, remote).await {
+            Ok((endpoint, connection)) => return verify(settings, endpoint, connection).await,
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn dial(
+    settings: &LinkSettings,
+    remote: SocketAddr,
+) -> Result<(quinn::Endpoint, quinn::Connection), LinkError> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = std::net::UdpSocket::bind((any, 0)).map_err(LinkError::Socket)?;
+    let mut endpoint_config = quinn::EndpointConfig::default();
+    // The relay tells QUIC from bind datagrams by this bit.
+    endpoint_config.grease_quic_bit(false);
+    let endpoint = quinn::Endpoint::new(endpoint_config, None, socket, Arc::new(quinn::TokioRuntime))
+        .map_err(LinkError::Socket)?;
+    // The key is looked at afterwards, where a refusal can name both.
+    let mut config = tls::client_config(&settings.key, tls::ALPN_RELAY, None)?;
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .max_concurrent_uni_streams(0_u8.into())
+        .datagram_receive_buffer_size(None);
+    config.transport_config(Arc::new(transport));
+    let connecting = endpoint
+        .connect_with(config, remote, tls::SERVER_NAME)
+        .map_err(|error| LinkError::Quic(error.to_string()))?;
+    let connection = tokio::time::timeout(DIAL_TIMEOUT, connecting)
+        .await
+        .map_err(|_| LinkError::DialTimeout)?
+        .map_err(|error| LinkError::Quic(error.to_string()))?;
+    Ok((endpoint, connection))
+}
+
+async fn verify(
+    settings: &LinkSettings,
+    endpoint: quinn::Endpoint,
+    connection: quinn::Connection,
+) -> Result<Connected, LinkError> {
+    let key = tls::peer_key(&connection)?;
+    if let Err(error) = settings.known_relays.check(&settings.address, key.node_id()) {
+        connection.close(HandshakeError::KeyMismatch.code().number().into(), b"another key was expected");
+        drained(&endpoint).await;
+        return Err(error.into());
+    }
+    let (mut to_relay, from_relay) =
+        connection.open_bi().await.map_err(|e| LinkError::Quic(e.to_string()))?;
+    let mut from_relay = FrameReader::new(from_relay, MAX_CONTROL_PAYLOAD_LEN);
+    let initiator = Initiator::new(&settings.key, &settings.name, key, MonoTime::now(), unix_s());
+    match initiate(initiator, &mut to_relay, &mut from_relay).await {
+        Ok(peer) => Ok(Connected { endpoint, connection, to_relay, from_relay, peer }),
+        Err(error) => {
+            connection.close(error.code().number().into(), error.to_string().as_bytes());
+            drained(&endpoint).await;
+            Err(error.into())
+        }
+    }
+}
+
+impl Connected {
+    /// Carries messages both ways until the connection is over.
+    async fn serve(
+        mut self,
+        relay: RelayIndex,
+        events: &mpsc::Sender<LinkEvent>,
+        stop: &CancellationToken,
+    ) -> LinkError {
+        let (outgoing, mut to_send) = mpsc::channel(64);
+        let up =
+            LinkChange::Up { peer: self.peer.clone(), address: self.connection.remote_address(), outgoing };
+        if events.send(LinkEvent { relay, what: up }).await.is_err() {
+            return LinkError::Quic("the agent is being stopped".to_owned());
+        }
+        let reading = async {
+            loop {
+                match self.from_relay.next().await {
+                    Ok(Some(Message::Disconnect(Disconnect { reason, note, session: None }))) => {
+                        return if reason == disconnect_reason::REPLACED {
+                            LinkError::Replaced
+                        } else {
+                            let note = note.map(|note| printable(&note, 256));
+                            LinkError::Disconnected { reason: printable(&reason, 64), note }
+                        };
+                    }
+                    Ok(Some(message)) => {
+                        let event = LinkEvent { relay, what: LinkChange::Message(message) };
+                        if events.send(event).await.is_err() {
+                            return LinkError::Quic("the agent is being stopped".to_owned());
+                        }
+                    }
+                    Ok(None) => return LinkError::Quic("the relay has closed the control stream".to_owned()),
+                    Err(error) => {
+                        let why = self.connection.close_reason().map(|reason| reason.to_string());
+                        return LinkError::Quic(why.unwrap_or_else(|| error.to_string()));
+                    }
+                }
+            }
+        };
+        let writing = async {
+            while let Some(message) = to_send.recv().await {
+                if let Err(error) = write_frame(&mut self.to_relay, &message).await {
+                    tracing::debug!(%error, "a message to the relay was not sent");
+                    break;
+                }
+            }
+            // The driver has dropped its end, or the relay takes nothing more.
+            let _finished = self.to_relay.finish();
+            let _delivered = tokio::time::timeout(GOODBYE, self.to_relay.stopped()).await;
+        };
+        let error = tokio::select! {
+            error = reading => error,
+            () = writing => if stop.is_cancelled() {
+                LinkError::Quic("closed here".to_owned())
+            } else {
+                LinkError::Silent
+            },
+        };
+        self.connection.close(0_u8.into(), b"");
+        drained(&self.endpoint).await;
+        error
+    }
+}
+
+/// Waits until an endpoint's connections are gone, but not for long: so that what was said last is sent.
+pub async fn drained(endpoint: &quinn::Endpoint) {
+    let _idle = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
+}

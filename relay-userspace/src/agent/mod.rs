@@ -1,0 +1,209 @@
+//! The agent: a node behind NAT that reaches other agents through relays, as a library.
+//!
+//! An [`Agent`] keeps a control connection to each of its relays. [`Agent::connect`] asks one of them for a session with
+//! another agent, proves its data tuple, and runs QUIC end to end over it, mutually authenticated by node id: the relay
+//! sees only encrypted datagrams. [`Agent::connect_raw`] gives the session's datagrams themselves.
+//!
+//! Reading order: `state` decides (pure), `driver` does; `link` is one relay's control connection, `data_socket` one
+//! session's UDP socket, `virtual_socket` puts QUIC on top of that, `peer` is the connection between two agents, and
+//! `forward` carries TCP over it.
+
+mod backoff;
+mod data_socket;
+mod driver;
+mod error;
+mod forward;
+mod known_relays;
+mod link;
+mod pacing;
+mod peer;
+mod peer_address;
+mod raw;
+mod relay_address;
+mod session;
+mod settings;
+mod snapshot;
+mod state;
+mod verification;
+mod virtual_socket;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use error::{ConnectError, LinkError, SessionEnd};
+pub use forward::{Forward, ForwardError, ForwardEvent};
+pub use known_relays::{KnownRelays, PinError};
+pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
+pub use peer_address::peer_address;
+pub use raw::{RawSendError, RawSession};
+pub use relay_address::{RelayAddress, RelayAddressError};
+pub use session::Session;
+pub use settings::{AgentSettings, AllowRule, Incoming};
+pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
+
+use crate::identity::{NodeId, NodeKey};
+use driver::{Command, Driver};
+use peer::EndToEndPath;
+
+/// A running agent. Dropping it stops it: sessions end, peers and relays are told, without waiting for them;
+/// [`Agent::shutdown`] waits.
+#[derive(Debug)]
+pub struct Agent {
+    dialler: Dialler,
+    raw: tokio::sync::Mutex<mpsc::Receiver<RawSession>>,
+    stop: CancellationToken,
+    driver: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Starts an agent on the present tokio runtime. It connects to its relays in the background; what it needs from
+    /// them waits until they are there, or fails saying why they are not.
+    pub fn spawn(settings: AgentSettings) -> Agent {
+        let stop = CancellationToken::new();
+        let (commands, to_do) = mpsc::channel(64);
+        let (raw_in, raw_out) = mpsc::channel(16);
+        let dialler = Dialler { key: settings.key.clone(), name: settings.name.clone(), commands };
+        let driver = Driver::new(settings, to_do, raw_in, stop.clone());
+        Agent { dialler, raw: raw_out.into(), stop, driver: Some(tokio::spawn(driver.run())) }
+    }
+
+    /// This agent's id.
+    pub fn node_id(&self) -> NodeId {
+        self.dialler.node_id()
+    }
+
+    /// Connects to another agent through a relay, end to end. A session that both share already is used again.
+    ///
+    /// # Errors
+    /// No path within 10 seconds, or the peer is not who it should be.
+    pub async fn connect(&self, peer: NodeId) -> Result<PeerConnection, ConnectError> {
+        self.dialler.connect(peer).await
+    }
+
+    /// A session of its own with another agent, for the application's datagrams. The peer must take it with
+    /// [`Incoming::Raw`].
+    ///
+    /// # Errors
+    /// No path within 10 seconds.
+    pub async fn connect_raw(&self, peer: NodeId) -> Result<RawSession, ConnectError> {
+        let (answer, answered) = oneshot::channel();
+        self.dialler.command(Command::ConnectRaw { peer, answer }).await?;
+        answered.await.unwrap_or(Err(ConnectError::Stopped))
+    }
+
+    /// The next session that a peer has asked for, with [`Incoming::Raw`]; None once the agent is stopped.
+    pub async fn accept_raw(&self) -> Option<RawSession> {
+        self.raw.lock().await.recv().await
+    }
+
+    /// Listens on a local TCP address; each connection comes out at the peer, which connects it to `to`
+    /// (`HOST:PORT`, as in its `[[agent.allow]]`).
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or the peer not reached.
+    pub async fn forward(
+        &self,
+        listen: SocketAddr,
+        peer: NodeId,
+        to: String,
+    ) -> Result<Forward, ForwardError> {
+        forward::start(self.dialler.clone(), listen, peer, to).await
+    }
+
+    /// The relays the agent is connected to.
+    pub async fn peers(&self) -> PeersSnapshot {
+        self.dialler.peers().await
+    }
+
+    /// The sessions it is a side of.
+    pub async fn sessions(&self) -> SessionsSnapshot {
+        self.dialler.sessions().await
+    }
+
+    /// A handle that shows the agent's peers and sessions and does not keep it alive, for an admin socket.
+    pub fn inspector(&self) -> Inspector {
+        Inspector { dialler: self.dialler.clone() }
+    }
+
+    /// Stops the agent, and waits until peers and relays have been told (at most about half a second).
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        if let Some(driver) = self.driver.take() {
+            // The driver does not panic; if it did, it is stopped all the same.
+            let _over = driver.await;
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Shows a running agent's peers and sessions.
+#[derive(Clone, Debug)]
+pub struct Inspector {
+    dialler: Dialler,
+}
+
+impl Inspector {
+    /// As [`Agent::peers`]; empty once the agent is stopped.
+    pub async fn peers(&self) -> PeersSnapshot {
+        self.dialler.peers().await
+    }
+
+    /// As [`Agent::sessions`]; empty once the agent is stopped.
+    pub async fn sessions(&self) -> SessionsSnapshot {
+        self.dialler.sessions().await
+    }
+}
+
+/// What asks the driver.
+#[derive(Clone, Debug)]
+struct Dialler {
+    key: NodeKey,
+    name: String,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Dialler {
+    fn node_id(&self) -> NodeId {
+        self.key.node_id()
+    }
+
+    async fn connect(&self, peer: NodeId) -> Result<PeerConnection, ConnectError> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Connect { peer, answer }).await?;
+        let path: EndToEndPath = answered.await.unwrap_or(Err(ConnectError::Stopped))?;
+        peer::dial(&self.key, &self.name, path).await
+    }
+
+    async fn peers(&self) -> PeersSnapshot {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.command(Command::Peers { answer }).await;
+        if asked.is_ok() { answered.await.unwrap_or_default() } else { PeersSnapshot::default() }
+    }
+
+    async fn sessions(&self) -> SessionsSnapshot {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.command(Command::Sessions { answer }).await;
+        if asked.is_ok() { answered.await.unwrap_or_default() } else { SessionsSnapshot::default() }
+    }
+
+    async fn command(&self, command: Command) -> Result<(), ConnectError> {
+        self.commands.send(command).await.map_err(|_| ConnectError::Stopped)
+    }
+}
+
+/// Locks for a moment. A poisoned lock is used on: what it protects is counters and queues, sound after any step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,427 @@
+//! QUIC between two agents, over whatever path there is.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, mpsc};
+
+use super::data_socket::DataSocket;
+use super::error::{ConnectError, SessionEnd};
+use super::forward;
+use super::link::drained;
+use super::peer_address::peer_address;
+use super::session::{Session, SessionNews, SessionUser};
+use super::settings::AllowRule;
+use super::verification::{initiate, respond, unix_s};
+use super::virtual_socket::VirtualSocket;
+use crate::clock::MonoTime;
+use crate::identity::{NodeId, NodeKey};
+use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
+use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
+use crate::protocol::frames::{FrameReader, write_frame};
+use crate::protocol::handshake::{DEFAULT_MAX_CLOCK_DRIFT, Initiator, Peer, Responder};
+use crate::protocol::message::{CHALLENGE_LEN, Ping, Pong};
+use crate::protocol::{ErrorCode, Message, SessionId};
+use crate::tls::{self, TlsError};
+
+/// A verified connection to another agent. Clones share it; it closes with the last.
+#[derive(Clone)]
+pub struct PeerConnection {
+    inner: Arc<ConnectionInner>,
+}
+
+struct ConnectionInner {
+    endpoint: Arc<PeerEndpoint>,
+    connection: quinn::Connection,
+    control: Mutex<Control>,
+    peer: Peer,
+    session: Session,
+    _user: SessionUser,
+}
+
+/// The first stream, after the handshake: Ping, Pong, Disconnect.
+struct Control {
+    to_peer: quinn::SendStream,
+    from_peer: FrameReader<quinn::RecvStream>,
+    /// Pongs that nobody waits for any more and that are still to come.
+    overdue: u32,
+}
+
+/// One answered ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PingSample {
+    /// From Ping to Pong, end to end.
+    pub round_trip: Duration,
+    /// When the Ping was sent, by our clock, in seconds since the Unix epoch.
+    pub sent_unix_s: i64,
+    /// When the Pong was sent, by the peer's clock, in seconds since the Unix epoch.
+    pub answered_unix_s: i64,
+}
+
+/// A Pong that takes longer does not count.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl PeerConnection {
+    /// Whom it is with.
+    pub fn peer(&self) -> &Peer {
+        &self.inner.peer
+    }
+
+    /// The session it runs over.
+    pub fn session(&self) -> &Session {
+        &self.inner.session
+    }
+
+    /// The QUIC connection, for streams of the application's own. Stream 0 is taken, and the peer's agent expects a
+    /// Message on each new one.
+    pub fn quic(&self) -> &quinn::Connection {
+        &self.inner.connection
+    }
+
+    /// Sends a Ping and waits for its Pong.
+    ///
+    /// # Errors
+    /// No answer within [`PING_TIMEOUT`], or the connection is gone.
+    pub async fn ping(&self) -> Result<PingSample, PingError> {
+        let mut control = self.inner.control.lock().await;
+        let control = &mut *control;
+        let sent_unix_s = unix_s();
+        let started = Instant::now();
+        let exchange = async {
+            write_frame(&mut control.to_peer, &Ping { ts: sent_unix_s }.into()).await.map_err(|_| ())?;
+            loop {
+                match control.from_peer.next().await {
+                    Ok(Some(Message::Pong(Pong { ts, .. }))) => match control.overdue.checked_sub(1) {
+                        Some(less) => control.overdue = less,
+                        None => return Ok(ts),
+                    },
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return Err(()),
+                }
+            }
+        };
+        match tokio::time::timeout(PING_TIMEOUT, exchange).await {
+            Ok(Ok(answered_unix_s)) => {
+                Ok(PingSample { round_trip: started.elapsed(), sent_unix_s, answered_unix_s })
+            }
+            Ok(Err(())) => Err(PingError::Gone(self.why_gone())),
+            Err(_elapsed) => {
+                control.overdue += 1;
+                Err(PingError::Timeout)
+            }
+        }
+    }
+
+    /// Waits until the connection is gone and tells why.
+    pub async fn closed(&self) -> String {
+        let error = self.inner.connection.closed().await;
+        self.inner.endpoint.why_gone(&error)
+    }
+
+    /// Says goodbye and closes.
+    pub async fn close(&self) {
+        let goodbye =
+            Disconnect { reason: disconnect_reason::SHUTDOWN.to_owned(), note: None, session: None };
+        let mut control = self.inner.control.lock().await;
+        // The peer may be gone already.
+        let _sent = write_frame(&mut control.to_peer, &goodbye.into()).await;
+        self.inner.connection.close(0_u8.into(), b"closed");
+        drained(&self.inner.endpoint.endpoint).await;
+    }
+
+    fn why_gone(&self) -> String {
+        match self.inner.connection.close_reason() {
+            Some(error) => self.inner.endpoint.why_gone(&error),
+            None => "the peer has closed the control stream".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for PeerConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerConnection").field("peer", &self.inner.peer.node_id).finish_non_exhaustive()
+    }
+}
+
+/// Why a ping has no round trip.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PingError {
+    /// No Pong in time.
+    #[error("no answer within {} s", PING_TIMEOUT.as_secs())]
+    Timeout,
+    /// The connection is gone.
+    #[error("the connection is gone: {0}")]
+    Gone(String),
+}
+
+/// What the driver hands to whoever has asked for a connection.
+#[derive(Debug)]
+pub(super) struct EndToEndPath {
+    pub endpoint: Arc<PeerEndpoint>,
+    pub session: Session,
+    pub user: SessionUser,
+}
+
+/// QUIC to and from one peer, on its virtual socket.
+#[derive(Debug)]
+pub(super) struct PeerEndpoint {
+    peer: NodeId,
+    socket: Arc<VirtualSocket>,
+    endpoint: quinn::Endpoint,
+    /// Why the last path is gone.
+    end: OnceLock<SessionEnd>,
+}
+
+/// The most that an unread stream may hold, in bytes; twice that for a connection. At 100 ms round trip it is room for
+/// 670 Mbit/s.
+const STREAM_WINDOW: u32 = 8 << 20;
+
+/// Two agents that lost each other notice after this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEP_ALIVE: Duration = Duration::from_secs(8);
+
+/// Concurrent forwards of one connection.
+const MAX_STREAMS: u32 = 256;
+
+impl PeerEndpoint {
+    pub fn new(key: &NodeKey, session: &Session, serve: bool) -> Result<Arc<Self>, EndpointError> {
+        let peer = session.peer();
+        let socket = VirtualSocket::new(&key.node_id(), &peer, session.id(), session.socket().clone());
+        let mut config = quinn::EndpointConfig::default();
+        // Relay and packet path tell QUIC from bind datagrams by this bit.
+        config.grease_quic_bit(false);
+        config
+            .max_udp_payload_size(max_udp_payload(session))
+            .map_err(|e| EndpointError::Config(e.to_string()))?;
+        let server = match serve {
+            false => None,
+            true => {
+                let mut server = tls::server_config(key, tls::ALPN_PEER)?;
+                // The address is made up and never changes; and only this peer can reach it.
+                server.migration(false).max_incoming(16).transport_config(transport(session));
+                Some(server)
+            }
+        };
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            config,
+            server,
+            socket.clone(),
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(|e| EndpointError::Config(e.to_string()))?;
+        Ok(Arc::new(PeerEndpoint { peer, socket, endpoint, end: OnceLock::new() }))
+    }
+
+    pub fn add_path(&self, session: SessionId, path: Arc<DataSocket>) {
+        self.socket.add(session, path);
+    }
+
+    pub fn prefer_path(&self, session: SessionId) {
+        self.socket.prefer(session);
+    }
+
+    /// Drops a path; with the last, everything on the endpoint ends. True if it was the last.
+    pub fn remove_path(&self, session: SessionId, end: &SessionEnd) -> bool {
+        if self.socket.remove(session) > 0 {
+            return false;
+        }
+        let _first = self.end.set(end.clone());
+        self.endpoint.close(0_u8.into(), end.to_string().as_bytes());
+        true
+    }
+
+    /// Says goodbye to everything on the endpoint while there is still a path.
+    pub async fn say_goodbye(&self) {
+        let _first = self.end.set(SessionEnd::Stopped);
+        self.endpoint.close(0_u8.into(), b"the agent is being stopped");
+        drained(&self.endpoint).await;
+    }
+
+    fn why_gone(&self, error: &quinn::ConnectionError) -> String {
+        if let Some(end) = self.end.get() {
+            return end.to_string();
+        }
+        match error {
+            quinn::ConnectionError::TimedOut => format!(
+                "the peer has not been heard for {} s: it is gone, or the path is broken; connect again",
+                IDLE_TIMEOUT.as_secs()
+            ),
+            quinn::ConnectionError::ApplicationClosed(close) => {
+                format!("the peer has closed the connection: {close}")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EndpointError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("QUIC endpoint: {0}")]
+    Config(String),
+}
+
+/// Dials over a paired session and verifies the peer.
+pub(super) async fn dial(
+    key: &NodeKey,
+    name: &str,
+    path: EndToEndPath,
+) -> Result<PeerConnection, ConnectError> {
+    let EndToEndPath { endpoint, session, user } = path;
+    let peer = session.peer();
+    let failed = |why: String| ConnectError::EndToEnd { peer, why };
+    let mut config =
+        tls::client_config(key, tls::ALPN_PEER, Some(peer)).map_err(|error| failed(error.to_string()))?;
+    config.transport_config(transport(&session));
+    let connecting = endpoint
+        .endpoint
+        .connect_with(config, peer_address(&peer), tls::SERVER_NAME)
+        .map_err(|error| failed(error.to_string()))?;
+    let connection = tokio::time::timeout(super::state::PAIRING_TIMEOUT, connecting)
+        .await
+        .map_err(|_| failed("the peer does not answer on the relayed path".to_owned()))?
+        .map_err(|error| failed(endpoint.why_gone(&error)))?;
+    let gone = |error: quinn::ConnectionError| failed(endpoint.why_gone(&error));
+    let key_shown = tls::peer_key(&connection).map_err(|error| failed(error.to_string()))?;
+    let (mut to_peer, from_peer) = connection.open_bi().await.map_err(gone)?;
+    let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
+    let initiator = Initiator::new(key, name, key_shown, MonoTime::now(), unix_s());
+    let verified = initiate(initiator, &mut to_peer, &mut from_peer).await.map_err(|fault| {
+        connection.close(fault.code().number().into(), fault.to_string().as_bytes());
+        ConnectError::Handshake { peer, fault }
+    })?;
+    let control = Mutex::new(Control { to_peer, from_peer, overdue: 0 });
+    let inner = ConnectionInner { endpoint, connection, control, peer: verified, session, _user: user };
+    Ok(PeerConnection { inner: Arc::new(inner) })
+}
+
+/// What serving needs to know.
+#[derive(Clone, Debug)]
+pub(super) struct Serving {
+    pub key: NodeKey,
+    pub name: String,
+    pub allow: Arc<[AllowRule]>,
+    pub news: mpsc::UnboundedSender<SessionNews>,
+}
+
+/// Answers the peer's connections until the endpoint closes.
+pub(super) async fn serve(endpoint: Arc<PeerEndpoint>, serving: Serving) {
+    while let Some(incoming) = endpoint.endpoint.accept().await {
+        let (endpoint, serving) = (endpoint.clone(), serving.clone());
+        tokio::spawn(async move {
+            let peer = endpoint.peer;
+            match serve_connection(&endpoint, incoming, &serving).await {
+                Ok(why) => tracing::info!(%peer, why, "the peer's connection is over"),
+                Err(why) => tracing::warn!(%peer, why, "the peer's connection failed"),
+            }
+        });
+    }
+}
+
+async fn serve_connection(
+    endpoint: &Arc<PeerEndpoint>,
+    incoming: quinn::Incoming,
+    serving: &Serving,
+) -> Result<String, String> {
+    let connection = incoming.await.map_err(|error| error.to_string())?;
+    let Some(session) = endpoint.socket.session() else { return Err("the session is over".to_owned()) };
+    let _user = SessionUser::come(session, &serving.news);
+    let key = tls::peer_key(&connection).map_err(|error| error.to_string())?;
+    if key.node_id() != endpoint.peer {
+        connection.close(ErrorCode::InvalidIdentity.number().into(), b"not the peer the relay has named");
+        return Err(format!("{} answers where the relay has named another", key.node_id()));
+    }
+    let mut challenge = [0; CHALLENGE_LEN];
+    getrandom::fill(&mut challenge).map_err(|error| error.to_string())?;
+    let stream = tokio::time::timeout(crate::protocol::handshake::TIMEOUT, connection.accept_bi()).await;
+    let (mut to_peer, from_peer) = match stream {
+        Ok(stream) => stream.map_err(|error| endpoint.why_gone(&error))?,
+        Err(_elapsed) => {
+            connection.close(ErrorCode::HandshakeTimeout.number().into(), b"no handshake");
+            return Err("no handshake within its time".to_owned());
+        }
+    };
+    let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
+    let responder =
+        Responder::new(&serving.key, &serving.name, key, challenge, DEFAULT_MAX_CLOCK_DRIFT, MonoTime::now());
+    if let Err(fault) = respond(responder, &mut to_peer, &mut from_peer).await {
+        // The refusal is on its way; the peer closes.
+        let _closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
+        connection.close(fault.code().number().into(), fault.to_string().as_bytes());
+        return Err(format!("handshake: {fault}"));
+    }
+    tracing::info!(peer = %endpoint.peer, %session, "the peer is connected, end to end");
+    tokio::select! {
+        why = answer_pings(&mut to_peer, &mut from_peer) => {
+            connection.close(0_u8.into(), b"closed");
+            Ok(why)
+        }
+        error = serve_streams(endpoint, &connection, serving) => Ok(endpoint.why_gone(&error)),
+    }
+}
+
+async fn answer_pings(
+    to_peer: &mut quinn::SendStream,
+    from_peer: &mut FrameReader<quinn::RecvStream>,
+) -> String {
+    loop {
+        let answer: Message = match from_peer.next().await {
+            Ok(Some(Message::Ping(Ping { ts }))) => Pong { ts: unix_s(), echo: ts }.into(),
+            Ok(Some(Message::Pong(_))) => continue,
+            Ok(Some(Message::Disconnect(_))) => return "the peer has said goodbye".to_owned(),
+            Ok(Some(other)) => {
+                ErrorMessage::new(ErrorCode::MessageRejected, format!("no {} on this stream", other.name()))
+                    .into()
+            }
+            Ok(None) => return "the peer has closed the control stream".to_owned(),
+            // The connection itself tells why.
+            Err(error) if error.code().is_none() => std::future::pending().await,
+            Err(error) => return error.to_string(),
+        };
+        if write_frame(to_peer, &answer).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn serve_streams(
+    endpoint: &Arc<PeerEndpoint>,
+    connection: &quinn::Connection,
+    serving: &Serving,
+) -> quinn::ConnectionError {
+    loop {
+        match connection.accept_bi().await {
+            Ok((to_peer, from_peer)) => {
+                let (peer, allow, connection) = (endpoint.peer, serving.allow.clone(), connection.clone());
+                tokio::spawn(async move {
+                    forward::answer(peer, &allow, &connection, to_peer, from_peer).await;
+                });
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+fn transport(session: &Session) -> Arc<quinn::TransportConfig> {
+    let mut discovery = quinn::MtuDiscoveryConfig::default();
+    discovery.upper_bound(max_udp_payload(session));
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window((2 * STREAM_WINDOW).into())
+        .send_window(2 * u64::from(STREAM_WINDOW))
+        .max_concurrent_bidi_streams(MAX_STREAMS.into())
+        .max_concurrent_uni_streams(0_u8.into())
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(discovery));
+    Arc::new(transport)
+}
+
+/// Neither we nor the peer probe for more than the relay says fits.
+fn max_udp_payload(session: &Session) -> u16 {
+    u16::try_from(session.max_datagram()).unwrap_or(u16::MAX).max(1200)
+}

@@ -1,0 +1,68 @@
+//! What an agent is told when it starts.
+
+use std::path::PathBuf;
+
+use super::relay_address::RelayAddress;
+use crate::identity::{NodeId, NodeKey};
+
+/// Everything an [`Agent`](super::Agent) needs to know. By default it serves nothing and nobody.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// Who the agent is.
+    pub key: NodeKey,
+    /// Its name for humans.
+    pub name: String,
+    /// The relays to keep a connection to, the preferred one first.
+    pub relays: Vec<RelayAddress>,
+    /// The file that remembers the keys of relays given as `HOST:PORT`. It need not exist.
+    pub known_relays: PathBuf,
+    /// Whether other agents may find this one through its relays. A command that only dials leaves it off, and does not
+    /// take over the place of a daemon with the same identity.
+    pub announce: bool,
+    /// Who may connect (`[agent] accept`).
+    pub accept: Vec<NodeId>,
+    /// What accepted peers may reach through this agent (`[[agent.allow]]`).
+    pub allow: Vec<AllowRule>,
+    /// What is done with sessions that others ask for.
+    pub incoming: Incoming,
+}
+
+impl AgentSettings {
+    /// An agent that only dials.
+    pub fn dialer(
+        key: NodeKey,
+        name: impl Into<String>,
+        relays: Vec<RelayAddress>,
+        known_relays: PathBuf,
+    ) -> Self {
+        AgentSettings {
+            key,
+            name: name.into(),
+            relays,
+            known_relays,
+            announce: false,
+            accept: Vec::new(),
+            allow: Vec::new(),
+            incoming: Incoming::EndToEnd,
+        }
+    }
+}
+
+/// One `[[agent.allow]]`: `peer` may open TCP connections to `to` through this agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowRule {
+    /// The peer that may.
+    pub peer: NodeId,
+    /// `HOST:PORT`, compared as text with what the peer asks for, and resolved by this agent.
+    pub to: String,
+}
+
+/// What is done with a session that another agent has asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Incoming {
+    /// The agents' own QUIC runs over it: pings are answered, forwards served.
+    #[default]
+    EndToEnd,
+    /// The application takes its datagrams: [`Agent::accept_raw`](super::Agent::accept_raw).
+    Raw,
+}

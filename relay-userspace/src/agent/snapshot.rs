@@ -1,0 +1,86 @@
+//! What an agent shows of itself, in the form the admin socket and `--json` print.
+
+use serde::Serialize;
+
+/// `net peers` of an agent: its relays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PeersSnapshot {
+    /// The relays it is connected to.
+    pub peers: Vec<RelayPeer>,
+}
+
+/// A relay the agent is connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RelayPeer {
+    /// The relay's id.
+    pub node_id: String,
+    /// The relay's name for humans.
+    pub name: String,
+    /// The relay's `ADDRESS:PORT`.
+    pub address: String,
+    /// Whether it has registered this agent.
+    pub announced: bool,
+    /// For how many seconds it has been connected.
+    pub connected_s: u64,
+}
+
+/// `net sessions` of an agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SessionsSnapshot {
+    /// The sessions it is a side of.
+    pub sessions: Vec<SessionSnapshot>,
+}
+
+/// One session as its agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionSnapshot {
+    /// The session's id, 32 hexadecimal digits.
+    pub session: String,
+    /// The other agent's id.
+    pub peer: String,
+    /// `connector` or `target`.
+    pub role: String,
+    /// The relay's data address.
+    pub relay: String,
+    /// What went through its data socket.
+    #[serde(flatten)]
+    pub traffic: SessionTraffic,
+}
+
+/// What went through a session's data socket, bind datagrams not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SessionTraffic {
+    /// Datagrams given to the system.
+    pub datagrams_sent: u64,
+    /// Datagrams from the relay.
+    pub datagrams_received: u64,
+    /// Their UDP payload bytes.
+    pub bytes_sent: u64,
+    /// Their UDP payload bytes.
+    pub bytes_received: u64,
+    /// Datagrams the system did not take (probes larger than the interface's MTU among them).
+    pub unsent: u64,
+    /// Datagrams that did not come from the relay, or bind datagrams that were not sound; dropped.
+    pub strange: u64,
+    /// Datagrams dropped because the application was too slow to take them.
+    pub untaken: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_print_flat() {
+        let session = SessionSnapshot {
+            session: "05".repeat(16),
+            peer: "atlas_1".into(),
+            role: "target".into(),
+            relay: "192.0.2.1:4433".into(),
+            traffic: SessionTraffic { bytes_sent: 7, ..SessionTraffic::default() },
+        };
+        let json = serde_json::to_value(SessionsSnapshot { sessions: vec![session] }).unwrap();
+        let first = &json["sessions"][0];
+        assert_eq!((&first["role"], &first["bytes_sent"]), (&"target".into(), &7.into()));
+    }
+}
