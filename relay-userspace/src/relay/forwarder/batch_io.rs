@@ -358,20 +358,16 @@ pub fn attach_steering(socket: &UdpSocket, program: &[libc::sock_filter]) -> io:
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, program)
 }
 
-/// Waits until `socket` can be read or `stop` is closed at its other end. Returns whether `socket` may be readable.
+/// Waits until `socket` or `wake` can be read, or `wake` is closed at its other end.
 ///
 /// # Errors
 /// What poll(2) says.
-pub fn wait_readable(socket: &UdpSocket, stop: BorrowedFd<'_>) -> io::Result<bool> {
+pub fn wait_readable(socket: &UdpSocket, wake: BorrowedFd<'_>) -> io::Result<()> {
     let wait_for = |fd: BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let mut waits = [wait_for(socket.as_fd()), wait_for(stop)];
+    let mut waits = [wait_for(socket.as_fd()), wait_for(wake)];
     // SAFETY: `waits` is a valid array of the length given.
     let ready = unsafe { libc::poll(waits.as_mut_ptr(), waits.len() as libc::nfds_t, -1) };
-    let [socket, stop] = waits;
-    match ready {
-        0.. => Ok(stop.revents == 0 && socket.revents != 0),
-        _ => Err(io::Error::last_os_error()),
-    }
+    if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Registers `socket` with the tokio runtime, for being writable only: registered for reading too, every datagram that

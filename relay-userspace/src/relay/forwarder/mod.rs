@@ -10,7 +10,7 @@ mod steering;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, PipeWriter};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -26,7 +26,7 @@ pub use socket_group::{ConnectionIds, OpenError, SocketGroup};
 use crate::relay::datapath::Tables;
 use batch_io::Headers;
 use counters::Counters;
-use reader::Reader;
+use reader::{Reader, Stop};
 
 /// Bind datagrams that may wait for the rendezvous.
 const BIND_QUEUE_LEN: usize = 256;
@@ -37,8 +37,7 @@ const OWN_TTL: u8 = 64;
 /// The running readers. Dropping it stops and joins them.
 #[derive(Debug)]
 pub struct Forwarder {
-    /// Closed on drop: every reader waits on its other end too.
-    stop: Option<PipeWriter>,
+    stop: Arc<Stop>,
     readers: Vec<JoinHandle<()>>,
     sockets: Vec<UdpSocket>,
     /// One per reader.
@@ -68,10 +67,13 @@ impl Forwarder {
         let quic = Arc::new(QuicSocket::new(control.try_clone()?)?);
         let bind_sender = BindSender { socket: Arc::new(control.try_clone()?) };
         let (bind_queue, binds) = mpsc::channel(BIND_QUEUE_LEN);
-        let (stop_reader, stop) = io::pipe()?;
-        let stop_reader = Arc::new(stop_reader);
-        let mut forwarder =
-            Forwarder { stop: Some(stop), readers: Vec::new(), sockets: Vec::new(), counters: Vec::new() };
+        let stop = Arc::new(Stop::new()?);
+        let mut forwarder = Forwarder {
+            stop: Arc::clone(&stop),
+            readers: Vec::new(),
+            sockets: Vec::new(),
+            counters: Vec::new(),
+        };
         for (number, socket) in group.sockets.iter().enumerate() {
             let counters = Arc::new(Counters::new());
             forwarder.counters.push(Arc::clone(&counters));
@@ -82,7 +84,7 @@ impl Forwarder {
                 binds: bind_queue.clone(),
                 quic: Arc::clone(&quic),
                 counters,
-                stop: Arc::clone(&stop_reader),
+                stop: Arc::clone(&stop),
             };
             let thread = thread::Builder::new().name(format!("reader-{number}"));
             forwarder.readers.push(thread.spawn(move || reader.run())?);
@@ -105,7 +107,7 @@ impl Forwarder {
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        self.stop = None;
+        self.stop.ask();
         for reader in self.readers.drain(..) {
             if reader.join().is_err() {
                 tracing::error!("a reader of the relay's port had panicked");

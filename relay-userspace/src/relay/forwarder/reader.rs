@@ -1,9 +1,10 @@
 //! The readers: one thread per socket takes datagrams in batches and forwards, hands on or drops each.
 
-use std::io::{self, PipeReader};
+use std::io::{self, PipeReader, PipeWriter};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use relay_common::index::SlotSide;
@@ -42,18 +43,49 @@ pub struct Reader {
     pub quic: Arc<QuicSocket>,
     /// What became of the datagrams; this reader's own.
     pub counters: Arc<Counters>,
-    /// Closed at its other end when the reader is to stop.
-    pub stop: Arc<PipeReader>,
+    /// How it learns that it is to stop.
+    pub stop: Arc<Stop>,
+}
+
+/// Tells readers to stop, whether they wait or work.
+#[derive(Debug)]
+pub struct Stop {
+    asked: AtomicBool,
+    /// Readable once `asked` was set.
+    wake: PipeReader,
+    waker: Mutex<Option<PipeWriter>>,
+}
+
+impl Stop {
+    /// Nobody is to stop yet.
+    ///
+    /// # Errors
+    /// The system refuses a pipe.
+    pub fn new() -> io::Result<Stop> {
+        let (wake, waker) = io::pipe()?;
+        Ok(Stop { asked: AtomicBool::new(false), wake, waker: Mutex::new(Some(waker)) })
+    }
+
+    /// All readers are to stop.
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+        // Closing the writing end wakes everyone who waits for the other.
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 impl Reader {
-    /// Works until `stop` is closed.
+    /// Works until it is told to stop.
     pub fn run(self) {
         let mut batch = Batch::new();
-        while self.wait() {
+        while !self.stop.asked.load(Ordering::Relaxed) {
+            // Asks before it waits: while datagrams keep coming, waiting for them is a system call too many.
             let count = match batch.receive(&self.socket) {
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait();
+                    continue;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     pause_after(&error);
@@ -108,14 +140,11 @@ impl Reader {
         }
     }
 
-    /// Waits for datagrams; false when the reader is to stop.
-    fn wait(&self) -> bool {
-        loop {
-            match wait_readable(&self.socket, self.stop.as_fd()) {
-                Ok(wake) => return wake,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => pause_after(&error),
-            }
+    /// Waits for datagrams, or to be told to stop.
+    fn wait(&self) {
+        match wait_readable(&self.socket, self.stop.wake.as_fd()) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => pause_after(&error),
+            _ => {}
         }
     }
 }
