@@ -255,3 +255,115 @@ fn certificate(key: &NodeKey) -> Result<(Vec<CertificateDer<'static>>, PrivateKe
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
+
+#[cfg(test)]
+mod tests {
+    use quinn::{ConnectionError, Endpoint};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn both_sides_learn_the_others_key() {
+        let (client, server) = connect(dial(None, ALPN_RELAY)).await;
+        let (client, server) = (client.unwrap(), server.unwrap());
+        assert_eq!(peer_key(&client).unwrap(), bob().public());
+        assert_eq!(peer_node(&server).unwrap(), alice().node_id());
+        assert_eq!(negotiated_alpn(&server).as_deref(), Some(ALPN_RELAY));
+    }
+
+    #[tokio::test]
+    async fn a_server_with_another_id_than_expected_is_refused() {
+        assert!(connect(dial(Some(bob().node_id()), ALPN_RELAY)).await.0.is_ok());
+        assert!(connect(dial(Some(alice().node_id()), ALPN_RELAY)).await.0.is_err());
+    }
+
+    #[tokio::test]
+    async fn another_alpn_is_refused() {
+        assert!(connect(dial(None, ALPN_PEER)).await.0.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_certificate_is_refused() {
+        let config = rustls_client().with_no_client_auth();
+        assert!(connect(quinn_client(config)).await.1.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_shows_another_nodes_certificate_is_refused() {
+        let (chain, _) = certificate(&NodeKey::from_seed(&[3; 32])).unwrap();
+        let (_, private) = certificate(&alice()).unwrap();
+        let signer = rustls::crypto::ring::sign::any_eddsa_type(&match private {
+            PrivateKeyDer::Pkcs8(key) => key,
+            _ => panic!("not PKCS#8"),
+        });
+        let shown = Arc::new(rustls::sign::CertifiedKey::new(chain, signer.unwrap()));
+        let config =
+            rustls_client().with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)));
+        assert!(connect(quinn_client(config)).await.1.is_err());
+    }
+
+    #[test]
+    fn a_certificate_with_a_weak_key_is_refused() {
+        let (chain, _) = certificate(&alice()).unwrap();
+        assert_eq!(certificate_key(&chain[0]).unwrap(), alice().public());
+        let mut identity_point = [0; 32];
+        identity_point[0] = 1;
+        let mut der = chain[0].to_vec();
+        let key = alice().public();
+        let at = der.windows(32).position(|window| window == key.as_bytes()).unwrap();
+        der[at..at + 32].copy_from_slice(&identity_point);
+        assert!(certificate_key(&der.into()).is_err());
+    }
+
+    #[test]
+    fn certificates_over_other_kinds_of_keys_are_refused() {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let certificate = rcgen::CertificateParams::new([]).unwrap().self_signed(&pair).unwrap();
+        assert!(certificate_key(certificate.der()).is_err());
+    }
+
+    #[test]
+    fn a_chain_is_refused() {
+        let peer = Ed25519Peer::new(&provider(), None);
+        let (chain, _) = certificate(&alice()).unwrap();
+        assert!(peer.check(&chain[0], &[]).is_ok());
+        assert!(peer.check(&chain[0], &chain).is_err());
+    }
+
+    fn alice() -> NodeKey {
+        NodeKey::from_seed(&[1; 32])
+    }
+
+    fn bob() -> NodeKey {
+        NodeKey::from_seed(&[2; 32])
+    }
+
+    fn dial(expected: Option<NodeId>, alpn: &[u8]) -> quinn::ClientConfig {
+        client_config(&alice(), alpn, expected).unwrap()
+    }
+
+    fn rustls_client() -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+        rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Ed25519Peer::new(&provider(), None))
+    }
+
+    fn quinn_client(mut config: rustls::ClientConfig) -> quinn::ClientConfig {
+        config.alpn_protocols = vec![ALPN_RELAY.to_vec()];
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
+    }
+
+    /// What a client with `config` and a server that is Bob make of each other.
+    async fn connect(
+        config: quinn::ClientConfig,
+    ) -> (Result<quinn::Connection, ConnectionError>, Result<quinn::Connection, ConnectionError>) {
+        let loopback = "127.0.0.1:0".parse().unwrap();
+        let server = Endpoint::server(server_config(&bob(), ALPN_RELAY).unwrap(), loopback).unwrap();
+        let client = Endpoint::client(loopback).unwrap();
+        let connecting = client.connect_with(config, server.local_addr().unwrap(), SERVER_NAME).unwrap();
+        let accepting = async { server.accept().await.unwrap().await };
+        tokio::join!(connecting, accepting)
+    }
+}
