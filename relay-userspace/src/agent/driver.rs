@@ -110,7 +110,7 @@ impl Driver {
             settings.announce,
             settings.accept.iter().copied(),
             incoming,
-            settings.relays.iter().map(|relay| relay.host_port()).collect(),
+            settings.relays.iter().map(|relay| relay.at.to_string()).collect(),
         );
         let serving = Serving {
             key: settings.key.clone(),

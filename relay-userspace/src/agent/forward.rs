@@ -16,10 +16,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::error::ConnectError;
 use super::peer::PeerConnection;
 use super::session::Session;
-use super::settings::AllowRule;
 use super::snapshot::SessionTraffic;
 use super::verification::unix_s;
 use super::{Dialler, lock};
+use crate::config::{Allow, HostPort};
 use crate::identity::NodeId;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::ErrorMessage;
@@ -106,7 +106,7 @@ pub(super) async fn start(
     dialler: Dialler,
     listen: SocketAddr,
     peer: NodeId,
-    to: String,
+    to: HostPort,
 ) -> Result<Forward, ForwardError> {
     let failed = |source| ForwardError::Listen { address: listen, source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
@@ -120,7 +120,7 @@ pub(super) async fn start(
     let carrier = Carrier {
         dialler,
         peer,
-        to: to.into(),
+        to,
         tell,
         sessions: sessions.clone(),
         connection: tokio::sync::Mutex::new(Some(connection)),
@@ -133,7 +133,7 @@ pub(super) async fn start(
 struct Carrier {
     dialler: Dialler,
     peer: NodeId,
-    to: Arc<str>,
+    to: HostPort,
     tell: mpsc::Sender<ForwardEvent>,
     sessions: Arc<Mutex<Vec<Session>>>,
     connection: tokio::sync::Mutex<Option<PeerConnection>>,
@@ -232,7 +232,7 @@ async fn ask(
     connection: &PeerConnection,
     me: NodeId,
     peer: NodeId,
-    to: &str,
+    to: &HostPort,
 ) -> Result<(quinn::SendStream, quinn::RecvStream), String> {
     let exchange = async {
         let (mut to_peer, from_peer) =
@@ -244,7 +244,7 @@ async fn ask(
             timestamp: unix_s(),
             reply_to: None,
             topic: Some(TOPIC.to_owned()),
-            body: serde_json::json!({ "to": to }),
+            body: serde_json::json!({ "to": to.to_string() }),
         };
         write_frame(&mut to_peer, &request.into()).await.map_err(|error| error.to_string())?;
         let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
@@ -267,7 +267,7 @@ async fn ask(
 /// Serves one stream that a peer has opened.
 pub(super) async fn answer(
     peer: NodeId,
-    allow: &[AllowRule],
+    allow: &[Allow],
     connection: &quinn::Connection,
     mut to_peer: quinn::SendStream,
     from_peer: quinn::RecvStream,
@@ -291,10 +291,10 @@ pub(super) async fn answer(
                 tracing::debug!(%peer, %error, "the peer did not wait for its answer");
                 return reset(tcp);
             }
-            tracing::info!(%peer, to, "a forward begins");
+            tracing::info!(%peer, %to, "a forward begins");
             match splice(tcp, to_peer, from_peer.into_inner(), connection).await {
-                Ok(()) => tracing::info!(%peer, to, "a forward is done"),
-                Err(why) => tracing::warn!(%peer, to, why, "a forward was cut off"),
+                Ok(()) => tracing::info!(%peer, %to, "a forward is done"),
+                Err(why) => tracing::warn!(%peer, %to, why, "a forward was cut off"),
             }
         }
         Err(Refusal { code, why, message_id }) => {
@@ -312,9 +312,9 @@ struct Refusal {
 
 async fn open(
     peer: NodeId,
-    allow: &[AllowRule],
+    allow: &[Allow],
     request: &Message,
-) -> Result<(String, String, TcpStream), Refusal> {
+) -> Result<(String, HostPort, TcpStream), Refusal> {
     let rejected = |why: String| Refusal { code: ErrorCode::MessageRejected, why, message_id: None };
     let Message::Message(request) = request else {
         return Err(rejected(format!("a stream begins with a Message, not with {}", request.name())));
@@ -324,12 +324,13 @@ async fn open(
     if request.topic.as_deref() != Some(TOPIC) {
         return Err(rejected(format!("the only topic served here is {TOPIC}")));
     }
-    let to = request.body.get("to").and_then(serde_json::Value::as_str);
-    let Some(to) = to else { return Err(rejected("the body must be {\"to\": \"HOST:PORT\"}".to_owned())) };
+    let to = request.body.get("to").and_then(serde_json::Value::as_str).and_then(|to| to.parse().ok());
+    let Some(to): Option<HostPort> = to else {
+        return Err(rejected("the body must be {\"to\": \"HOST:PORT\"}".to_owned()));
+    };
     if !allow.iter().any(|rule| rule.peer == peer && rule.to == to) {
         return Err(rejected(format!(
-            "not permitted; to permit it, the peer's configuration needs: [[agent.allow]] peer = \"{peer}\", to = \"{}\"",
-            printable(to, 256)
+            "not permitted; to permit it, the peer's configuration needs: [[agent.allow]] peer = \"{peer}\", to = \"{to}\""
         )));
     }
     let unreachable = |why: String| Refusal {
@@ -337,8 +338,8 @@ async fn open(
         why: format!("{to} cannot be reached: {why}"),
         message_id: Some(message_id.clone()),
     };
-    match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(to)).await {
-        Ok(Ok(tcp)) => Ok((message_id, to.to_owned(), tcp)),
+    match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect((to.host(), to.port()))).await {
+        Ok(Ok(tcp)) => Ok((message_id, to, tcp)),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_elapsed) => Err(unreachable(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))),
     }
@@ -442,7 +443,7 @@ mod tests {
     #[tokio::test]
     async fn only_a_listed_peer_and_target_is_permitted_and_the_refusal_names_the_line() {
         let peer = NodeId::from_bytes([1; 32]);
-        let allow = [AllowRule { peer, to: "127.0.0.1:1".into() }];
+        let allow = [Allow { peer, to: "127.0.0.1:1".parse().unwrap() }];
         for (peer, to) in [(peer, "127.0.0.1:2"), (NodeId::from_bytes([2; 32]), "127.0.0.1:1")] {
             let refusal = open(peer, &allow, &request(to)).await.err().unwrap();
             assert_eq!(refusal.code, ErrorCode::MessageRejected);

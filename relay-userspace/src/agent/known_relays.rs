@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::relay_address::RelayAddress;
+use crate::config::RelayAddress;
 use crate::identity::NodeId;
 
 /// A file of lines `HOST:PORT atlas_<hex>`; lines that begin with `#` are comments.
@@ -27,8 +27,8 @@ impl KnownRelays {
     /// # Errors
     /// It is another key than the pinned or remembered one, or the file cannot be used.
     pub fn check(&self, address: &RelayAddress, shown: NodeId) -> Result<(), PinError> {
-        let place = address.host_port();
-        if let Some(expected) = address.pinned() {
+        let place = address.at.to_string();
+        if let Some(expected) = address.node {
             return match expected == shown {
                 true => Ok(()),
                 false => Err(PinError::NotPinned { place, expected, shown }),

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::error::LinkError;
 use super::known_relays::KnownRelays;
-use super::relay_address::RelayAddress;
 use super::state::RelayIndex;
 use super::verification::{initiate, unix_s};
 use crate::clock::MonoTime;
+use crate::config::RelayAddress;
 use crate::identity::NodeKey;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, disconnect_reason};
@@ -100,7 +100,7 @@ pub async fn keep_connected(
         let replaced = matches!(error, LinkError::Replaced);
         let wait = backoff.next(getrandom::u64().unwrap_or(0));
         tracing::warn!(
-            relay = %settings.address.host_port(),
+            relay = %settings.address.at,
             %error,
             retry_ms = if replaced { None } else { Some(wait.as_millis() as u64) },
             "not connected to the relay"
@@ -127,7 +127,7 @@ struct Connected {
 async fn connect(settings: &LinkSettings) -> Result<Connected, LinkError> {
     let address = &settings.address;
     let resolved: Vec<SocketAddr> =
-        tokio::time::timeout(DIAL_TIMEOUT, tokio::net::lookup_host((address.host(), address.port())))
+        tokio::time::timeout(DIAL_TIMEOUT, tokio::net::lookup_host((address.at.host(), address.at.port())))
             .await
             .map_err(|_| LinkError::Resolve(std::io::ErrorKind::TimedOut.into()))?
             .map_err(LinkError::Resolve)?

@@ -19,7 +19,6 @@ mod pacing;
 mod peer;
 mod peer_address;
 mod raw;
-mod relay_address;
 mod session;
 mod settings;
 mod snapshot;
@@ -43,11 +42,11 @@ pub use known_relays::{KnownRelays, PinError};
 pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
 pub use peer_address::peer_address;
 pub use raw::{RawSendError, RawSession};
-pub use relay_address::{RelayAddress, RelayAddressError};
 pub use session::Session;
-pub use settings::{AgentSettings, AllowRule, Incoming};
+pub use settings::{AgentSettings, Incoming};
 pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
 
+use crate::config::HostPort;
 use crate::identity::{NodeId, NodeKey};
 use driver::{Command, Driver};
 use peer::EndToEndPath;
@@ -112,7 +111,7 @@ impl Agent {
         &self,
         listen: SocketAddr,
         peer: NodeId,
-        to: String,
+        to: HostPort,
     ) -> Result<Forward, ForwardError> {
         forward::start(self.dialler.clone(), listen, peer, to).await
     }

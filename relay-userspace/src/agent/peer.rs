@@ -12,10 +12,10 @@ use super::forward;
 use super::link::drained;
 use super::peer_address::peer_address;
 use super::session::{Session, SessionNews, SessionUser};
-use super::settings::AllowRule;
 use super::verification::{initiate, respond, unix_s};
 use super::virtual_socket::VirtualSocket;
 use crate::clock::MonoTime;
+use crate::config::Allow;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
@@ -302,7 +302,7 @@ pub(super) async fn dial(
 pub(super) struct Serving {
     pub key: NodeKey,
     pub name: String,
-    pub allow: Arc<[AllowRule]>,
+    pub allow: Arc<[Allow]>,
     pub news: mpsc::UnboundedSender<SessionNews>,
 }
 

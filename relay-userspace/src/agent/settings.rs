@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::relay_address::RelayAddress;
+use crate::config::{Allow, RelayAddress};
 use crate::identity::{NodeId, NodeKey};
 
 /// Everything an [`Agent`](super::Agent) needs to know. By default it serves nothing and nobody.
@@ -22,7 +22,7 @@ pub struct AgentSettings {
     /// Who may connect (`[agent] accept`).
     pub accept: Vec<NodeId>,
     /// What accepted peers may reach through this agent (`[[agent.allow]]`).
-    pub allow: Vec<AllowRule>,
+    pub allow: Vec<Allow>,
     /// What is done with sessions that others ask for.
     pub incoming: Incoming,
 }
@@ -46,15 +46,6 @@ impl AgentSettings {
             incoming: Incoming::EndToEnd,
         }
     }
-}
-
-/// One `[[agent.allow]]`: `peer` may open TCP connections to `to` through this agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowRule {
-    /// The peer that may.
-    pub peer: NodeId,
-    /// `HOST:PORT`, compared as text with what the peer asks for, and resolved by this agent.
-    pub to: String,
 }
 
 /// What is done with a session that another agent has asked for.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use super::verification::respond;
 use super::*;
 use crate::clock::MonoTime;
+use crate::config::Allow;
 use crate::protocol::bind::{BindDatagram, BindKey, BindKind, BindMagic, Cookie, PairState, UnverifiedBind};
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{
@@ -70,8 +72,8 @@ async fn shutdown_tells_the_peer_and_the_relay() {
 async fn tcp_is_forwarded_both_ways_with_half_close() {
     let net = Network::start().await;
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let to = target.local_addr().unwrap().to_string();
-    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to]).await);
+    let to = HostPort::from_str(&target.local_addr().unwrap().to_string()).unwrap();
+    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to.to_string()]).await);
     let mut forward = alice.forward("127.0.0.1:0".parse().unwrap(), node(2), to).await.unwrap();
     assert!(matches!(forward.next_event().await, Some(ForwardEvent::Session(_))));
 
@@ -98,8 +100,8 @@ async fn tcp_is_forwarded_both_ways_with_half_close() {
 async fn a_reset_of_one_tcp_connection_resets_the_other() {
     let net = Network::start().await;
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let to = target.local_addr().unwrap().to_string();
-    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to]).await);
+    let to = HostPort::from_str(&target.local_addr().unwrap().to_string()).unwrap();
+    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to.to_string()]).await);
     let forward = alice.forward("127.0.0.1:0".parse().unwrap(), node(2), to).await.unwrap();
     for client_resets in [true, false] {
         let mut near = TcpStream::connect(forward.local_addr()).await.unwrap();
@@ -119,7 +121,7 @@ async fn what_the_peer_does_not_permit_is_refused_and_the_missing_line_named() {
     let net = Network::start().await;
     let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &["127.0.0.1:1"]).await);
     let mut forward =
-        alice.forward("127.0.0.1:0".parse().unwrap(), node(2), "127.0.0.1:2".into()).await.unwrap();
+        alice.forward("127.0.0.1:0".parse().unwrap(), node(2), "127.0.0.1:2".parse().unwrap()).await.unwrap();
     let mut tcp = TcpStream::connect(forward.local_addr()).await.unwrap();
     assert_eq!(tcp.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     forward.next_event().await;
@@ -133,8 +135,8 @@ async fn what_the_peer_does_not_permit_is_refused_and_the_missing_line_named() {
 async fn a_forward_outlives_its_session_and_connects_again() {
     let net = Network::start().await;
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let to = target.local_addr().unwrap().to_string();
-    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to]).await);
+    let to = HostPort::from_str(&target.local_addr().unwrap().to_string()).unwrap();
+    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to.to_string()]).await);
     let mut forward = alice.forward("127.0.0.1:0".parse().unwrap(), node(2), to).await.unwrap();
     let Some(ForwardEvent::Session(first)) = forward.next_event().await else { panic!("no session") };
     net.relay.end(first.id(), disconnect_reason::IDLE);
@@ -201,8 +203,8 @@ async fn a_sender_is_held_to_the_sessions_rate() {
     let net = Network::start().await;
     net.relay.state().rate_bytes_per_s = 1 << 20;
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let to = target.local_addr().unwrap().to_string();
-    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to]).await);
+    let to = HostPort::from_str(&target.local_addr().unwrap().to_string()).unwrap();
+    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[&to.to_string()]).await);
     let forward = alice.forward("127.0.0.1:0".parse().unwrap(), node(2), to).await.unwrap();
     let mut near = TcpStream::connect(forward.local_addr()).await.unwrap();
     let (mut far, _) = target.accept().await.unwrap();
@@ -285,8 +287,8 @@ impl Network {
 
     fn serving(&self, seed: u8, accept: &[u8], allow: &[&str]) -> AgentSettings {
         let accept: Vec<NodeId> = accept.iter().map(|seed| node(*seed)).collect();
-        let rules = accept.iter().flat_map(|peer| allow.iter().map(|to| (*peer, (*to).to_owned())));
-        let allow = rules.map(|(peer, to)| AllowRule { peer, to }).collect();
+        let rules = accept.iter().flat_map(|peer| allow.iter().map(|to| (*peer, to.parse().unwrap())));
+        let allow = rules.map(|(peer, to)| Allow { peer, to }).collect();
         AgentSettings { announce: true, accept, allow, ..self.dialing(seed) }
     }
 
