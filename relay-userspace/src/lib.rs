@@ -4,6 +4,7 @@
 //! top uses the public API of both.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
+pub mod admin;
 pub mod agent;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,175 @@
 //! The relay daemon: rendezvous of agents, and the packet path that follows.
+//!
+//! [`Relay::start`] is the way in. [`rendezvous`] decides, [`datapath`] and [`forwarder`] forward; in between the driver
+//! carries what has happened to the rendezvous and carries out what it says.
 
 pub mod datapath;
 pub mod forwarder;
 pub mod rendezvous;
+pub mod report;
+
+mod control;
+mod driver;
+mod event_log;
+mod packet_path;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::control::{ControlSettings, EndpointError};
+use self::driver::{Driver, Inputs};
+use self::forwarder::{OpenError, SocketGroup};
+use self::packet_path::{Opened, PacketPath};
+use self::rendezvous::Settings;
+use crate::admin::{AdminSocket, BindError};
+use crate::config::Config;
+use crate::identity::NodeKey;
+use crate::protocol::bind::BindMagic;
+
+pub use self::packet_path::PathError;
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    supervisor: JoinHandle<Result<(), Stopped>>,
+}
+
+/// Messages from all control connections that may wait for the driver.
+const CONTROL_QUEUE_LEN: usize = 1024;
+
+/// How long agents may take to hear that the relay stops.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+impl Relay {
+    /// Starts a relay. It runs until `shutdown` is cancelled; then its agents are told and its flows removed. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`]: each says what to do.
+    pub fn start(
+        config: &Config,
+        key: NodeKey,
+        name: &str,
+        shutdown: CancellationToken,
+    ) -> Result<Relay, StartError> {
+        let admin = AdminSocket::bind(&config.admin.socket)?;
+        let magic = BindMagic::of_relay(&key.public());
+        let group = SocketGroup::open((Ipv4Addr::UNSPECIFIED, config.network.port).into(), magic.0)?;
+        let address = group.local_addr();
+        let connection_ids = group.connection_ids();
+        let Opened { packets, quic, binds } = PacketPath::open(&config.datapath, group, magic)?;
+        let control_settings = ControlSettings {
+            key: key.clone(),
+            name: name.to_owned(),
+            max_connections: config.transport.max_connections,
+            max_streams_per_conn: config.transport.max_streams_per_conn,
+            idle_timeout: config.transport.idle_timeout,
+            max_clock_drift: config.security.max_clock_drift,
+        };
+        let endpoint = control::endpoint(&control_settings, quic, &connection_ids)?;
+        let limit = config.transport.relay_bandwidth_limit;
+        tracing::info!(
+            node = %key.node_id(), name, %address,
+            datapath = packets.name(), why = packets.why(), bytes_per_s = limit.bytes_per_s,
+            "relay listening"
+        );
+        let settings = Settings {
+            key,
+            limit,
+            idle_timeout: config.transport.idle_timeout,
+            advertise: config.network.advertise.clone(),
+        };
+        let (asked, admin_requests) = mpsc::channel(1);
+        let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
+        let driver = Driver::new(settings, packets);
+        let inputs = Inputs { control, binds, admin: admin_requests, shutdown: shutdown.clone() };
+        let parts = Parts { driver, inputs, endpoint, control_settings, events, admin, asked };
+        Ok(Relay { address, supervisor: tokio::spawn(supervise(parts, shutdown)) })
+    }
+
+    /// The UDP address it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until it has stopped.
+    ///
+    /// # Errors
+    /// It has stopped without being told to.
+    pub async fn stopped(self) -> Result<(), Stopped> {
+        self.supervisor.await.unwrap_or(Err(Stopped))
+    }
+}
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another daemon runs here, or the admin socket cannot be made.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// The UDP port.
+    #[error(transparent)]
+    Port(#[from] OpenError),
+    /// The packet path.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// QUIC.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+}
+
+/// The relay has stopped because a part of it has failed: a fault in this program.
+#[derive(Debug, thiserror::Error)]
+#[error("the relay has stopped because a part of it has failed: the log says more")]
+pub struct Stopped;
+
+struct Parts {
+    driver: Driver,
+    inputs: Inputs,
+    endpoint: quinn::Endpoint,
+    control_settings: ControlSettings,
+    events: mpsc::Sender<control::ControlEvent>,
+    admin: AdminSocket,
+    asked: mpsc::Sender<crate::admin::Asked>,
+}
+
+/// Runs the parts, and takes them down in order: agents are told while the port still works, and the port closes last.
+async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stopped> {
+    let Parts { driver, inputs, endpoint, control_settings, events, admin, asked } = parts;
+    // Cancelled when a part ends, for whatever reason.
+    let ended = CancellationToken::new();
+    let guard = ended.clone().drop_guard();
+    let driver = tokio::spawn(async move {
+        let packets = driver.run(inputs).await;
+        drop(guard);
+        packets
+    });
+    let guard = ended.clone().drop_guard();
+    let serving = control::serve(endpoint.clone(), control_settings, events, shutdown.clone());
+    let control = tokio::spawn(async move {
+        serving.await;
+        drop(guard);
+    });
+    let admin = tokio::spawn(admin.serve(asked));
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = ended.cancelled() => {}
+    }
+    let result = if shutdown.is_cancelled() { Ok(()) } else { Err(Stopped) };
+    shutdown.cancel();
+    let packets = driver.await;
+    let _told_as_far_as_possible = timeout(FAREWELL, control).await;
+    endpoint.close(quinn::VarInt::from_u32(0), b"the relay stops");
+    let _told_as_far_as_possible = timeout(FAREWELL, endpoint.wait_idle()).await;
+    admin.abort();
+    let _aborted = admin.await;
+    drop(packets);
+    tracing::info!("relay stopped");
+    result
+}

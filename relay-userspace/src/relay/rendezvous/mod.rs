@@ -41,6 +41,7 @@ use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindMagic, CookieSecrets};
 use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
+use crate::protocol::handshake::printable;
 use crate::protocol::{ErrorCode, Message, SessionId};
 use crate::relay::datapath::{Flows, Limit};
 
@@ -61,6 +62,9 @@ pub const MAX_OFFERS_PER_SOURCE: u32 = 8;
 
 /// Offers a node may have open as target.
 pub const MAX_OFFERS_PER_TARGET: u32 = 32;
+
+/// So many characters of an agent's own words go to the log.
+const MAX_REPORT_CHARS: usize = 200;
 
 /// Bytes nobody can guess, for session ids and cookie secrets.
 pub trait Randomness {
@@ -196,7 +200,8 @@ impl Rendezvous {
             Message::Disconnect(_) => self.depart(conn, flows, now),
             Message::Error(error) => {
                 let node = agent.node;
-                self.event(Event::AgentReports { node, code: error.code, message: error.message });
+                let message = printable(&error.message, MAX_REPORT_CHARS);
+                self.event(Event::AgentReports { node, code: error.code, message });
             }
             other => self.reject(conn, &other, now),
         }
@@ -252,6 +257,12 @@ impl Rendezvous {
         if let Some(times) = self.refusals.count(refusal, now) {
             self.event(Event::Refused { refusal, times, node, from: Some(from) });
         }
+    }
+
+    /// An agent does not read what it is sent: the driver has given its connection up.
+    pub fn slow_reader(&mut self, conn: ConnId, now: MonoTime) {
+        self.refuse(conn, Refusal::SlowReader, now);
+        self.closed(conn, "it does not read what it is sent");
     }
 
     /// How often each refusal has happened.

@@ -29,6 +29,8 @@ macro_rules! refusals {
 refusals! {
     /// `transport.max_connections` agents are connected.
     ConnectionsFull = "connections_full",
+    /// As many handshakes are under way as are looked at.
+    HandshakesFull = "handshakes_full",
     /// An address not validated yet was sent a Retry, because many handshakes were pending.
     RetryDemanded = "retry_demanded",
     /// TLS failed, or the peer showed no usable Ed25519 certificate.

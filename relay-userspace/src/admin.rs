@@ -1,0 +1,290 @@
+//! The admin socket: how commands ask the daemon that runs on the same host.
+//!
+//! A Unix socket that its owner and group may use. One JSON object on one line is asked ([`Request`]), one JSON value on
+//! one line is answered; then the connection ends. Relay and agent daemon answer the same requests, each in its own terms.
+
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, BufRead as _, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// A question to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Who is connected (`net peers`).
+    Peers,
+    /// What sessions there are (`net sessions`).
+    Sessions,
+    /// What forwards, and what became of the packets (`xdp status`).
+    Status,
+}
+
+/// A question that waits for its answer.
+#[derive(Debug)]
+pub struct Asked {
+    /// The question.
+    pub request: Request,
+    /// Where the answer goes: a JSON value, or a sentence why there is none.
+    pub answer: oneshot::Sender<Result<Value, String>>,
+}
+
+/// A bound admin socket. As long as it lives, no other daemon can have the same path.
+#[derive(Debug)]
+pub struct AdminSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Only so many connections are served at once.
+const MAX_CONNECTIONS: usize = 8;
+
+/// Longest request line, in bytes.
+const MAX_REQUEST_BYTES: u64 = 4096;
+
+/// A connection is given up after this, on either side.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl AdminSocket {
+    /// Takes the lock of `path` (a file beside it, which stays), and binds the socket, mode 0660. A socket that a dead
+    /// daemon left behind is replaced. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Another daemon has it, or the directory cannot be written.
+    pub fn bind(path: &Path) -> Result<AdminSocket, BindError> {
+        let failed = |source| BindError::Io { path: path.to_owned(), source };
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(BindError::Taken { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        // The lock is ours, so whoever made this socket is dead.
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(source)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
+        Ok(AdminSocket { listener, path: path.to_owned(), _lock: lock })
+    }
+
+    /// Passes every question on to `asked`, until the receiver is dropped or the future is.
+    pub async fn serve(self, asked: mpsc::Sender<Asked>) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let stream = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = asked.closed() => return,
+            };
+            let Ok((stream, _)) = stream else {
+                // Out of file descriptors: pause instead of spinning.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let asked = asked.clone();
+            tokio::spawn(async move {
+                if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, converse(stream, asked)).await {
+                    tracing::debug!(%error, "an admin connection failed");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        let _gone = fs::remove_file(&self.path);
+    }
+}
+
+/// Asks the daemon behind the admin socket at `path`.
+///
+/// # Errors
+/// No daemon answers there, or it answers with an error.
+pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            AskError::NotRunning { path: path.to_owned() }
+        }
+        _ => AskError::Io { path: path.to_owned(), source },
+    };
+    let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    let mut line = serde_json::to_string(&request)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(failed)?;
+    let mut answer = String::new();
+    io::BufReader::new(stream).read_line(&mut answer).map_err(failed)?;
+    match serde_json::from_str(&answer)? {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(why) => Err(AskError::Refused(why)),
+    }
+}
+
+/// No admin socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon has it.
+    #[error("another daemon has the admin socket {}: stop it, or set ATLAS_ROOT or [admin] socket to another place", path.display())]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The file system says no.
+    #[error("admin socket {}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// No answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody is there.
+    #[error("no daemon is running here: nothing answers at {}; start one with `atlas-relay net listen`", path.display())]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket fails.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon cannot answer.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer is not what a daemon of this version says.
+    #[error("the daemon's answer is not understood ({0}): is it of another version?")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The line that is answered.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Ok(Value),
+    Error(String),
+}
+
+async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(MAX_REQUEST_BYTES)).read_line(&mut line).await?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(request) => answer(request, &asked).await,
+        Err(error) => Answer::Error(format!("not a request of this version: {error}")),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    write.write_all(&line).await?;
+    write.shutdown().await
+}
+
+async fn answer(request: Request, asked: &mpsc::Sender<Asked>) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    if asked.send(Asked { request, answer }).await.is_err() {
+        return Answer::Error("the daemon is stopping".to_owned());
+    }
+    match answered.await {
+        Ok(Ok(value)) => Answer::Ok(value),
+        Ok(Err(why)) => Answer::Error(why),
+        Err(_) => Answer::Error("the daemon is stopping".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A daemon that answers every question with its name.
+    async fn echo(mut asked: mpsc::Receiver<Asked>) {
+        while let Some(Asked { request, answer }) = asked.recv().await {
+            let _asker_gone = answer.send(match request {
+                Request::Status => Err("no datapath here".to_owned()),
+                other => Ok(json!({ "asked": other })),
+            });
+        }
+    }
+
+    async fn asking(path: &Path, request: Request) -> Result<Value, AskError> {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || ask(&path, request)).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_question_is_answered_by_the_daemon() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/admin.sock");
+        let (sender, receiver) = mpsc::channel(1);
+        let socket = AdminSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        tokio::spawn(echo(receiver));
+        tokio::spawn(socket.serve(sender));
+        let answer = asking(&path, Request::Peers).await.unwrap();
+        assert_eq!(answer, json!({ "asked": { "request": "peers" } }));
+        let refusal = asking(&path, Request::Status).await.unwrap_err();
+        assert_eq!(refusal.to_string(), "no datapath here");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_no_request_is_answered_with_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let (sender, _receiver) = mpsc::channel(1);
+        tokio::spawn(AdminSocket::bind(&path).unwrap().serve(sender));
+        for line in ["{\"request\":\"reboot\"}\n".to_owned(), "x".repeat(10_000)] {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            // The daemon may hang up on a long line before it is written whole.
+            let _hung_up = stream.write_all(line.as_bytes()).await;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer).await.unwrap_or_default();
+            assert!(answer.is_empty() || answer.starts_with("{\"error\":\"not a request"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_path_belongs_to_one_daemon_and_a_dead_ones_socket_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let first = AdminSocket::bind(&path).unwrap();
+        assert!(matches!(AdminSocket::bind(&path), Err(BindError::Taken { .. })));
+        drop(first);
+        assert!(!path.exists());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        AdminSocket::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn without_a_daemon_the_error_says_how_to_start_one() {
+        let error = ask(Path::new("/nonexistent/admin.sock"), Request::Peers).unwrap_err();
+        assert!(error.to_string().contains("atlas-relay net listen"), "{error}");
+    }
+}

@@ -1,0 +1,189 @@
+//! The relay's loop: it gives the rendezvous what has happened, and does what the rendezvous says.
+//!
+//! The only place that reads the clock for the rendezvous.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::control::{ControlEvent, StreamNumber, ToAgent, unix_seconds};
+use super::event_log;
+use super::forwarder::BindDatagram;
+use super::packet_path::PacketPath;
+use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings};
+use super::report;
+use crate::admin::{Asked, Request};
+use crate::clock::MonoTime;
+use crate::protocol::message::{Ping, Pong};
+
+/// Everything the loop listens to.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From the control connections.
+    pub control: mpsc::Receiver<ControlEvent>,
+    /// From the relay's port.
+    pub binds: mpsc::Receiver<BindDatagram>,
+    /// From the admin socket.
+    pub admin: mpsc::Receiver<Asked>,
+    /// Stop.
+    pub shutdown: CancellationToken,
+}
+
+/// The loop's state.
+pub struct Driver {
+    rendezvous: Rendezvous,
+    packets: PacketPath,
+    randomness: SystemRandomness,
+    /// Where messages for each connection go. Dropping one gives the connection up.
+    outboxes: BTreeMap<ConnId, mpsc::Sender<ToAgent>>,
+}
+
+impl Driver {
+    /// A driver of a new rendezvous over `packets`.
+    pub fn new(settings: Settings, packets: PacketPath) -> Driver {
+        let mut randomness = SystemRandomness;
+        let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
+        Driver { rendezvous, packets, randomness, outboxes: BTreeMap::new() }
+    }
+
+    /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
+    /// needs its sockets until the last word has arrived.
+    pub async fn run(mut self, mut inputs: Inputs) -> PacketPath {
+        loop {
+            let deadline = self.rendezvous.next_deadline();
+            let mut answer_on = None;
+            tokio::select! {
+                () = inputs.shutdown.cancelled() => break,
+                Some(bind) = inputs.binds.recv() => self.bind(&bind),
+                Some(event) = inputs.control.recv() => answer_on = self.control(event),
+                Some(asked) = inputs.admin.recv() => self.answer(asked),
+                change = self.packets.network_change() => self.packets.follow(&change),
+                () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
+            }
+            self.carry_out(answer_on);
+        }
+        self.rendezvous.shut_down(&mut self.packets.flows, MonoTime::now());
+        self.carry_out(None);
+        self.packets
+    }
+
+    fn bind(&mut self, bind: &BindDatagram) {
+        let BindDatagram { from, to, bytes } = bind;
+        let now = MonoTime::now();
+        self.rendezvous.bind(*from, *to, bytes, &mut self.packets.flows, &mut self.randomness, now);
+    }
+
+    /// The stream of the connection that answers belong on, if the event is a message.
+    fn control(&mut self, event: ControlEvent) -> Option<(ConnId, StreamNumber)> {
+        let now = MonoTime::now();
+        match event {
+            ControlEvent::Connected { agent, outbox } => {
+                self.outboxes.insert(agent.conn, outbox);
+                self.rendezvous.connected(agent, now);
+            }
+            ControlEvent::Message { conn, stream, message } => {
+                let flows = &mut self.packets.flows;
+                self.rendezvous.received(conn, message, flows, &mut self.randomness, now);
+                return Some((conn, stream));
+            }
+            ControlEvent::Moved { conn, remote } => self.rendezvous.moved(conn, remote),
+            ControlEvent::Closed { conn, reason } => {
+                self.outboxes.remove(&conn);
+                self.rendezvous.closed(conn, &reason);
+            }
+            ControlEvent::Refused { refusal, node, from } => {
+                self.rendezvous.refused(refusal, node, from, now)
+            }
+        }
+        None
+    }
+
+    /// Does what the rendezvous says. What it says to the connection in `answer_on` goes to the stream named there.
+    fn carry_out(&mut self, answer_on: Option<(ConnId, StreamNumber)>) {
+        while let Some(output) = self.rendezvous.next_output() {
+            let (conn, message) = match output {
+                Output::Send { conn, message } => (conn, message),
+                Output::Ping { conn } => (conn, Ping { ts: unix_seconds() }.into()),
+                Output::Pong { conn, echo } => (conn, Pong { ts: unix_seconds(), echo }.into()),
+                Output::Close { conn, code, reason } => {
+                    if let Some(outbox) = self.outboxes.remove(&conn) {
+                        let _given_up_anyway = outbox.try_send(ToAgent::Close { code, reason });
+                    }
+                    continue;
+                }
+                Output::Bind { from, to, bytes } => {
+                    self.packets.send_bind(from, to, &bytes);
+                    continue;
+                }
+                Output::Event(event) => {
+                    event_log::log(&event);
+                    continue;
+                }
+            };
+            let stream = answer_on.filter(|(asker, _)| *asker == conn).map(|(_, stream)| stream);
+            self.send(conn, ToAgent::Message { stream: stream.unwrap_or_default(), message });
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, message: ToAgent) {
+        let Some(outbox) = self.outboxes.get(&conn) else { return };
+        if outbox.try_send(message).is_err() {
+            // Its task sees that nobody sends any more, ends the connection and reports it closed.
+            self.outboxes.remove(&conn);
+            self.rendezvous.slow_reader(conn, MonoTime::now());
+        }
+    }
+
+    fn answer(&mut self, Asked { request, answer }: Asked) {
+        let now = MonoTime::now();
+        let value = match request {
+            Request::Peers => serde_json::to_value(report::Peers::from(self.rendezvous.peers(now))),
+            Request::Sessions => {
+                let sessions = self.rendezvous.sessions(&self.packets.flows, now);
+                serde_json::to_value(report::Sessions::from(sessions))
+            }
+            Request::Status => match self.packets.status() {
+                Ok(mut status) => {
+                    let refusals = self.rendezvous.refusals().iter();
+                    status.control = refusals.map(|(name, count)| (name.to_owned(), count)).collect();
+                    serde_json::to_value(status)
+                }
+                Err(error) => {
+                    let _asker_gone = answer.send(Err(error.to_string()));
+                    return;
+                }
+            },
+        };
+        let _asker_gone = answer.send(value.map_err(|error| error.to_string()));
+    }
+}
+
+/// Randomness of the operating system.
+struct SystemRandomness;
+
+impl Randomness for SystemRandomness {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        if let Err(error) = getrandom::fill(bytes) {
+            // Guessable session ids and cookies would be worse than no relay.
+            tracing::error!(%error, "the operating system gives no random numbers");
+            std::process::abort();
+        }
+    }
+}
+
+/// Sleeps until `deadline`; for ever, if there is none.
+async fn until(deadline: Option<MonoTime>) {
+    match deadline {
+        Some(deadline) => {
+            let left = deadline.since(MonoTime::now());
+            // The coarse clock stands still for up to a tick; asking it again sooner would be a busy loop.
+            tokio::time::sleep(left.max(CLOCK_TICK)).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What the coarse clock may lag behind, at least.
+const CLOCK_TICK: Duration = Duration::from_millis(1);

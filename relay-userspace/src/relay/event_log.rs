@@ -1,0 +1,76 @@
+//! The relay's log: one line for each event, with fields that can be searched for.
+
+use relay_common::Side;
+
+use super::rendezvous::Event;
+
+/// Writes the line of an event.
+pub fn log(event: &Event) {
+    match event {
+        Event::Connected { node, name, remote } => {
+            tracing::info!(%node, name, %remote, "agent connected");
+        }
+        Event::Migrated { node, remote } => {
+            tracing::info!(%node, %remote, "control connection migrated");
+        }
+        Event::Closed { node, reason } => {
+            tracing::info!(%node, reason, "control connection closed");
+        }
+        Event::Announced { node, flow, allowed } => match allowed {
+            Some(allowed) => tracing::info!(%node, flow, allowed, "agent announced"),
+            None => tracing::info!(%node, flow, allowed = "anyone", "agent announced"),
+        },
+        Event::Replaced { node, remote } => {
+            tracing::warn!(%node, %remote, "agent replaced: the same identity has announced itself again");
+        }
+        Event::AgentReports { node, code, message } => {
+            tracing::warn!(%node, code, message, "agent reports an error");
+        }
+        Event::Offered { session, connector, target } => {
+            tracing::info!(%session, %connector, %target, "session offered");
+        }
+        Event::Bound { session, side, tuple } => {
+            tracing::info!(%session, side = word(*side), agent = %tuple.agent, relay = %tuple.relay, "side bound");
+        }
+        Event::Moved { session, side, tuple } => {
+            tracing::info!(%session, side = word(*side), agent = %tuple.agent, relay = %tuple.relay, "side moved");
+        }
+        Event::TupleLost { session, side, to } => {
+            tracing::warn!(%session, side = word(*side), %to, "tuple lost to another session");
+        }
+        Event::Paired { session, connector, target, tuples: [from, to], limit } => {
+            tracing::info!(
+                %session, %connector, %target,
+                connector_at = %from.agent, target_at = %to.agent, bytes_per_s = limit.bytes_per_s,
+                "session paired"
+            );
+        }
+        Event::Limited { session, packets, bytes } => {
+            tracing::info!(%session, packets, bytes, "dropped for the limit");
+        }
+        Event::Ended { session, connector, target, reason, age, traffic } => {
+            let [sent, answered] = traffic.sides;
+            tracing::info!(
+                %session, %connector, %target, %reason,
+                seconds = age.as_secs(),
+                packets = sent.packets_kernel + sent.packets_userspace
+                    + answered.packets_kernel + answered.packets_userspace,
+                bytes = sent.bytes + answered.bytes,
+                limited_packets = traffic.limited_packets,
+                "session ended"
+            );
+        }
+        Event::Refused { refusal, times, node, from } => {
+            let node = node.map(|node| node.to_string()).unwrap_or_default();
+            let from = from.map(|from| from.to_string()).unwrap_or_default();
+            tracing::warn!(reason = refusal.name(), times, node, from, "refused");
+        }
+    }
+}
+
+fn word(side: Side) -> &'static str {
+    match side {
+        Side::Connector => "connector",
+        Side::Target => "target",
+    }
+}

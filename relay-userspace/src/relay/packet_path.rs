@@ -1,0 +1,203 @@
+//! What carries relayed packets, as the driver holds it: flow tables, XDP program, next hops and forwarder together.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use relay_common::siphash::HashKey;
+use relay_common::{BIND_LEN, Reason};
+
+use super::datapath::{
+    FlowTable, HopArray, HopId, Netlink, NetworkChange, NetworkEvents, NextHops, Port, Program, Routes,
+    Selection, TableSizes, Tables, XdpError,
+};
+use super::forwarder::{BindSender, Forwarder, SocketGroup, Started};
+use super::report;
+use crate::config::{Datapath, DatapathMode};
+use crate::protocol::bind::BindMagic;
+
+/// The packet path. Dropping it detaches the program and stops the readers.
+pub struct PacketPath {
+    /// Where flows are installed.
+    pub flows: FlowTable<Option<NextHops<HopWriter>>>,
+    network: Option<NetworkEvents>,
+    program: Option<Program>,
+    name: &'static str,
+    why: String,
+    forwarder: Forwarder,
+    bind_sender: BindSender,
+}
+
+/// What [`PacketPath::open`] gives besides the path itself.
+pub struct Opened {
+    /// The path.
+    pub packets: PacketPath,
+    /// What quinn uses as its socket.
+    pub quic: Arc<super::forwarder::QuicSocket>,
+    /// Bind datagrams from agents.
+    pub binds: tokio::sync::mpsc::Receiver<super::forwarder::BindDatagram>,
+}
+
+impl PacketPath {
+    /// Gets the datapath that `wanted` asks for, and starts forwarding over `group`. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// An interface does not exist, the datapath asked for by name cannot be had, or the system refuses threads.
+    pub fn open(wanted: &Datapath, group: SocketGroup, magic: BindMagic) -> Result<Opened, PathError> {
+        // Subscribed before anything is read, so that no change is missed.
+        let network = match wanted.mode {
+            DatapathMode::Userspace => None,
+            _ => Some(NetworkEvents::subscribe().map_err(PathError::Netlink)?),
+        };
+        let ports = match wanted.mode {
+            DatapathMode::Userspace => Vec::new(),
+            _ => ports(&wanted.interfaces)?,
+        };
+        let sizes = TableSizes::for_sessions(wanted.max_sessions);
+        let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_key()?, magic.0)?;
+        let name = selection.name();
+        let Selection { tables, program, egress, why, .. } = selection;
+        let hops = match egress {
+            Some(egress) => {
+                let writer = HopWriter::new(Arc::clone(&tables), egress);
+                let mut hops = NextHops::open(writer).map_err(PathError::Netlink)?;
+                let attached = program.iter().flat_map(Program::attached);
+                hops.set_ingress(attached.map(|(port, hook)| (port.index, hook)).collect());
+                Some(hops)
+            }
+            None => None,
+        };
+        let Started { forwarder, quic, binds, bind_sender } =
+            Forwarder::start(group, Arc::clone(&tables)).map_err(PathError::Forwarder)?;
+        let network = network.filter(|_| program.is_some());
+        let flows = FlowTable::new(tables, hops);
+        let packets = PacketPath { flows, network, program, name, why, forwarder, bind_sender };
+        Ok(Opened { packets, quic, binds })
+    }
+
+    /// `xdp-native`, `xdp-generic` or `userspace`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Why this datapath, for people.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// Sends a bind datagram from the relay's port.
+    pub fn send_bind(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8; BIND_LEN]) {
+        self.bind_sender.send_bind(from, to, bytes);
+    }
+
+    /// Waits until something changes in the host's network that next hops depend on. Cancelling loses nothing.
+    pub async fn network_change(&mut self) -> NetworkChange {
+        match &mut self.network {
+            Some(network) => network.next().await,
+            None => pending().await,
+        }
+    }
+
+    /// Makes the next hops follow a change.
+    pub fn follow(&mut self, change: &NetworkChange) {
+        if let Some(hops) = self.flows.routes()
+            && hops.refresh(change)
+        {
+            self.flows.reroute();
+        }
+    }
+
+    /// What forwards, and what became of the packets.
+    ///
+    /// # Errors
+    /// The program's counters cannot be read.
+    pub fn status(&self) -> Result<report::Status, XdpError> {
+        let (mut interfaces, mut kernel) = (Vec::new(), BTreeMap::new());
+        if let Some(program) = &self.program {
+            for (port, hook) in program.attached() {
+                interfaces.push(report::Interface { name: port.name.clone(), mode: hook.name().to_owned() });
+            }
+            for (reason, tally) in program.tallies()? {
+                kernel.insert(reason.name().to_owned(), tally.packets);
+            }
+        }
+        let count = |reason: &Reason| (reason.name().to_owned(), self.forwarder.count(*reason));
+        let mut userspace: BTreeMap<String, u64> = Reason::ALL.iter().map(count).collect();
+        // Not a reason of ours: the kernel dropped these before anybody could look at them.
+        userspace.insert("socket_queue_full".to_owned(), self.forwarder.socket_queue_drops());
+        Ok(report::Status {
+            datapath: self.name.to_owned(),
+            why: self.why.clone(),
+            interfaces,
+            kernel,
+            userspace,
+            control: BTreeMap::new(),
+        })
+    }
+}
+
+/// There is no packet path.
+#[derive(Debug, thiserror::Error)]
+pub enum PathError {
+    /// An interface that was named does not exist.
+    #[error("there is no interface {name:?} that speaks Ethernet; there are: {}", .known.join(", "))]
+    Interface {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// The datapath that was asked for cannot be had.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// The kernel does not answer questions about its network.
+    #[error("asking the kernel for interfaces and routes: {0}")]
+    Netlink(#[source] io::Error),
+    /// The readers cannot start.
+    #[error("starting the userspace forwarder: {0}")]
+    Forwarder(#[source] io::Error),
+    /// The random number generator failed.
+    #[error("the operating system gives no random numbers")]
+    NoRandomness,
+}
+
+/// The interfaces with these names; without names, those that lead to the Internet.
+fn ports(names: &[String]) -> Result<Vec<Port>, PathError> {
+    let mut netlink = Netlink::open().map_err(PathError::Netlink)?;
+    let links = netlink.links().map_err(PathError::Netlink)?;
+    let mut ports = Vec::new();
+    for link in &links {
+        if let Some(station) = link.mac {
+            ports.push(Port { name: link.name.clone(), index: link.index, station, mtu: link.mtu });
+        }
+    }
+    if names.is_empty() {
+        // Any address far away: those set aside for documentation are nobody's (RFC 5737, RFC 3849).
+        let far: [(IpAddr, IpAddr); 2] = [
+            (Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::UNSPECIFIED.into()),
+            (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), Ipv6Addr::UNSPECIFIED.into()),
+        ];
+        let mut towards = Vec::new();
+        for (to, from) in far {
+            towards.extend(netlink.next_hop(to, from).map_err(PathError::Netlink)?.map(|hop| hop.interface));
+        }
+        ports.retain(|port| towards.contains(&port.index));
+        return Ok(ports);
+    }
+    let known: Vec<String> = ports.iter().map(|port| port.name.clone()).collect();
+    let named = |name: &String| {
+        let port = ports.iter().find(|port| port.name == *name).cloned();
+        port.ok_or_else(|| PathError::Interface { name: name.clone(), known: known.clone() })
+    };
+    names.iter().map(named).collect()
+}
+
+fn random_hash_key() -> Result<HashKey, PathError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| PathError::NoRandomness)?;
+    let both = u128::from_ne_bytes(bytes);
+    Ok([both as u64, (both >> 64) as u64])
+}

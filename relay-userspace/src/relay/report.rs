@@ -1,0 +1,170 @@
+//! What a relay says of itself: the JSON of its admin socket, which is also what `--json` prints.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use relay_common::Side;
+use serde::{Deserialize, Serialize};
+
+use super::datapath::Traffic;
+use super::rendezvous::{PeerStatus, SessionState, SessionStatus, SideStatus};
+
+/// `net peers`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peers {
+    /// Agents with a control connection.
+    pub peers: Vec<Peer>,
+}
+
+/// An agent with a control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id.
+    pub node_id: String,
+    /// What it calls itself.
+    pub name: String,
+    /// Where its control connection comes from.
+    pub address: String,
+    /// Whether others can reach it through this relay.
+    pub announced: bool,
+    /// For how many seconds it has been connected.
+    pub connected_s: u64,
+}
+
+/// `net sessions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sessions {
+    /// Offers and sessions.
+    pub sessions: Vec<Session>,
+}
+
+/// An offer or session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Its id, 32 hexadecimal digits.
+    pub session: String,
+    /// Id of the agent that asked.
+    pub connector: String,
+    /// Id of the agent that was asked for.
+    pub target: String,
+    /// `offered`, `half` or `paired`.
+    pub state: String,
+    /// Its limit; 0: unlimited.
+    pub rate_bytes_per_s: u64,
+    /// Seconds since it was offered.
+    pub age_s: u64,
+    /// Connector and target.
+    pub sides: [SessionSide; 2],
+    /// Packets dropped for the limit.
+    pub limited_packets: u64,
+    /// Their UDP payload bytes.
+    pub limited_bytes: u64,
+    /// Packets marked CE.
+    pub marked_packets: u64,
+}
+
+/// One side of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionSide {
+    /// The agent's tuple, once proved.
+    pub agent: Option<String>,
+    /// The relay address it uses.
+    pub relay: Option<String>,
+    /// Packets of this side that the XDP program forwarded.
+    pub packets_kernel: u64,
+    /// Packets of this side that the userspace forwarder forwarded.
+    pub packets_userspace: u64,
+    /// UDP payload bytes of both.
+    pub bytes: u64,
+    /// Seconds since its last proof.
+    pub last_proof_s: Option<u64>,
+}
+
+/// `xdp status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `xdp-native`, `xdp-generic` or `userspace`.
+    pub datapath: String,
+    /// Why this one.
+    pub why: String,
+    /// Where the XDP program is attached.
+    pub interfaces: Vec<Interface>,
+    /// Packets by what became of them in the XDP program.
+    pub kernel: BTreeMap<String, u64>,
+    /// The same in the userspace forwarder.
+    pub userspace: BTreeMap<String, u64>,
+    /// What control has refused, by reason.
+    pub control: BTreeMap<String, u64>,
+}
+
+/// An interface with the XDP program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `xdp-native` or `xdp-generic`.
+    pub mode: String,
+}
+
+impl From<Vec<PeerStatus>> for Peers {
+    fn from(peers: Vec<PeerStatus>) -> Peers {
+        let peer = |peer: PeerStatus| Peer {
+            node_id: peer.node.to_string(),
+            name: peer.name,
+            address: peer.address.to_string(),
+            announced: peer.announced,
+            connected_s: peer.connected.as_secs(),
+        };
+        Peers { peers: peers.into_iter().map(peer).collect() }
+    }
+}
+
+impl From<Vec<SessionStatus>> for Sessions {
+    fn from(sessions: Vec<SessionStatus>) -> Sessions {
+        Sessions { sessions: sessions.iter().map(Session::from).collect() }
+    }
+}
+
+impl From<&SessionStatus> for Session {
+    fn from(status: &SessionStatus) -> Session {
+        let [connector, target] = &status.sides;
+        let state = match status.state {
+            SessionState::Offered => "offered",
+            SessionState::Half => "half",
+            SessionState::Paired => "paired",
+        };
+        Session {
+            session: status.session.to_string(),
+            connector: status.connector.to_string(),
+            target: status.target.to_string(),
+            state: state.to_owned(),
+            rate_bytes_per_s: status.limit.bytes_per_s,
+            age_s: status.age.as_secs(),
+            sides: [
+                SessionSide::of(connector, &status.traffic, Side::Connector),
+                SessionSide::of(target, &status.traffic, Side::Target),
+            ],
+            limited_packets: status.traffic.limited_packets,
+            limited_bytes: status.traffic.limited_bytes,
+            marked_packets: status.traffic.marked_packets,
+        }
+    }
+}
+
+impl SessionSide {
+    fn of(status: &SideStatus, traffic: &Traffic, side: Side) -> SessionSide {
+        let [connector, target] = traffic.sides;
+        let sent = match side {
+            Side::Connector => connector,
+            Side::Target => target,
+        };
+        SessionSide {
+            agent: status.agent.map(|agent| agent.to_string()),
+            relay: status.relay.map(|relay| relay.to_string()),
+            packets_kernel: sent.packets_kernel,
+            packets_userspace: sent.packets_userspace,
+            bytes: sent.bytes,
+            last_proof_s: status.last_proof.as_ref().map(Duration::as_secs),
+        }
+    }
+}
