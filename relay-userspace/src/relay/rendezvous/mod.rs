@@ -243,12 +243,12 @@ impl Rendezvous {
 
     /// The relay stops: every agent is told, every flow removed.
     pub fn shut_down(&mut self, flows: &mut impl Flows, now: MonoTime) {
+        for session in self.sessions.ids() {
+            self.end(session, EndReason::Shutdown, flows, now);
+        }
         for conn in self.agents.ids() {
             self.send(conn, goodbye(disconnect_reason::SHUTDOWN, None, None));
             self.close(conn, 0, "the relay stops");
-        }
-        for session in self.sessions.ids() {
-            self.end(session, EndReason::Shutdown, flows, now);
         }
     }
 

@@ -212,11 +212,12 @@ fn a_migrated_agent_is_told_to_bind_at_once() {
 #[test]
 fn when_the_relay_stops_everyone_is_told_and_nothing_is_forwarded() {
     let mut world = World::new();
-    let (source, target, _) = world.paired();
+    let (source, target, terms) = world.paired();
     world.rendezvous.shut_down(&mut world.flows, world.now);
     world.drain();
     for conn in [source, target] {
-        assert_eq!(world.disconnects(conn), [("DISCONNECT_SHUTDOWN", None)]);
+        let [session, connection] = [Some(terms[0].session), None].map(|what| ("DISCONNECT_SHUTDOWN", what));
+        assert_eq!(world.disconnects(conn), [session, connection]);
     }
     assert_eq!(world.closed.len(), 2);
     assert!(world.flows.slots.is_empty());
