@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
+use crate::identity::NodeId;
+
 /// A host name or IP address, and a port: `relay.example.net:4433`, `192.0.2.1:4433`, `[2001:db8::1]:4433`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
@@ -11,11 +13,24 @@ pub struct HostPort {
     port: u16,
 }
 
+/// A relay: where it is and, if the node id was written before an `@`, who it must be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayAddress {
+    /// The node id the relay has to prove. Without it the key seen first is remembered.
+    pub node: Option<NodeId>,
+    /// Where it listens.
+    pub at: HostPort,
+}
+
 /// The text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected HOST:PORT, such as agent.example.net:9000 or [2001:db8::1]:9000, not {text:?}")]
-pub struct AddressError {
-    text: String,
+pub enum AddressError {
+    /// Not `HOST:PORT`.
+    #[error("expected HOST:PORT, such as relay.example.net:4433 or [2001:db8::1]:4433, not {0:?}")]
+    HostPort(String),
+    /// What stands before the `@` is no node id.
+    #[error("expected a node id before the @ (atlas_ and 64 hexadecimal digits), not {0:?}")]
+    NodeId(String),
 }
 
 impl HostPort {
@@ -39,7 +54,7 @@ impl FromStr for HostPort {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let wrong = || AddressError { text: text.to_owned() };
+        let wrong = || AddressError::HostPort(text.to_owned());
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
         let name_like = |name: &str| {
@@ -61,5 +76,26 @@ impl fmt::Display for HostPort {
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }
+    }
+}
+
+impl FromStr for RelayAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (node, at) = match text.split_once('@') {
+            Some((node, at)) => (Some(node.parse().map_err(|_| AddressError::NodeId(node.to_owned()))?), at),
+            None => (None, text),
+        };
+        Ok(RelayAddress { node, at: at.parse()? })
+    }
+}
+
+impl fmt::Display for RelayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(node) = &self.node {
+            write!(f, "{node}@")?;
+        }
+        write!(f, "{}", self.at)
     }
 }

@@ -21,12 +21,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use address::{AddressError, HostPort};
+pub use address::{AddressError, HostPort, RelayAddress};
 pub use error::{ConfigError, Warning};
 pub use profile::{Profile, ProfileError};
 pub use root::{AtlasRoot, RootError};
 
-use crate::agent::RelayAddress;
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
 

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Profile, Role};
+use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Profile, RelayAddress, Role};
 use crate::relay::datapath::Limit;
 
 const NODE: &str = "atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3";
@@ -97,7 +97,7 @@ fn an_agents_configuration_says_who_may_reach_what() {
         "#
     );
     let config = parse(&text).unwrap();
-    assert_eq!(config.network.relays[0].pinned(), None);
+    assert_eq!(config.network.relays[0].node, None);
     assert_eq!(config.network.relays[1].to_string(), format!("{NODE}@relay.example.net:443"));
     assert_eq!(config.agent.accept[0].to_string(), NODE);
     assert_eq!(config.agent.allow[0].to.to_string(), "127.0.0.1:9000");
@@ -177,8 +177,7 @@ fn execution_is_refused() {
 #[test]
 fn lists_name_the_line_of_the_faulty_entry() {
     let error = refusal("[network]\nrelays = [\n  \"a:1\",\n  \"b\",\n]\n");
-    assert!(error.starts_with("config.toml:4: network.relays: "), "{error}");
-    assert!(error.contains("expected HOST:PORT"), "{error}");
+    assert!(error.starts_with("config.toml:4: network.relays: expected HOST:PORT"), "{error}");
     let error = refusal("[agent]\naccept = [\"node_1\"]\n");
     assert!(error.starts_with("config.toml:2: agent.accept: "), "{error}");
     let error = refusal("[datapath]\ninterfaces = [\"a/b\"]\n");
@@ -216,6 +215,7 @@ fn addresses_are_names_or_ip_addresses_with_a_port() {
         Some("192.0.2.1:7".parse().unwrap())
     );
     assert_eq!("example.net:7".parse::<HostPort>().unwrap().socket_addr(), None);
+    assert!("atlas_12@192.0.2.1:4433".parse::<RelayAddress>().is_err());
 }
 
 #[test]

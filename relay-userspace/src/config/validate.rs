@@ -12,10 +12,9 @@ use toml::Spanned;
 use super::error::{from_toml, line_of};
 use super::file::{self, Entry, File, Integer};
 use super::{
-    Admin, Agent, Allow, AtlasRoot, Config, ConfigError, Datapath, HostPort, Network, Security, Transport,
-    Warning,
+    Admin, Agent, Allow, AtlasRoot, Config, ConfigError, Datapath, HostPort, Network, RelayAddress, Security,
+    Transport, Warning,
 };
-use crate::agent::RelayAddress;
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
 
