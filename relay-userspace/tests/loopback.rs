@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use relay_userspace::admin::{self, Request};
-use relay_userspace::agent::{Agent, AgentSettings, AllowRule, Incoming};
-use relay_userspace::config::{AtlasRoot, Config};
+use relay_userspace::agent::{Agent, AgentSettings, Incoming};
+use relay_userspace::config::{Allow, AtlasRoot, Config};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::relay::report::{Peers, Sessions, Status};
 use relay_userspace::relay::{Relay, StartError};
@@ -49,12 +49,12 @@ async fn two_agents_ping_each_other_through_the_relay() {
 async fn a_tcp_port_is_forwarded_to_where_the_peer_permits() {
     let relay = TestRelay::start("relay_bandwidth_limit = 0");
     let echo = echo_server().await;
-    let permitted = AllowRule { peer: key(1).node_id(), to: echo.to_string() };
+    let permitted = Allow { peer: key(1).node_id(), to: echo.to_string().parse().unwrap() };
     let _target = relay.agent(2, &[key(1).node_id()], &[permitted]);
     let source = relay.agent(1, &[], &[]);
     relay.until_announced(2).await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let forward = source.forward(any, key(2).node_id(), echo.to_string()).await.unwrap();
+    let forward = source.forward(any, key(2).node_id(), echo.to_string().parse().unwrap()).await.unwrap();
     let mut stream = TcpStream::connect(forward.local_addr()).await.unwrap();
     let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
     let (mut read, mut write) = stream.split();
@@ -132,7 +132,7 @@ impl TestRelay {
         TestRelay { relay, address, key: key(0), directory, shutdown }
     }
 
-    fn agent(&self, seed: u8, accept: &[NodeId], allow: &[AllowRule]) -> Agent {
+    fn agent(&self, seed: u8, accept: &[NodeId], allow: &[Allow]) -> Agent {
         Agent::spawn(AgentSettings {
             key: key(seed),
             name: format!("agent-{seed}"),

@@ -10,8 +10,8 @@ use relay_common::siphash::HashKey;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    FlowTable, HopArray, HopId, Netlink, NetworkChange, NetworkEvents, NextHops, Port, Program, Routes,
-    Selection, TableSizes, Tables, XdpError,
+    FlowTable, HopWriter, Netlink, NetworkChange, NetworkEvents, NextHops, Port, Program, Selection,
+    TableSizes, XdpError,
 };
 use super::forwarder::{BindSender, Forwarder, SocketGroup, Started};
 use super::report;
