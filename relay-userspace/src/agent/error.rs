@@ -92,6 +92,9 @@ pub enum SessionEnd {
         /// The relay's words.
         note: Option<String>,
     },
+    /// The relay is about to stop.
+    #[error("the relay is stopping; connect again when it is back, or through another")]
+    RelayStops,
     /// Nothing was relayed for too long.
     #[error(
         "the relay has ended the session because nothing was sent for too long; connect again when needed"
@@ -136,7 +139,8 @@ impl SessionEnd {
     pub(super) fn told(reason: &str, note: Option<String>) -> Self {
         match reason {
             disconnect_reason::IDLE => SessionEnd::Idle,
-            disconnect_reason::PEER_GONE | disconnect_reason::SHUTDOWN => SessionEnd::PeerGone { note },
+            disconnect_reason::PEER_GONE => SessionEnd::PeerGone { note },
+            disconnect_reason::SHUTDOWN => SessionEnd::RelayStops,
             disconnect_reason::CONSENT_LOST => SessionEnd::SideSilent { note },
             other => SessionEnd::ByRelay { reason: other.to_owned(), note },
         }

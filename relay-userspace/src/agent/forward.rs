@@ -151,6 +151,7 @@ impl Carrier {
             };
             match accepted {
                 Ok((tcp, client)) => {
+                    reset_unless_done(&tcp);
                     let carrier = carrier.clone();
                     carrying.spawn(async move {
                         if let Err(why) = carrier.carry(tcp).await {
@@ -184,17 +185,11 @@ impl Carrier {
     async fn carry(&self, tcp: TcpStream) -> Result<(), String> {
         let connection = match self.connected().await {
             Ok(connection) => connection,
-            Err(error) => {
-                reset(tcp);
-                return Err(error.to_string());
-            }
+            Err(error) => return Err(error.to_string()),
         };
         match ask(&connection, self.dialler.node_id(), self.peer, &self.to).await {
             Ok((to_peer, from_peer)) => splice(tcp, to_peer, from_peer, connection.quic()).await,
-            Err(why) => {
-                reset(tcp);
-                Err(why)
-            }
+            Err(why) => Err(why),
         }
     }
 
@@ -289,7 +284,7 @@ pub(super) async fn answer(
             let accepted = MessageAck { msg_id: message_id, status: AckStatus::Accepted };
             if let Err(error) = write_frame(&mut to_peer, &accepted.into()).await {
                 tracing::debug!(%peer, %error, "the peer did not wait for its answer");
-                return reset(tcp);
+                return;
             }
             tracing::info!(%peer, %to, "a forward begins");
             match splice(tcp, to_peer, from_peer.into_inner(), connection).await {
@@ -339,7 +334,10 @@ async fn open(
         message_id: Some(message_id.clone()),
     };
     match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect((to.host(), to.port()))).await {
-        Ok(Ok(tcp)) => Ok((message_id, to, tcp)),
+        Ok(Ok(tcp)) => {
+            reset_unless_done(&tcp);
+            Ok((message_id, to, tcp))
+        }
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_elapsed) => Err(unreachable(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))),
     }
@@ -391,13 +389,16 @@ async fn splice(
         error = connection.closed() => Err(error.to_string()),
     };
     match done {
-        // What was written is delivered, or the other side has said that it wants no more.
-        Ok(()) => to_peer.stopped().await.map(|_| ()).map_err(|error| format!("to the peer: {error}")),
+        Ok(()) => {
+            // The default again: what the program has not read yet is still delivered after closing.
+            let _set = socket2::SockRef::from(&tcp).set_linger(None);
+            // What was written is delivered, or the other side has said that it wants no more.
+            to_peer.stopped().await.map(|_| ()).map_err(|error| format!("to the peer: {error}"))
+        }
         Err(why) => {
             // Both may have ended already.
             let _reset = to_peer.reset(RESET.into());
             let _stopped = from_peer.stop(RESET.into());
-            reset(tcp);
             Err(why)
         }
     }
@@ -405,11 +406,11 @@ async fn splice(
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Closes with a reset, so that the program on the other end does not take it for an orderly end.
-fn reset(tcp: TcpStream) {
+/// Closing will be a reset, however it comes about, until both directions have ended in order: the program on the other
+/// end must not take a connection that was cut off for one that is complete.
+fn reset_unless_done(tcp: &TcpStream) {
     // A linger of no time: closing discards what is unsent and sends RST.
-    let _set = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
-    drop(tcp);
+    let _set = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
 /// `msg_` and a UUID of version 7 (RFC 9562, section 5.7): milliseconds since the Unix epoch, then random bits.

@@ -505,7 +505,8 @@ impl State {
             if self.sessions.get(&id).is_some_and(|session| session.relay == relay) {
                 let end = match ErrorCode::from_number(error.code) {
                     Some(ErrorCode::OfferExpired) => SessionEnd::NotPaired,
-                    _ => SessionEnd::ByRelay { reason: error.code.to_string(), note: Some(message) },
+                    Some(code) => SessionEnd::ByRelay { reason: code.to_string(), note: Some(message) },
+                    None => SessionEnd::ByRelay { reason: error.code.to_string(), note: Some(message) },
                 };
                 self.end(id, end, now);
             }
@@ -857,6 +858,7 @@ mod tests {
     fn disconnect_with_a_session_ends_that_one_and_says_why() {
         for (reason, end) in [
             (disconnect_reason::IDLE, SessionEnd::Idle),
+            (disconnect_reason::SHUTDOWN, SessionEnd::RelayStops),
             (disconnect_reason::PEER_GONE, SessionEnd::PeerGone { note: Some("n".into()) }),
             (disconnect_reason::CONSENT_LOST, SessionEnd::SideSilent { note: Some("n".into()) }),
             ("OTHER\x07", SessionEnd::ByRelay { reason: "OTHER".into(), note: Some("n".into()) }),
