@@ -1,0 +1,5 @@
+//! See `relay_fuzz::envelope`.
+#![no_main]
+#![allow(missing_docs, reason = "the macro makes an undocumented function")]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| relay_fuzz::envelope(bytes));
