@@ -9,7 +9,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use relay_userspace::admin::{self, Request};
 use relay_userspace::agent::{Agent, AgentSettings, Incoming};
@@ -63,6 +63,82 @@ async fn a_tcp_port_is_forwarded_to_where_the_peer_permits() {
     wrote.unwrap();
     was_read.unwrap();
     assert!(sent == received, "what comes back is what was sent");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_at_the_limit_is_paced_and_loses_nothing() {
+    const MIB: usize = 1 << 20;
+    let relay = TestRelay::start("relay_bandwidth_limit = 1048576");
+    let sink = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = sink.local_addr().unwrap().to_string();
+    let permitted = Allow { peer: key(1).node_id(), to: to.parse().unwrap() };
+    let _target = relay.agent(2, &[key(1).node_id()], &[permitted]);
+    let source = relay.agent(1, &[], &[]);
+    relay.until_announced(2).await;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let forward = source.forward(any, key(2).node_id(), to.parse().unwrap()).await.unwrap();
+    let mut near = TcpStream::connect(forward.local_addr()).await.unwrap();
+    let (mut far, _) = sink.accept().await.unwrap();
+    let started = Instant::now();
+    tokio::spawn(async move { near.write_all(&vec![7; 3 * MIB]).await.unwrap() });
+    far.read_exact(&mut vec![0; 3 * MIB]).await.unwrap();
+    let took = started.elapsed();
+    // Three seconds' worth, less the burst.
+    assert!(took > Duration::from_millis(2_700), "{took:?}");
+    // What the agent counts is what the relay counts, once nothing is under way.
+    let agreed = async {
+        loop {
+            let sessions = relay.sessions().await;
+            let [session] = &sessions.sessions[..] else { panic!("{sessions:?}") };
+            assert_eq!(session.limited_packets, 0, "{session:?}");
+            let (relayed, sent) = (&session.sides[0], forward.traffic());
+            if (relayed.packets_userspace, relayed.bytes) == (sent.datagrams_sent, sent.bytes_sent) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), agreed).await.expect("agent and relay count the same");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_at_twice_the_limit_is_cut_to_it_and_told() {
+    const LIMIT: f64 = 1_048_576.0;
+    const DATAGRAM: usize = 1_000;
+    let relay = TestRelay::start("relay_bandwidth_limit = 1048576");
+    let target = relay.raw_agent(2, &[key(1).node_id()]);
+    let source = relay.agent(1, &[], &[]);
+    relay.until_announced(2).await;
+    let sender = source.connect_raw(key(2).node_id()).await.unwrap();
+    let mut receiver = target.accept_raw().await.unwrap();
+    let session = sender.session().clone();
+    let sending = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        let mut due = 0.0;
+        loop {
+            tick.tick().await;
+            due += 2.0 * LIMIT * 0.005;
+            while due >= DATAGRAM as f64 {
+                due -= DATAGRAM as f64;
+                sender.send(&[7; DATAGRAM]).await.unwrap();
+            }
+        }
+    });
+    let begin = Instant::now();
+    // The burst is spent within the first second.
+    while begin.elapsed() < Duration::from_secs(1) {
+        receiver.recv().await.unwrap();
+    }
+    let (measured, mut bytes) = (Instant::now(), 0);
+    while measured.elapsed() < Duration::from_secs(4) {
+        bytes += receiver.recv().await.unwrap().len();
+    }
+    let rate = bytes as f64 / measured.elapsed().as_secs_f64();
+    assert!((rate / LIMIT - 1.0).abs() < 0.02, "{rate} bytes/s");
+    sending.abort();
+    let (packets, dropped) = session.limited();
+    assert!(packets > 1_000 && dropped == packets * DATAGRAM as u64, "{packets} packets, {dropped} bytes");
     relay.stop().await;
 }
 
@@ -133,7 +209,15 @@ impl TestRelay {
     }
 
     fn agent(&self, seed: u8, accept: &[NodeId], allow: &[Allow]) -> Agent {
-        Agent::spawn(AgentSettings {
+        Agent::spawn(self.settings(seed, accept, allow))
+    }
+
+    fn raw_agent(&self, seed: u8, accept: &[NodeId]) -> Agent {
+        Agent::spawn(AgentSettings { incoming: Incoming::Raw, ..self.settings(seed, accept, &[]) })
+    }
+
+    fn settings(&self, seed: u8, accept: &[NodeId], allow: &[Allow]) -> AgentSettings {
+        AgentSettings {
             key: key(seed),
             name: format!("agent-{seed}"),
             relays: vec![format!("{}@{}", self.key.node_id(), self.address).parse().unwrap()],
@@ -142,7 +226,7 @@ impl TestRelay {
             accept: accept.to_vec(),
             allow: allow.to_vec(),
             incoming: Incoming::EndToEnd,
-        })
+        }
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(&self, request: Request) -> T {

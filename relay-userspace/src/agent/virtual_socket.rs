@@ -1,5 +1,6 @@
 //! The socket that QUIC between two agents runs on: one made-up peer address above, the present data sockets below.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
@@ -93,9 +94,11 @@ impl AsyncUdpSocket for VirtualSocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         // Without a path the datagram is lost, and QUIC sends its content again.
-        self.sending_path().map_or(Ok(()), |path| {
+        let sent = self.sending_path().map_or(Ok(()), |path| {
             path.try_send(transmit.contents, transmit.segment_size, transmit.ecn, Pace::AtRate)
-        })
+        });
+        REFUSED.set(sent.is_err());
+        sent
     }
 
     fn poll_recv(
@@ -137,7 +140,16 @@ impl AsyncUdpSocket for VirtualSocket {
     }
 }
 
-/// Waits, after a `WouldBlock`, for the pace and for the socket.
+thread_local! {
+    /// Whether this thread's last send was refused.
+    ///
+    /// A connection asks its poller before each send, and again right after a refused one, on the same thread. Only the
+    /// latter is to wait: small datagrams are sent while larger ones of another connection have to be held back, and
+    /// before the send nobody knows how large it will be.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Waits, after a `WouldBlock`, for the pace and for the socket. One for each connection.
 struct Poller {
     socket: Arc<VirtualSocket>,
     wait: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
@@ -145,6 +157,10 @@ struct Poller {
 
 impl UdpPoller for Poller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let refused = REFUSED.take();
+        if !refused && self.wait.is_none() {
+            return Poll::Ready(Ok(()));
+        }
         let socket = self.socket.clone();
         let wait = self.wait.get_or_insert_with(|| Box::pin(writable(socket)));
         let polled = wait.as_mut().poll(cx);
