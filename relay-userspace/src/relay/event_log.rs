@@ -51,7 +51,8 @@ pub fn log(event: &Event) {
         Event::Ended { session, connector, target, reason, age, traffic } => {
             let [sent, answered] = traffic.sides;
             tracing::info!(
-                %session, %connector, %target, %reason,
+                %session, %connector, %target,
+                reason = reason.to_string(),
                 seconds = age.as_secs(),
                 packets = sent.packets_kernel + sent.packets_userspace
                     + answered.packets_kernel + answered.packets_userspace,

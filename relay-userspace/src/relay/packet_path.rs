@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use relay_common::siphash::HashKey;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    FlowTable, HopWriter, Netlink, NetworkChange, NetworkEvents, NextHops, Port, Program, Selection,
-    TableSizes, XdpError,
+    FlowTable, HopWriter, NetworkChange, NetworkEvents, NextHops, PortError, Program, Selection, TableSizes,
+    XdpError, ports,
 };
 use super::forwarder::{BindSender, Forwarder, SocketGroup, Started};
 use super::report;
@@ -54,7 +54,8 @@ impl PacketPath {
         };
         let ports = match wanted.mode {
             DatapathMode::Userspace => Vec::new(),
-            _ => ports(&wanted.interfaces)?,
+            _ if wanted.interfaces.is_empty() => ports::towards_the_internet()?,
+            _ => ports::named(&wanted.interfaces)?,
         };
         let sizes = TableSizes::for_sessions(wanted.max_sessions);
         let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_key()?, magic.0)?;
@@ -142,19 +143,14 @@ impl PacketPath {
 /// There is no packet path.
 #[derive(Debug, thiserror::Error)]
 pub enum PathError {
-    /// An interface that was named does not exist.
-    #[error("there is no interface {name:?} that speaks Ethernet; there are: {}", .known.join(", "))]
-    Interface {
-        /// The name.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
+    /// An interface that was named does not exist, or the kernel does not tell.
+    #[error(transparent)]
+    Ports(#[from] PortError),
     /// The datapath that was asked for cannot be had.
     #[error(transparent)]
     Xdp(#[from] XdpError),
     /// The kernel does not answer questions about its network.
-    #[error("asking the kernel for interfaces and routes: {0}")]
+    #[error("asking the kernel for routes: {0}")]
     Netlink(#[source] io::Error),
     /// The readers cannot start.
     #[error("starting the userspace forwarder: {0}")]
@@ -162,37 +158,6 @@ pub enum PathError {
     /// The random number generator failed.
     #[error("the operating system gives no random numbers")]
     NoRandomness,
-}
-
-/// The interfaces with these names; without names, those that lead to the Internet.
-fn ports(names: &[String]) -> Result<Vec<Port>, PathError> {
-    let mut netlink = Netlink::open().map_err(PathError::Netlink)?;
-    let links = netlink.links().map_err(PathError::Netlink)?;
-    let mut ports = Vec::new();
-    for link in &links {
-        if let Some(station) = link.mac {
-            ports.push(Port { name: link.name.clone(), index: link.index, station, mtu: link.mtu });
-        }
-    }
-    if names.is_empty() {
-        // Any address far away: those set aside for documentation are nobody's (RFC 5737, RFC 3849).
-        let far: [(IpAddr, IpAddr); 2] = [
-            (Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::UNSPECIFIED.into()),
-            (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), Ipv6Addr::UNSPECIFIED.into()),
-        ];
-        let mut towards = Vec::new();
-        for (to, from) in far {
-            towards.extend(netlink.next_hop(to, from).map_err(PathError::Netlink)?.map(|hop| hop.interface));
-        }
-        ports.retain(|port| towards.contains(&port.index));
-        return Ok(ports);
-    }
-    let known: Vec<String> = ports.iter().map(|port| port.name.clone()).collect();
-    let named = |name: &String| {
-        let port = ports.iter().find(|port| port.name == *name).cloned();
-        port.ok_or_else(|| PathError::Interface { name: name.clone(), known: known.clone() })
-    };
-    names.iter().map(named).collect()
 }
 
 fn random_hash_key() -> Result<HashKey, PathError> {

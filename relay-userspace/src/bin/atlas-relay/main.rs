@@ -1,1 +1,49 @@
-fn main() {}
+//! `atlas-relay`, also installed as `atlas`: relay daemon, agent daemon and their commands.
+//!
+//! Results go to stdout, the log and errors to stderr. Exit codes: 0 done, 1 failed (one line says why and what to do),
+//! 2 the command line was not understood.
+
+mod args;
+mod config_check;
+mod id;
+mod net_connect;
+mod net_forward;
+mod net_listen;
+mod net_peers;
+mod net_ping;
+mod net_sessions;
+mod node;
+mod output;
+mod xdp;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, Command, ConfigCommand, NetCommand};
+
+fn main() -> ExitCode {
+    let Args { command } = Args::parse();
+    output::log_to_stderr(matches!(command, Command::Net(NetCommand::Listen(_))));
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Id(command) => id::run(&command),
+        Command::Net(NetCommand::Listen(options)) => net_listen::run(options),
+        Command::Net(NetCommand::Peers(options)) => net_peers::run(options),
+        Command::Net(NetCommand::Sessions(options)) => net_sessions::run(options),
+        Command::Net(NetCommand::Connect(options)) => net_connect::run(&options),
+        Command::Net(NetCommand::Ping(options)) => net_ping::run(&options),
+        Command::Net(NetCommand::Forward(options)) => net_forward::run(options),
+        Command::Xdp(command) => xdp::run(command),
+        Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
+    }
+}

@@ -101,7 +101,7 @@ pub enum XdpError {
 pub struct Program {
     ebpf: Ebpf,
     tallies: PerCpuArray<MapData, [u64; 2]>,
-    attached: Vec<(Port, Hook, FdLink)>,
+    pub(super) attached: Vec<(Port, Hook, FdLink)>,
 }
 
 impl Program {

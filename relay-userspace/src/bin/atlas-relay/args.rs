@@ -1,0 +1,190 @@
+//! The command line: what may be typed, and its help.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use relay_userspace::config::{DatapathMode, HostPort};
+use relay_userspace::identity::NodeId;
+use relay_userspace::relay::datapath::OBJECT;
+
+const VERSION: &str = if OBJECT.is_some() {
+    concat!(env!("CARGO_PKG_VERSION"), " (datapaths: xdp-native, xdp-generic, userspace)")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (datapaths: userspace; built without the BPF program)")
+};
+
+/// Relays datagrams between agents behind NAT, in the kernel where it can. One program for relay, agent and both their
+/// commands.
+#[derive(Debug, Parser)]
+#[command(
+    name = "atlas-relay",
+    version = VERSION,
+    after_help = "Files are under $ATLAS_ROOT, else $HOME/.atlas: keys/node-key.pem, state/config.toml.\n\
+                  A first relay:\n  atlas-relay id init\n  atlas-relay net listen"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// This node's identity.
+    #[command(subcommand)]
+    Id(IdCommand),
+    /// The network: daemon, peers, sessions, connections.
+    #[command(subcommand)]
+    Net(NetCommand),
+    /// The XDP program.
+    #[command(subcommand)]
+    Xdp(XdpCommand),
+    /// The configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IdCommand {
+    /// Makes this node's key. An existing one is never overwritten.
+    #[command(after_help = "Example:\n  atlas-relay id init")]
+    Init,
+    /// Shows who this node is.
+    #[command(after_help = "Example:\n  atlas-relay id show --json")]
+    Show(Format),
+    /// Gives this node a name for people to read. Others see it in `net peers`; it proves nothing.
+    #[command(after_help = "Example:\n  atlas-relay id set-name relay-01")]
+    SetName {
+        /// The name, at most 64 bytes.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NetCommand {
+    /// Runs the daemon in the foreground: a relay if the configuration has transport.offer_relay, else an agent.
+    #[command(after_help = "Example:\n  atlas-relay net listen --port 4433 --datapath auto")]
+    Listen(Listen),
+    /// Lists whom the running daemon is connected with: a relay's agents, an agent's relays.
+    #[command(after_help = "Example:\n  atlas-relay net peers --json")]
+    Peers(Format),
+    /// Lists the running daemon's sessions.
+    #[command(after_help = "Example:\n  atlas-relay net sessions")]
+    Sessions(Format),
+    /// Checks the path to another agent.
+    #[command(after_help = "Example:\n  atlas-relay net connect atlas_70b499d01e2464e3...")]
+    Connect(Connect),
+    /// Pings another agent, end to end through a relay.
+    #[command(after_help = "Example:\n  atlas-relay net ping atlas_70b499d01e2464e3... --count 10")]
+    Ping(Ping),
+    /// Forwards a local TCP port to one that the other agent permits, until stopped.
+    #[command(
+        after_help = "Example:\n  atlas-relay net forward --listen 127.0.0.1:8080 --peer atlas_70b4... --to 127.0.0.1:80\n\n\
+                      The other agent's configuration permits it with:\n  \
+                      [agent]\n  accept = [\"atlas_<this node>\"]\n\n  \
+                      [[agent.allow]]\n  peer = \"atlas_<this node>\"\n  to = \"127.0.0.1:80\""
+    )]
+    Forward(Forward),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum XdpCommand {
+    /// Attaches the program to an interface without a relay, for development. It passes everything.
+    #[command(after_help = "Example:\n  atlas-relay xdp load --interface eth0 --mode generic")]
+    Load {
+        /// The interface.
+        #[arg(long, value_name = "IF")]
+        interface: String,
+        /// Where the program runs.
+        #[arg(long, value_enum, default_value = "native")]
+        mode: XdpMode,
+    },
+    /// Detaches what `xdp load` has attached.
+    #[command(after_help = "Example:\n  atlas-relay xdp unload --interface eth0")]
+    Unload {
+        /// The interface.
+        #[arg(long, value_name = "IF")]
+        interface: String,
+    },
+    /// Says which datapath the running relay has, and what became of the packets.
+    #[command(after_help = "Example:\n  atlas-relay xdp status")]
+    Status(Format),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Checks the configuration file.
+    #[command(after_help = "Example:\n  atlas-relay config check ./config.toml")]
+    Check {
+        /// The file, if not state/config.toml.
+        path: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct Format {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Listen {
+    /// UDP port of a relay, instead of network.port; 0: any.
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+    /// A bootstrap node. Accepted for compatibility; has no effect in this version.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub bootstrap: Vec<HostPort>,
+    /// What forwards: auto, xdp-native, xdp-generic or userspace; instead of datapath.mode.
+    #[arg(long, value_name = "MODE")]
+    pub datapath: Option<DatapathMode>,
+    /// An interface to attach the XDP program to, instead of datapath.interfaces. May be given several times.
+    #[arg(long, value_name = "IF")]
+    pub interface: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Connect {
+    /// The other agent's node id.
+    #[arg(value_name = "NODE")]
+    pub node: NodeId,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Ping {
+    /// The other agent's node id.
+    #[arg(value_name = "NODE")]
+    pub node: NodeId,
+    /// How many pings.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: u32,
+    /// Pause between two pings, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub interval_ms: u64,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Forward {
+    /// The local TCP address to listen on; port 0: any.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// The other agent's node id.
+    #[arg(long, value_name = "NODE")]
+    pub peer: NodeId,
+    /// The TCP address to reach there, as in its [[agent.allow]].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub to: HostPort,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}

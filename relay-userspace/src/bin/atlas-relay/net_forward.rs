@@ -1,0 +1,87 @@
+//! `net forward`: a local TCP port comes out at another agent, until SIGINT or SIGTERM.
+
+use relay_userspace::agent::{Agent, ForwardEvent, SessionSnapshot, SessionTraffic};
+use relay_userspace::identity::NodeId;
+use serde_json::{Value, json};
+
+use crate::args::{Format, Forward};
+use crate::node::{Node, StopSignals, runtime};
+use crate::output;
+
+pub fn run(options: Forward) -> anyhow::Result<()> {
+    let settings = Node::open()?.agent()?;
+    runtime()?.block_on(async {
+        let mut stop = StopSignals::listen()?;
+        let agent = Agent::spawn(settings);
+        let outcome = forward(&agent, options, &mut stop).await;
+        agent.shutdown().await;
+        outcome
+    })
+}
+
+async fn forward(agent: &Agent, options: Forward, stop: &mut StopSignals) -> anyhow::Result<()> {
+    let Forward { listen, peer, to, format } = options;
+    let starting = agent.forward(listen, peer, to.clone());
+    let mut forwarding = tokio::select! {
+        forwarding = starting => forwarding?,
+        _ = stop.next() => return ended(format, &SessionTraffic::default()),
+    };
+    let address = forwarding.local_addr();
+    show(format, &json!({ "event": "listening", "address": address }), || {
+        format!("Forwarding {address} to {to} at {}", peer.short())
+    })?;
+    loop {
+        tokio::select! {
+            _ = stop.next() => break,
+            event = forwarding.next_event() => match event {
+                Some(event) => show_event(format, peer, &event)?,
+                None => break,
+            },
+        }
+    }
+    ended(format, &forwarding.traffic())
+}
+
+fn show_event(format: Format, peer: NodeId, event: &ForwardEvent) -> anyhow::Result<()> {
+    match event {
+        ForwardEvent::Session(session) => {
+            let SessionSnapshot { session: id, relay, .. } = session.snapshot();
+            let value =
+                json!({ "event": "session", "session": id, "peer": peer, "path": "relay", "relay": relay });
+            show(format, &value, || format!("Session {id} through relay {relay}"))
+        }
+        ForwardEvent::Lost { why } => show(format, &json!({ "event": "lost", "why": why }), || {
+            format!("Connection to the peer lost: {why}; the next TCP connection makes a new one")
+        }),
+        ForwardEvent::Failed { client, why } => {
+            let value = json!({ "event": "failed", "client": client, "why": why });
+            show(format, &value, || format!("Connection of {client} failed: {why}"))
+        }
+    }
+}
+
+fn ended(format: Format, traffic: &SessionTraffic) -> anyhow::Result<()> {
+    let SessionTraffic { datagrams_sent, datagrams_received, bytes_sent, bytes_received, .. } = traffic;
+    let value = json!({
+        "event": "ended",
+        "datagrams_sent": datagrams_sent,
+        "datagrams_received": datagrams_received,
+        "bytes_sent": bytes_sent,
+        "bytes_received": bytes_received,
+    });
+    show(format, &value, || {
+        format!(
+            "Ended: {datagrams_sent} datagrams ({bytes_sent} bytes) sent, \
+             {datagrams_received} ({bytes_received} bytes) received"
+        )
+    })
+}
+
+fn show(format: Format, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    if format.json {
+        output::json_line(value)
+    } else {
+        output::line(text());
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! `net sessions`: the running daemon's sessions. A relay sees two sides, an agent its own.
+
+use relay_userspace::admin::{self, Request};
+use relay_userspace::relay::report::{Session, Sessions};
+use serde::Deserialize;
+
+use crate::args::Format;
+use crate::{node, output};
+
+const NONE: &str = "there are no sessions";
+
+/// What an agent answers.
+#[derive(Deserialize)]
+struct AgentSessions {
+    sessions: Vec<AgentSession>,
+}
+
+#[derive(Deserialize)]
+struct AgentSession {
+    session: String,
+    peer: String,
+    role: String,
+    relay: String,
+    datagrams_sent: u64,
+    datagrams_received: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
+
+pub fn run(format: Format) -> anyhow::Result<()> {
+    let answer = admin::ask(&node::admin_socket()?, Request::Sessions)?;
+    if format.json {
+        return output::json(&answer);
+    }
+    match serde_json::from_value::<Sessions>(answer.clone()) {
+        Ok(Sessions { sessions }) => relay_table(&sessions),
+        Err(_) => agent_table(&serde_json::from_value::<AgentSessions>(answer)?.sessions),
+    }
+    Ok(())
+}
+
+fn relay_table(sessions: &[Session]) {
+    let titles =
+        ["SESSION", "CONNECTOR", "TARGET", "STATE", "AGE", "RATE", "KERNEL", "USERSPACE", "BYTES", "LIMITED"];
+    let rows = sessions.iter().map(|session| {
+        let sum = |count: fn(&relay_userspace::relay::report::SessionSide) -> u64| {
+            session.sides.iter().map(count).sum::<u64>().to_string()
+        };
+        [
+            session.session.clone(),
+            output::short_id(&session.connector),
+            output::short_id(&session.target),
+            session.state.clone(),
+            output::seconds(session.age_s),
+            match session.rate_bytes_per_s {
+                0 => "unlimited".to_owned(),
+                rate => format!("{rate} B/s"),
+            },
+            sum(|side| side.packets_kernel),
+            sum(|side| side.packets_userspace),
+            sum(|side| side.bytes),
+            session.limited_packets.to_string(),
+        ]
+    });
+    output::table(titles, rows, NONE);
+}
+
+fn agent_table(sessions: &[AgentSession]) {
+    let titles = ["SESSION", "PEER", "ROLE", "RELAY", "SENT", "RECEIVED", "BYTES SENT", "BYTES RECEIVED"];
+    let rows = sessions.iter().map(|session| {
+        [
+            session.session.clone(),
+            output::short_id(&session.peer),
+            session.role.clone(),
+            session.relay.clone(),
+            session.datagrams_sent.to_string(),
+            session.datagrams_received.to_string(),
+            session.bytes_sent.to_string(),
+            session.bytes_received.to_string(),
+        ]
+    });
+    output::table(titles, rows, NONE);
+}

@@ -1,0 +1,88 @@
+//! The node whose files are in the Atlas root: what most commands begin with.
+
+use anyhow::{Context as _, bail};
+use relay_userspace::agent::AgentSettings;
+use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile};
+use relay_userspace::identity::NodeKey;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Key, configuration and profile of this node.
+pub struct Node {
+    pub root: AtlasRoot,
+    pub config: Config,
+    pub key: NodeKey,
+    pub profile: Profile,
+}
+
+impl Node {
+    /// Reads all of it. The key first: without one there is nothing to configure.
+    pub fn open() -> anyhow::Result<Node> {
+        let root = AtlasRoot::from_env()?;
+        let key = NodeKey::load(&root.node_key())?;
+        let config = Config::load(&root.config(), &root)?;
+        let profile = Profile::load(&root.profile())?;
+        Ok(Node { root, config, key, profile })
+    }
+
+    /// The name others see.
+    pub fn name(&self) -> &str {
+        if self.profile.name.is_empty() { "unnamed" } else { &self.profile.name }
+    }
+
+    /// What an agent of this node starts with. It only dials unless the daemon says otherwise.
+    pub fn agent(&self) -> anyhow::Result<AgentSettings> {
+        let path = self.root.config();
+        if !self.config.transport.enable_relay {
+            bail!("{}: set transport.enable_relay = true: agents are reached through relays", path.display());
+        }
+        if self.config.network.relays.is_empty() {
+            bail!(
+                "{}: set network.relays to at least one relay, such as [\"192.0.2.1:4433\"]",
+                path.display()
+            );
+        }
+        let relays = self.config.network.relays.clone();
+        Ok(AgentSettings::dialer(self.key.clone(), self.name(), relays, self.root.known_relays()))
+    }
+}
+
+/// Where the running daemon's admin socket is. A node without a configuration file has it in the usual place.
+pub fn admin_socket() -> anyhow::Result<std::path::PathBuf> {
+    let root = AtlasRoot::from_env()?;
+    match Config::load(&root.config(), &root) {
+        Ok(config) => Ok(config.admin.socket),
+        Err(ConfigError::Missing { .. }) => Ok(root.admin_socket()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The runtime that daemons and agents run on.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}
+
+/// SIGINT and SIGTERM. From its making on they no longer kill the process.
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// To be made before anything is started that has to be taken down again. Must be called within a tokio runtime.
+    pub fn listen() -> anyhow::Result<StopSignals> {
+        let listen = |kind| signal(kind).context("listening for signals");
+        Ok(StopSignals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for one, and says which.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

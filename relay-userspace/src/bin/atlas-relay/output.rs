@@ -1,0 +1,80 @@
+//! Everything that is printed: results on stdout, log and errors on stderr.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+/// Starts the log. A daemon tells what happens; a command only what goes wrong. `RUST_LOG` says otherwise.
+pub fn log_to_stderr(daemon: bool) {
+    let default = if daemon { "info" } else { "error" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+/// Prints a line. Whoever reads may have gone (`| head`): that is no failure of ours.
+pub fn line(text: impl std::fmt::Display) {
+    let _reader_gone = writeln!(io::stdout().lock(), "{text}");
+}
+
+/// Prints a value as JSON, for programs; indented, since people look too.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Prints a value as one line of JSON: one event.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    line(serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// Prints rows under titles; without rows, `empty`.
+pub fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [String; N]>, empty: &str) {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(titles);
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    if table.is_empty() {
+        line(empty);
+    } else {
+        line(table.trim_fmt());
+    }
+}
+
+/// Prints why the command has failed: one line, with what to do.
+pub fn failure(error: &anyhow::Error) {
+    let text = format!("{error:#}").replace('\n', " ");
+    let _nobody_reads = writeln!(io::stderr().lock(), "error: {text}");
+}
+
+/// Whole seconds as people read them: `42 s`, `3 min`, `5 h`.
+pub fn seconds(count: u64) -> String {
+    match count {
+        0..120 => format!("{count} s"),
+        120..7200 => format!("{} min", count / 60),
+        _ => format!("{} h", count / 3600),
+    }
+}
+
+/// A node id's beginning, as upstream shows it.
+pub fn short_id(id: &str) -> String {
+    match id.get(..22) {
+        Some(start) if id.len() > 22 => format!("{start}..."),
+        _ => id.to_owned(),
+    }
+}

@@ -1,0 +1,71 @@
+//! `xdp load`, `xdp unload`, `xdp status`.
+
+use std::collections::BTreeMap;
+
+use relay_userspace::admin::{self, Request};
+use relay_userspace::relay::datapath::{Hook, pinned};
+use relay_userspace::relay::report::Status;
+
+use crate::args::{Format, XdpCommand, XdpMode};
+use crate::{node, output};
+
+pub fn run(command: XdpCommand) -> anyhow::Result<()> {
+    match command {
+        XdpCommand::Load { interface, mode } => load(&interface, mode),
+        XdpCommand::Unload { interface } => unload(&interface),
+        XdpCommand::Status(format) => status(format),
+    }
+}
+
+fn load(interface: &str, mode: XdpMode) -> anyhow::Result<()> {
+    let hook = match mode {
+        XdpMode::Native => Hook::Native,
+        XdpMode::Generic => Hook::Generic,
+    };
+    let pin = pinned::attach(interface, hook)?;
+    output::line(format_args!("Attached to {interface} as {}, kept by {}", hook.name(), pin.display()));
+    Ok(())
+}
+
+fn unload(interface: &str) -> anyhow::Result<()> {
+    pinned::detach(interface)?;
+    output::line(format_args!("Detached from {interface}"));
+    Ok(())
+}
+
+fn status(format: Format) -> anyhow::Result<()> {
+    let answer = admin::ask(&node::admin_socket()?, Request::Status)?;
+    if format.json {
+        return output::json(&answer);
+    }
+    let status: Status = serde_json::from_value(answer)?;
+    output::line(format_args!("Datapath : {}", status.datapath));
+    output::line(format_args!("Why      : {}", status.why));
+    for interface in &status.interfaces {
+        output::line(format_args!("Attached : {} ({})", interface.name, interface.mode));
+    }
+    output::line("");
+    let rows = packet_rows(&status.kernel, &status.userspace);
+    output::table(["PACKETS", "KERNEL", "USERSPACE"], rows, "no packets yet");
+    let refusals: Vec<_> = status.control.iter().filter(|(_, count)| **count > 0).collect();
+    if !refusals.is_empty() {
+        output::line("");
+        let rows = refusals.into_iter().map(|(name, count)| [name.clone(), count.to_string()]);
+        output::table(["REFUSED BY CONTROL", "TIMES"], rows, "");
+    }
+    Ok(())
+}
+
+/// One row for each reason that has been counted anywhere.
+fn packet_rows(kernel: &BTreeMap<String, u64>, userspace: &BTreeMap<String, u64>) -> Vec<[String; 3]> {
+    let mut names: Vec<&String> = kernel.keys().chain(userspace.keys()).collect();
+    names.sort();
+    names.dedup();
+    let count = |counts: &BTreeMap<String, u64>, name: &String| counts.get(name).copied().unwrap_or(0);
+    names
+        .into_iter()
+        .map(|name| (name, count(kernel, name), count(userspace, name)))
+        .filter(|(_, kernel, userspace)| kernel + userspace > 0)
+        .map(|(name, kernel, userspace)| [name.clone(), kernel.to_string(), userspace.to_string()])
+        .collect()
+}
