@@ -1,0 +1,363 @@
+//! The command line, as a user meets it: exit codes, and one line that says what to do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+const OTHER: &str = "atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3";
+
+#[test]
+fn an_identity_is_made_once_shown_and_named() {
+    let node = Node::new();
+    let made = node.run("id init");
+    assert_eq!(made.code, 0, "{made:?}");
+    let id = made.stdout.lines().next().unwrap().strip_prefix("Node ID  : ").unwrap().to_owned();
+    let mode = |path: &str| fs::metadata(node.path(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("keys"), mode("keys/node-key.pem")), (0o700, 0o600));
+
+    let again = node.run("id init");
+    again.fails_with(&["node-key.pem exists"]);
+
+    assert_eq!(node.run("id set-name relay-01").code, 0);
+    let shown = node.run("id show");
+    let [first, second] = shown.stdout.lines().take(2).collect::<Vec<_>>()[..] else { panic!("{shown:?}") };
+    assert_eq!(first, format!("Node ID  : {}...", &id[..22]));
+    assert_eq!(second, "Name     : relay-01");
+    let json: serde_json::Value = serde_json::from_str(&node.run("id show --json").stdout).unwrap();
+    assert_eq!((json["node_id"].as_str(), json["name"].as_str()), (Some(id.as_str()), Some("relay-01")));
+
+    node.run_words(&["id", "set-name", "a\u{1b}[2J"]).fails_with(&["1 to 64 bytes of printable text"]);
+}
+
+#[test]
+fn without_an_identity_every_command_that_needs_one_says_how_to_make_it() {
+    let node = Node::new();
+    for words in ["id show", "net listen", &format!("net ping {OTHER}"), &format!("net connect {OTHER}")] {
+        node.run(words).fails_with(&["no identity", "atlas-relay id init"]);
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    let node = Node::with_identity();
+    fs::set_permissions(node.path("keys/node-key.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+    node.run("id show").fails_with(&["0644", "chmod 600"]);
+}
+
+#[test]
+fn without_a_root_the_variable_to_set_is_named() {
+    let output =
+        Command::new(BINARY).args(["id", "show"]).env_remove("ATLAS_ROOT").env_remove("HOME").output();
+    Finished::of(output.unwrap()).fails_with(&["ATLAS_ROOT"]);
+}
+
+#[test]
+fn without_a_configuration_the_file_to_make_is_named() {
+    let node = Node::with_identity();
+    let path = node.path("state/config.toml");
+    node.run("net listen").fails_with(&[&path, "no such file"]);
+    node.run("config check").fails_with(&[&path, "no such file"]);
+}
+
+#[test]
+fn a_faulty_configuration_names_file_line_key_and_what_was_expected() {
+    let node = Node::with_identity();
+    node.configure("[transport]\nenable_relay = true\nidle_timout = 3\n");
+    let path = node.path("state/config.toml");
+    for words in ["config check", "net listen", "net peers"] {
+        node.run(words).fails_with(&[&format!(
+            "{path}:3: transport.idle_timout: unknown key; did you mean idle_timeout?"
+        )]);
+    }
+    let elsewhere = node.path("other.toml");
+    fs::write(&elsewhere, "[network]\nport = \"x\"\n").unwrap();
+    node.run_words(&["config", "check", &elsewhere])
+        .fails_with(&[&format!("{elsewhere}:2: network.port: invalid type"), "expected an integer"]);
+}
+
+#[test]
+fn a_sound_configuration_is_told_with_its_warnings() {
+    let node = Node::with_identity();
+    node.configure(
+        "[transport]\nenable_relay = true\noffer_relay = true\n[security]\nhandshake_limit = 50\n",
+    );
+    let checked = node.run("config check");
+    assert_eq!(checked.code, 0);
+    assert!(checked.stdout.contains("line 5: security.handshake_limit: no effect"), "{checked:?}");
+    assert!(checked.stdout.contains("it makes a relay"), "{checked:?}");
+}
+
+#[test]
+fn an_agent_without_relays_is_told_which_key_to_set() {
+    let node = Node::with_identity();
+    node.configure("");
+    node.run("net listen").fails_with(&["transport.enable_relay = true"]);
+    node.configure("[transport]\nenable_relay = true\n");
+    node.run("net listen").fails_with(&["network.relays"]);
+    node.run(&format!("net ping {OTHER}")).fails_with(&["network.relays"]);
+}
+
+#[test]
+fn without_a_daemon_listings_say_how_to_start_one() {
+    let node = Node::with_identity();
+    for words in ["net peers", "net sessions --json", "xdp status"] {
+        node.run(words).fails_with(&["no daemon is running", "atlas-relay net listen"]);
+    }
+}
+
+#[test]
+fn a_command_line_that_is_not_understood_exits_with_2() {
+    let node = Node::new();
+    for words in [
+        "",
+        "net",
+        "net listen --port 70000",
+        "net listen --datapath fast",
+        "net ping bob",
+        "net ping",
+        "net forward --listen 127.0.0.1:1 --peer x --to y",
+        "frobnicate",
+    ] {
+        let refused = node.run(words);
+        assert_eq!(refused.code, 2, "{words}: {refused:?}");
+        assert!(refused.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_version_names_the_datapaths() {
+    let version = Node::new().run("--version").stdout;
+    let both = [
+        "atlas-relay 0.1.0 (datapaths: xdp-native, xdp-generic, userspace)\n",
+        "atlas-relay 0.1.0 (datapaths: userspace; built without the BPF program)\n",
+    ];
+    assert!(both.contains(&version.as_str()), "{version}");
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    let node = Node::new();
+    for words in [
+        "id init",
+        "id show",
+        "id set-name",
+        "net listen",
+        "net peers",
+        "net sessions",
+        "net connect",
+        "net ping",
+        "net forward",
+        "xdp load",
+        "xdp unload",
+        "xdp status",
+        "config check",
+    ] {
+        let help = node.run(&format!("{words} --help"));
+        assert_eq!(help.code, 0);
+        let example = format!("Example:\n  atlas-relay {words}");
+        assert!(help.stdout.contains(&example), "{words}: {}", help.stdout);
+    }
+}
+
+#[test]
+fn a_relay_serves_until_sigterm_and_a_second_one_is_told_the_port_is_in_use() {
+    let first = Node::relay();
+    let port = free_port();
+    let mut running = first.start(&format!("net listen --port {port} --datapath userspace"));
+    let status = first.until_it_answers("xdp status --json");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((status["datapath"].as_str(), status["why"].as_str()), (Some("userspace"), Some("asked for")));
+    assert_eq!(first.run("net peers").stdout, "no peers are connected\n");
+    assert_eq!(first.run("net sessions --json").stdout, "{\n  \"sessions\": []\n}\n");
+
+    let second = Node::relay();
+    let words = format!("net listen --port {port} --datapath userspace");
+    second.run(&words).fails_with(&[&format!("0.0.0.0:{port} is in use"), "choose another port"]);
+    first
+        .run("net listen --port 0 --datapath userspace")
+        .fails_with(&["another daemon has the admin socket"]);
+
+    terminate(&running);
+    let ended = wait(&mut running, Duration::from_secs(5));
+    assert_eq!(ended, Some(0), "an orderly stop");
+    assert!(!Path::new(&first.path("state/admin.sock")).exists());
+    let log = fs::read_to_string(first.path("log")).unwrap();
+    assert!(log.contains("relay listening") && log.contains("relay stopped"), "{log}");
+}
+
+#[test]
+fn a_killed_relay_leaves_nothing_in_the_way_of_the_next() {
+    let node = Node::relay();
+    let port = free_port();
+    let words = format!("net listen --port {port} --datapath userspace");
+    let mut killed = node.start(&words);
+    node.until_it_answers("net peers");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    node.run("net peers").fails_with(&["no daemon is running"]);
+    let mut next = node.start(&words);
+    node.until_it_answers("net peers");
+    terminate(&next);
+    assert_eq!(wait(&mut next, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn a_datapath_that_cannot_be_had_is_refused_by_name_and_replaced_by_auto() {
+    let node = Node::relay();
+    let port = free_port();
+    node.run(&format!("net listen --port {port} --datapath xdp-native --interface no-such-if"))
+        .fails_with(&["there is no interface \"no-such-if\""]);
+    // Loopback is no Ethernet, so there is nothing to attach to.
+    node.run(&format!("net listen --port {port} --datapath xdp-generic --interface lo"))
+        .fails_with(&["there is no interface \"lo\" that speaks Ethernet"]);
+}
+
+#[test]
+fn an_agent_daemon_answers_too_and_stops_on_sigint() {
+    let agent = Node::with_identity();
+    // Nobody listens there: the agent keeps trying.
+    agent.configure(&format!(
+        "[network]\nrelays = [\"127.0.0.1:{}\"]\n[transport]\nenable_relay = true\n",
+        free_port()
+    ));
+    let mut running = agent.start("net listen --port 0");
+    agent.until_it_answers("net peers --json");
+    assert_eq!(agent.run("net sessions").stdout, "there are no sessions\n");
+    agent.run("xdp status").fails_with(&["this daemon is an agent"]);
+    signal(&running, "INT");
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+const BINARY: &str = env!("CARGO_BIN_EXE_atlas-relay");
+
+/// A node with a root of its own.
+struct Node {
+    root: TempDir,
+}
+
+impl Node {
+    fn new() -> Node {
+        Node { root: tempfile::tempdir().unwrap() }
+    }
+
+    fn with_identity() -> Node {
+        let node = Node::new();
+        assert_eq!(node.run("id init").code, 0);
+        node
+    }
+
+    fn relay() -> Node {
+        let node = Node::with_identity();
+        node.configure(
+            "[transport]\nenable_relay = true\noffer_relay = true\n[datapath]\nmax_sessions = 16\n",
+        );
+        node
+    }
+
+    fn path(&self, path: &str) -> String {
+        self.root.path().join(path).to_str().unwrap().to_owned()
+    }
+
+    fn configure(&self, toml: &str) {
+        fs::write(self.path("state/config.toml"), toml).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(BINARY);
+        command.env("ATLAS_ROOT", self.root.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, words: &str) -> Finished {
+        self.run_words(&words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn run_words(&self, words: &[&str]) -> Finished {
+        Finished::of(self.command().args(words).output().unwrap())
+    }
+
+    /// Starts a daemon that logs to the file `log`.
+    fn start(&self, words: &str) -> Child {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        self.command().args(words.split_whitespace()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Asks until the daemon answers, and returns the answer.
+    fn until_it_answers(&self, words: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let asked = self.run(words);
+            if asked.code == 0 {
+                return asked.stdout;
+            }
+            let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "{asked:?}\n{}", log());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Finished {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Finished {
+    fn of(output: Output) -> Finished {
+        Finished {
+            code: output.status.code().expect("it exits by itself"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// It exited with 1 and wrote one line with all of `parts` to stderr, and nothing to stdout.
+    fn fails_with(&self, parts: &[&str]) {
+        assert_eq!(self.code, 1, "{self:?}");
+        assert_eq!(self.stdout, "", "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is missing: {self:?}");
+        }
+    }
+}
+
+fn terminate(process: &Child) {
+    signal(process, "TERM");
+}
+
+fn signal(process: &Child, name: &str) {
+    assert!(
+        Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(process.id().to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// The exit code, if it ends in time.
+fn wait(process: &mut Child, patience: Duration) -> Option<i32> {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    process.kill().unwrap();
+    None
+}
+
+/// A port that nobody has at the moment.
+fn free_port() -> u16 {
+    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
