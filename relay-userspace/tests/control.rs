@@ -1,0 +1,322 @@
+//! A relay's control connections against peers that do not behave, over real QUIC on loopback.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test a panic is a failure")]
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use relay_userspace::admin::{self, Request};
+use relay_userspace::clock::MonoTime;
+use relay_userspace::config::{AtlasRoot, Config};
+use relay_userspace::identity::NodeKey;
+use relay_userspace::protocol::Message;
+use relay_userspace::protocol::byte_fields::Bytes;
+use relay_userspace::protocol::envelope;
+use relay_userspace::protocol::flow_terms::{ReadyStatus, RelayAnnounce};
+use relay_userspace::protocol::frames::{FrameReader, write_frame};
+use relay_userspace::protocol::handshake::{Initiator, Progress};
+use relay_userspace::protocol::message::{Hello, Ping, Verify, VerifyStatus};
+use relay_userspace::relay::Relay;
+use relay_userspace::relay::report::{Peers, Status};
+use relay_userspace::tls;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announced_agent_is_listed_and_answered_on_the_stream_it_asked_on() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::connected(&relay, 1).await;
+    agent.send(&announce(1)).await;
+    assert!(
+        matches!(agent.receive().await, Message::RelayReady(ready) if ready.status == ReadyStatus::Waiting)
+    );
+    assert!(relay.peers().await.peers[0].announced);
+
+    let (mut send, receive) = agent.connection.open_bi().await.unwrap();
+    write_frame(&mut send, &Ping { ts: 1_712_150_400 }.into()).await.unwrap();
+    let mut receive = FrameReader::new(receive, 1000);
+    let answer = receive.next().await.unwrap().unwrap();
+    assert!(matches!(answer, Message::Pong(ref pong) if pong.echo == 1_712_150_400), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_id_that_is_not_the_keys_is_refused_with_1004() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::dialled(&relay, 1).await;
+    agent.send(&Hello { node_id: key(2).node_id().to_string(), ..hello(1) }.into()).await;
+    agent.is_refused(1004).await;
+    relay.has_refused("handshake_failed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_not_the_certificates_is_refused_with_1004() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::dialled(&relay, 1).await;
+    agent.send(&hello(2).into()).await;
+    agent.is_refused(1004).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_signature_is_rejected_and_refused_with_1002() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::dialled(&relay, 1).await;
+    agent.send(&hello(1).into()).await;
+    let Message::HelloAck(ack) = agent.receive().await else { panic!() };
+    let signature = Bytes(key(2).sign(&ack.challenge.0).to_vec());
+    agent.send(&Verify { signature, challenge: ack.challenge }.into()).await;
+    let Message::VerifyAck(verdict) = agent.receive().await else { panic!() };
+    assert_eq!(verdict.status, VerifyStatus::Rejected);
+    agent.is_refused(1002).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_off_by_more_than_is_allowed_is_refused_with_1002() {
+    let relay = TestRelay::start("");
+    for off in [-302, 302] {
+        let mut agent = Agent::dialled(&relay, 1).await;
+        agent.send(&Hello { timestamp: unix_s() + off, ..hello(1) }.into()).await;
+        agent.is_refused(1002).await;
+    }
+    relay.has_refused("clock_drift").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_before_the_handshake_is_refused_with_2001() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::dialled(&relay, 1).await;
+    agent.send(&announce(1)).await;
+    agent.is_refused(2001).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_stands_still_is_refused_with_1003_after_ten_seconds() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::dialled(&relay, 1).await;
+    agent.send(&hello(1).into()).await;
+    let Message::HelloAck(_) = agent.receive().await else { panic!() };
+    agent.is_refused(1003).await;
+    relay.has_refused("handshake_timeout").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_are_not_sound_cost_their_sender_the_connection_and_nobody_else() {
+    let relay = TestRelay::start("");
+    let mut bystander = Agent::connected(&relay, 1).await;
+    let too_large = envelope::MAX_CONTROL_PAYLOAD_LEN as u32 + 1;
+    let [a, b, c, d] = too_large.to_be_bytes();
+    let cases: [(&[u8], u32, &str); 5] = [
+        (&[0xac, 1, 1, 0x77, 0, 0, 0, 1, 0x80], 2003, "unknown_message"),
+        (&[0xac, 1, 1, 0x30, a, b, c, d], 2002, "frame_too_large"),
+        (&[0xac, 1, 2, 0x30, 0, 0, 0, 1, 0x80], 1001, "bad_frame"),
+        (b"GET / HTTP/1.1\r\n", 2003, "bad_frame"),
+        (&[0xac, 1, 1, 0x30, 0, 0, 0, 1, 0x80], 2003, "bad_frame"),
+    ];
+    for (bytes, code, refusal) in cases {
+        let mut agent = Agent::connected(&relay, 2).await;
+        agent.to_relay.write_all(bytes).await.unwrap();
+        agent.is_refused(code).await;
+        relay.has_refused(refusal).await;
+    }
+    bystander.send(&announce(1)).await;
+    assert!(matches!(bystander.receive().await, Message::RelayReady(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_cut_short_costs_the_connection() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::connected(&relay, 1).await;
+    agent.to_relay.write_all(&[0xac, 1, 1, 0x30, 0, 0, 0, 9, 0x80]).await.unwrap();
+    agent.to_relay.finish().unwrap();
+    agent.is_refused(2003).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announce_in_another_nodes_name_is_refused_with_1004() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::connected(&relay, 1).await;
+    agent.send(&announce(2)).await;
+    agent.is_refused(1004).await;
+    relay.has_refused("foreign_identity").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_agents_than_are_allowed_are_refused_and_places_become_free_again() {
+    let relay = TestRelay::start("max_connections = 1");
+    let first = Agent::connected(&relay, 1).await;
+    let error = Agent::dial(&relay, 2).await.unwrap_err();
+    assert!(matches!(error, ConnectionError::ConnectionClosed(_)), "{error:?}");
+    relay.has_refused("connections_full").await;
+    first.connection.close(0_u8.into(), b"");
+    first.endpoint.wait_idle().await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while Agent::dial(&relay, 2).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the place is free again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_alpn_is_refused() {
+    let relay = TestRelay::start("");
+    let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+    endpoint.set_default_client_config(tls::client_config(&key(1), tls::ALPN_PEER, None).unwrap());
+    let refused = endpoint.connect(relay.address, tls::SERVER_NAME).unwrap().await;
+    assert!(matches!(refused, Err(ConnectionError::ConnectionClosed(_))), "{refused:?}");
+    relay.has_refused("tls_failed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_changes_its_address_stays_connected() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::connected(&relay, 1).await;
+    let before = relay.peers().await.peers[0].address.clone();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let after = socket.local_addr().unwrap().to_string();
+    agent.endpoint.rebind(socket).unwrap();
+    agent.send(&Ping { ts: 1 }.into()).await;
+    assert!(matches!(agent.receive().await, Message::Pong(_)));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let address = relay.peers().await.peers[0].address.clone();
+        if address == after {
+            break;
+        }
+        assert_eq!(address, before);
+        assert!(tokio::time::Instant::now() < deadline, "the relay has noticed the move");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A relay on loopback with a root of its own.
+struct TestRelay {
+    address: SocketAddr,
+    directory: TempDir,
+    shutdown: CancellationToken,
+}
+
+impl TestRelay {
+    fn start(transport: &str) -> TestRelay {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[transport]\nenable_relay = true\noffer_relay = true\n{transport}\n\
+             [datapath]\nmode = \"userspace\"\nmax_sessions = 16\n"
+        );
+        let root = AtlasRoot::at(directory.path());
+        let mut config = Config::parse(&text, Path::new("config.toml"), &root).unwrap();
+        config.network.port = 0;
+        let shutdown = CancellationToken::new();
+        let relay = Relay::start(&config, key(0), "relay", shutdown.clone()).unwrap();
+        TestRelay { address: ([127, 0, 0, 1], relay.local_addr().port()).into(), directory, shutdown }
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(&self, request: Request) -> T {
+        let socket = AtlasRoot::at(self.directory.path()).admin_socket();
+        let answer = tokio::task::spawn_blocking(move || admin::ask(&socket, request)).await.unwrap();
+        serde_json::from_value(answer.unwrap()).unwrap()
+    }
+
+    async fn peers(&self) -> Peers {
+        self.ask(Request::Peers).await
+    }
+
+    /// The refusal is counted. The agent may know of it before the driver does.
+    async fn has_refused(&self, refusal: &str) {
+        let counted = async {
+            while self.ask::<Status>(Request::Status).await.control[refusal] == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), counted).await.expect(refusal);
+    }
+}
+
+impl Drop for TestRelay {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// A connection that says what the test wants.
+struct Agent {
+    endpoint: Endpoint,
+    connection: Connection,
+    to_relay: SendStream,
+    from_relay: FrameReader<RecvStream>,
+}
+
+impl Agent {
+    async fn dial(relay: &TestRelay, seed: u8) -> Result<(Endpoint, Connection), ConnectionError> {
+        let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+        let config = tls::client_config(&key(seed), tls::ALPN_RELAY, Some(key(0).node_id())).unwrap();
+        endpoint.set_default_client_config(config);
+        let connection = endpoint.connect(relay.address, tls::SERVER_NAME).unwrap().await?;
+        Ok((endpoint, connection))
+    }
+
+    /// TLS is done, the handshake is not.
+    async fn dialled(relay: &TestRelay, seed: u8) -> Agent {
+        let (endpoint, connection) = Agent::dial(relay, seed).await.unwrap();
+        let (to_relay, from_relay) = connection.open_bi().await.unwrap();
+        let from_relay = FrameReader::new(from_relay, envelope::MAX_CONTROL_PAYLOAD_LEN);
+        Agent { endpoint, connection, to_relay, from_relay }
+    }
+
+    /// The handshake is done.
+    async fn connected(relay: &TestRelay, seed: u8) -> Agent {
+        let mut agent = Agent::dialled(relay, seed).await;
+        let name = format!("agent-{seed}");
+        let (mut initiator, hello) =
+            Initiator::new(&key(seed), &name, key(0).public(), MonoTime::now(), unix_s());
+        agent.send(&hello).await;
+        loop {
+            let message = agent.receive().await;
+            match initiator.handle(message, MonoTime::now()).unwrap() {
+                Progress::Send(message) => agent.send(&message).await,
+                Progress::Done { .. } => return agent,
+            }
+        }
+    }
+
+    async fn send(&mut self, message: &Message) {
+        write_frame(&mut self.to_relay, message).await.unwrap();
+    }
+
+    async fn receive(&mut self) -> Message {
+        self.from_relay.next().await.unwrap().unwrap()
+    }
+
+    /// The relay answers with an Error of this code and closes the connection with it.
+    async fn is_refused(&mut self, code: u32) {
+        let Message::Error(error) = self.receive().await else { panic!("no error") };
+        assert_eq!(error.code, code, "{}", error.message);
+        let ConnectionError::ApplicationClosed(close) = self.connection.closed().await else { panic!() };
+        assert_eq!(close.error_code, code.into());
+    }
+}
+
+fn key(seed: u8) -> NodeKey {
+    NodeKey::from_seed(&[seed; 32])
+}
+
+fn unix_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
+}
+
+fn hello(seed: u8) -> Hello {
+    Hello {
+        node_id: key(seed).node_id().to_string(),
+        name: String::new(),
+        skills: Vec::new(),
+        operator: None,
+        wallet: None,
+        public_key: Bytes(key(seed).public().as_bytes().to_vec()),
+        protocol_v: 1,
+        timestamp: unix_s(),
+    }
+}
+
+fn announce(seed: u8) -> Message {
+    let node_id = key(seed).node_id().to_string();
+    RelayAnnounce { node_id, timestamp: unix_s(), flow: None, allow: None }.into()
+}
