@@ -177,7 +177,6 @@ impl Carrier {
         let mut present = self.connection.lock().await;
         if present.as_ref().is_some_and(|now| now.quic().stable_id() == connection.quic().stable_id()) {
             *present = None;
-            tracing::warn!(peer = %self.peer, why, "the connection to the peer is gone");
             self.tell(ForwardEvent::Lost { why });
         }
     }

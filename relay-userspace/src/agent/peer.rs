@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::data_socket::DataSocket;
 use super::error::{ConnectError, SessionEnd};
@@ -37,7 +38,14 @@ struct ConnectionInner {
     control: Mutex<Control>,
     peer: Peer,
     session: Session,
-    _user: SessionUser,
+    /// Why the connection is gone, once it is.
+    gone: watch::Receiver<Option<String>>,
+}
+
+impl Drop for ConnectionInner {
+    fn drop(&mut self) {
+        self.connection.close(0_u8.into(), b"closed");
+    }
 }
 
 /// The first stream, after the handshake: Ping, Pong, Disconnect.
@@ -105,7 +113,11 @@ impl PeerConnection {
             Ok(Ok(answered_unix_s)) => {
                 Ok(PingSample { round_trip: started.elapsed(), sent_unix_s, answered_unix_s })
             }
-            Ok(Err(())) => Err(PingError::Gone(self.why_gone())),
+            Ok(Err(())) => {
+                // Whatever has ended the stream ends the connection, or should.
+                self.inner.connection.close(0_u8.into(), b"the control stream has ended");
+                Err(PingError::Gone(self.closed().await))
+            }
             Err(_elapsed) => {
                 control.overdue += 1;
                 Err(PingError::Timeout)
@@ -115,8 +127,9 @@ impl PeerConnection {
 
     /// Waits until the connection is gone and tells why.
     pub async fn closed(&self) -> String {
-        let error = self.inner.connection.closed().await;
-        self.inner.endpoint.why_gone(&error)
+        let mut gone = self.inner.gone.clone();
+        let why = gone.wait_for(Option::is_some).await;
+        why.ok().and_then(|why| why.clone()).unwrap_or_else(|| SessionEnd::Stopped.to_string())
     }
 
     /// Says goodbye and closes.
@@ -128,13 +141,6 @@ impl PeerConnection {
         let _sent = write_frame(&mut control.to_peer, &goodbye.into()).await;
         self.inner.connection.close(0_u8.into(), b"closed");
         drained(&self.inner.endpoint.endpoint).await;
-    }
-
-    fn why_gone(&self) -> String {
-        match self.inner.connection.close_reason() {
-            Some(error) => self.inner.endpoint.why_gone(&error),
-            None => "the peer has closed the control stream".to_owned(),
-        }
     }
 }
 
@@ -180,6 +186,9 @@ const STREAM_WINDOW: u32 = 8 << 20;
 /// Two agents that lost each other notice after this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
+
+/// Connections of one peer that are served at once. A command makes one, and a forward one.
+const MAX_CONNECTIONS: usize = 32;
 
 /// Concurrent forwards of one connection.
 const MAX_STREAMS: u32 = 256;
@@ -239,10 +248,11 @@ impl PeerEndpoint {
     }
 
     fn why_gone(&self, error: &quinn::ConnectionError) -> String {
-        if let Some(end) = self.end.get() {
-            return end.to_string();
-        }
         match error {
+            // The session's end closes the endpoint.
+            quinn::ConnectionError::LocallyClosed => {
+                self.end.get().map_or_else(|| "closed here".to_owned(), SessionEnd::to_string)
+            }
             quinn::ConnectionError::TimedOut => format!(
                 "the peer has not been heard for {} s: it is gone, or the path is broken; connect again",
                 IDLE_TIMEOUT.as_secs()
@@ -292,9 +302,28 @@ pub(super) async fn dial(
         connection.close(fault.code().number().into(), fault.to_string().as_bytes());
         ConnectError::Handshake { peer, fault }
     })?;
+    let (tell, gone) = watch::channel(None);
+    tokio::spawn(attend(endpoint.clone(), connection.clone(), tell, user));
     let control = Mutex::new(Control { to_peer, from_peer, overdue: 0 });
-    let inner = ConnectionInner { endpoint, connection, control, peer: verified, session, _user: user };
+    let inner = ConnectionInner { endpoint, connection, control, peer: verified, session, gone };
     Ok(PeerConnection { inner: Arc::new(inner) })
+}
+
+/// Keeps the session in use for as long as the connection lives, whether or not the application looks at it, and tells
+/// why it is gone.
+async fn attend(
+    endpoint: Arc<PeerEndpoint>,
+    connection: quinn::Connection,
+    tell: watch::Sender<Option<String>>,
+    _user: SessionUser,
+) {
+    // The first reason is the one: the session ends next, and closes what is closed already.
+    let error = connection.closed().await;
+    let why = endpoint.why_gone(&error);
+    if error != quinn::ConnectionError::LocallyClosed {
+        tracing::warn!(peer = %endpoint.peer, why, "the connection to the peer is gone");
+    }
+    tell.send_replace(Some(why));
 }
 
 /// What serving needs to know.
@@ -308,9 +337,16 @@ pub(super) struct Serving {
 
 /// Answers the peer's connections until the endpoint closes.
 pub(super) async fn serve(endpoint: Arc<PeerEndpoint>, serving: Serving) {
+    let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.endpoint.accept().await {
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= MAX_CONNECTIONS {
+            tracing::warn!(peer = %endpoint.peer, "the peer has too many connections: one more is refused");
+            incoming.refuse();
+            continue;
+        }
         let (endpoint, serving) = (endpoint.clone(), serving.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let peer = endpoint.peer;
             match serve_connection(&endpoint, incoming, &serving).await {
                 Ok(why) => tracing::info!(%peer, why, "the peer's connection is over"),
@@ -318,6 +354,8 @@ pub(super) async fn serve(endpoint: Arc<PeerEndpoint>, serving: Serving) {
             }
         });
     }
+    // Without an endpoint they end by themselves, and say why.
+    connections.detach_all();
 }
 
 async fn serve_connection(
