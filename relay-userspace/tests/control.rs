@@ -133,6 +133,24 @@ async fn a_frame_cut_short_costs_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn too_many_unfinished_frames_on_many_streams_cost_the_connection() {
+    let relay = TestRelay::start("");
+    let agent = Agent::connected(&relay, 1).await;
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        let (mut send, receive) = agent.connection.open_bi().await.unwrap();
+        // All but the last byte of the largest frame.
+        let mut frame = vec![0xac, 1, 1, 0x30, 0, 1, 0, 0];
+        frame.resize(envelope::MAX_CONTROL_PAYLOAD_LEN + 7, 0);
+        let _the_fifth_may_be_stopped = send.write_all(&frame).await;
+        streams.push((send, receive));
+    }
+    let ConnectionError::ApplicationClosed(close) = agent.connection.closed().await else { panic!() };
+    assert_eq!(close.error_code, 2002_u32.into());
+    relay.has_refused("frame_too_large").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_announce_in_another_nodes_name_is_refused_with_1004() {
     let relay = TestRelay::start("");
     let mut agent = Agent::connected(&relay, 1).await;

@@ -56,11 +56,6 @@ impl AtlasRoot {
         self.state("admin.sock")
     }
 
-    /// Held locked by the one daemon that runs on this root.
-    pub fn lock(&self) -> PathBuf {
-        self.state("listen.lock")
-    }
-
     fn state(&self, name: &str) -> PathBuf {
         self.0.join("state").join(name)
     }

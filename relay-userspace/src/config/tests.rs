@@ -67,6 +67,18 @@ fn keys_without_effect_are_named_with_their_lines() {
 }
 
 #[test]
+fn keys_of_the_other_role_are_pointed_out() {
+    let keys = |text: &str| -> Vec<String> {
+        parse(text).unwrap().warnings.into_iter().map(|warning| warning.key).collect()
+    };
+    let of_agents = format!("[network]\nrelays = [\"192.0.2.1:4433\"]\n[agent]\naccept = [\"{NODE}\"]\n");
+    let of_relays = "[datapath]\nmode = \"userspace\"\n";
+    let relay = "transport = { enable_relay = true, offer_relay = true }\n";
+    assert_eq!(keys(&format!("{relay}{of_agents}{of_relays}")), ["network.relays", "agent.accept"]);
+    assert_eq!(keys(&format!("{of_agents}{of_relays}")), ["datapath.mode"]);
+}
+
+#[test]
 fn an_empty_file_is_an_agent_with_the_documented_defaults() {
     let config = parse("").unwrap();
     assert_eq!(config.role(), Role::Agent);

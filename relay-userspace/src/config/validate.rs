@@ -171,6 +171,21 @@ impl Source<'_> {
         let registries = "no effect yet: this version registers with relays only";
         let abuse = "no effect yet: this version does not limit or ban by peer";
         let executes = "no effect: this program never executes commands";
+        let offers = file.transport.offer_relay.as_ref().is_some_and(|offer| *offer.get_ref());
+        let (of_relays, of_agents) = match offers {
+            true => (None, Some("no effect: this node is a relay (transport.offer_relay)")),
+            false => (Some("no effect: this node is an agent (transport.offer_relay is false)"), None),
+        };
+        let by_role = [
+            ("network.relays", empty_is_nothing(&file.network.relays), of_agents),
+            ("agent.accept", empty_is_nothing(&file.agent.accept), of_agents),
+            ("agent.allow", file.agent.allow.first().map(Spanned::span), of_agents),
+            ("network.advertise", empty_is_nothing(&file.network.advertise), of_relays),
+            ("datapath.mode", span(&file.datapath.mode), of_relays),
+            ("datapath.interfaces", empty_is_nothing(&file.datapath.interfaces), of_relays),
+            ("datapath.max_sessions", span(&file.datapath.max_sessions), of_relays),
+        ];
+        let of_this_role = by_role.into_iter().filter_map(|(key, span, why)| Some((key, span, why?)));
         let present = [
             ("network.bootstrap", empty_is_nothing(&file.network.bootstrap), registries),
             ("security.ban_duration_secs", span(&file.security.ban_duration_secs), abuse),
@@ -185,7 +200,7 @@ impl Source<'_> {
                 "no effect: the relay tells an agent its address",
             ),
         ];
-        for (key, span, why) in present {
+        for (key, span, why) in present.into_iter().chain(of_this_role) {
             if let Some(span) = span {
                 let line = line_of(self.text, span.start);
                 warnings.push(Warning { line, key: key.to_owned(), text: why.to_owned() });

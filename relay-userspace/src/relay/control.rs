@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::forwarder::{ConnectionIds, QuicSocket};
 use super::rendezvous::{Authenticated, ConnId, Refusal};
+use super::unfinished::{Metered, Share, Unfinished};
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
@@ -295,13 +296,14 @@ impl Listener {
         getrandom::fill(&mut challenge).map_err(|error| failed(error.to_string()))?;
         let ControlSettings { key: own, name, max_clock_drift, .. } = &self.settings;
         let mut responder = Responder::new(own, name, key, challenge, *max_clock_drift, MonoTime::now());
-        let mut reader = FrameReader::new(receive, MAX_CONTROL_PAYLOAD_LEN);
+        let unfinished = Unfinished::default();
+        let mut reader = Reader::new(receive, &unfinished);
         loop {
             let progress = match timeout_at(deadline, reader.next()).await {
                 Ok(Ok(Some(message))) => responder.handle(message, MonoTime::now(), unix_seconds()),
                 Ok(Ok(None)) => return Err(failed("the agent has closed the stream".to_owned())),
                 Ok(Err(error)) => {
-                    if let Some(code) = error.code() {
+                    if let Some(code) = refusal_code(&error) {
                         let answer = [ErrorMessage::new(code, error.to_string()).into()];
                         say_and_close(&connection, &mut send, &answer, code, "bad frame").await;
                     }
@@ -327,14 +329,14 @@ impl Listener {
                 written.map_err(|_| late(node))?.map_err(|error| failed(error.to_string()))?;
             }
             if let Some(peer) = done {
-                return Ok(Introduced { connection, peer, send, reader });
+                return Ok(Introduced { connection, peer, send, reader, unfinished });
             }
         }
     }
 
     /// Carries messages both ways until the connection ends.
     async fn converse(&self, conn: ConnId, introduced: Introduced) {
-        let Introduced { connection, peer, send, reader } = introduced;
+        let Introduced { connection, peer, send, reader, unfinished } = introduced;
         let mut remote = connection.remote_address();
         let (outbox, mut to_agent) = mpsc::channel(OUTBOX_LEN);
         let agent = Authenticated { conn, node: peer.node_id, name: peer.name, remote };
@@ -375,7 +377,7 @@ impl Listener {
                         }
                     }
                     Ok((stream, Err(error))) => {
-                        if let Some(code) = error.code() {
+                        if let Some(code) = refusal_code(&error) {
                             self.refused(frame_refusal(&error), Some(peer.node_id), remote).await;
                             let answer = ErrorMessage::new(code, error.to_string());
                             let _slow_or_not = write(&mut streams, stream, &answer.into()).await;
@@ -394,7 +396,7 @@ impl Listener {
                         opened += 1;
                         let stream = StreamNumber(opened);
                         streams.insert(stream, send);
-                        let reader = FrameReader::new(receive, MAX_CONTROL_PAYLOAD_LEN);
+                        let reader = Reader::new(receive, &unfinished);
                         readers.spawn(read(conn, stream, reader, self.events.clone()));
                     }
                     Err(error) => break error.to_string(),
@@ -422,7 +424,28 @@ struct Introduced {
     connection: Connection,
     peer: Peer,
     send: SendStream,
-    reader: FrameReader<RecvStream>,
+    reader: Reader,
+    unfinished: Unfinished,
+}
+
+/// Reads the frames of one stream on its connection's account.
+struct Reader {
+    frames: FrameReader<Metered<RecvStream>>,
+    share: Share,
+}
+
+impl Reader {
+    fn new(stream: RecvStream, unfinished: &Unfinished) -> Reader {
+        let (stream, share) = unfinished.meter(stream);
+        Reader { frames: FrameReader::new(stream, MAX_CONTROL_PAYLOAD_LEN), share }
+    }
+
+    /// The next message; None at the stream's end. Cancel safe.
+    async fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        let message = self.frames.next().await;
+        self.share.settle();
+        message
+    }
 }
 
 /// A handshake that failed.
@@ -442,7 +465,7 @@ impl Rejection {
 async fn read(
     conn: ConnId,
     stream: StreamNumber,
-    mut reader: FrameReader<RecvStream>,
+    mut reader: Reader,
     events: mpsc::Sender<ControlEvent>,
 ) -> (StreamNumber, Result<(), FrameError>) {
     loop {
@@ -523,8 +546,19 @@ fn handshake_refusal(error: &HandshakeError) -> Refusal {
     }
 }
 
+/// The code to refuse a frame with; none if the stream itself has failed.
+fn refusal_code(error: &FrameError) -> Option<ErrorCode> {
+    match error {
+        FrameError::Stream(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
+            Some(ErrorCode::PayloadTooLarge)
+        }
+        error => error.code(),
+    }
+}
+
 fn frame_refusal(error: &FrameError) -> Refusal {
     match error {
+        FrameError::Stream(error) if error.kind() == io::ErrorKind::QuotaExceeded => Refusal::FrameTooLarge,
         FrameError::Wire(WireError::UnknownType(_)) => Refusal::UnknownMessage,
         FrameError::Wire(WireError::PayloadTooLarge { .. }) => Refusal::FrameTooLarge,
         _ => Refusal::BadFrame,

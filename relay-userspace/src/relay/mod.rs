@@ -12,6 +12,7 @@ mod control;
 mod driver;
 mod event_log;
 mod packet_path;
+mod unfinished;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

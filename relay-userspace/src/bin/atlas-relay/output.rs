@@ -58,8 +58,14 @@ pub fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [
 
 /// Prints why the command has failed: one line, with what to do.
 pub fn failure(error: &anyhow::Error) {
-    let text = format!("{error:#}").replace('\n', " ");
-    let _nobody_reads = writeln!(io::stderr().lock(), "error: {text}");
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Some errors tell their cause themselves.
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let _nobody_reads = writeln!(io::stderr().lock(), "error: {}", text.replace('\n', " "));
 }
 
 /// Whole seconds as people read them: `42 s`, `3 min`, `5 h`.

@@ -68,7 +68,8 @@ pub enum XdpError {
     NoInterface,
     /// The kernel refused the object, or may not be asked.
     #[error(
-        "loading the XDP program: {0}; it needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.15 or later"
+        "loading the XDP program: {}; it needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.15 or later",
+        chain(.0)
     )]
     Load(#[source] Box<EbpfError>),
     /// The kernel refused the program.
@@ -300,7 +301,10 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
+        // Some errors tell their cause themselves.
+        if !text.contains(&inner.to_string()) {
+            text = format!("{text}: {inner}");
+        }
         cause = inner.source();
     }
     text

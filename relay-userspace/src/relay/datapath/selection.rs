@@ -59,7 +59,13 @@ impl Selection {
                         why: reason(mode, &refusals),
                     });
                 }
-                Err(error) if mode == DatapathMode::Auto => refusals.push(error.to_string()),
+                Err(error) if mode == DatapathMode::Auto => {
+                    refusals.push(error.to_string());
+                    // What keeps the program from being loaded at all would keep it from the next hook too.
+                    if !matches!(error, XdpError::Attach { .. }) {
+                        break;
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -90,14 +96,12 @@ fn attach(
     Ok((program, tables, egress))
 }
 
-/// The refusals on the way, each once: without the object, every hook is refused alike.
 fn reason(mode: DatapathMode, refusals: &[String]) -> String {
-    if mode != DatapathMode::Auto {
-        return "asked for".to_owned();
+    match refusals {
+        _ if mode != DatapathMode::Auto => "asked for".to_owned(),
+        [] => "the best there is".to_owned(),
+        refusals => refusals.join("; "),
     }
-    let mut told: Vec<&str> = refusals.iter().map(String::as_str).collect();
-    told.dedup();
-    if told.is_empty() { "the best there is".to_owned() } else { told.join("; ") }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::event::EndReason;
 use super::refusal::Refusal;
 use super::{Event, LEASE, Output, Randomness, Rendezvous};
 use crate::clock::MonoTime;
+use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::bind::{
     BindDatagram, BindFault, BindKind, Cookie, CookieSubject, PairState, UnverifiedBind,
@@ -69,8 +70,7 @@ impl Rendezvous {
             false => self.challenge(tuple, &datagram, now),
         });
         if let Err(refusal) = handled {
-            // No name is given: before the MAC is checked none is proved, and after that the session's own log has it.
-            self.refused(refusal, None, from, now);
+            self.refused(refusal, self.sender(bytes), from, now);
         }
     }
 
@@ -104,6 +104,13 @@ impl Rendezvous {
             // proved it, having received there in the past proves nothing.
             _ => Ok((datagram, party.bound == Some(tuple) && made_for(party.counter))),
         }
+    }
+
+    /// The node a datagram is from, if its MAC proves that.
+    fn sender(&self, bytes: &[u8; BIND_LEN]) -> Option<NodeId> {
+        let claim = UnverifiedBind::parse(bytes, &self.magic).ok()?;
+        let party = self.sessions.get(claim.session())?.party(claim.side());
+        claim.verify(&party.bind_key).ok().map(|_| party.node)
     }
 
     /// Sends a cookie to the tuple, to see whether it comes back.

@@ -43,7 +43,7 @@ refusals! {
     ClockDrift = "clock_drift",
     /// Not a frame of the protocol, or cut short.
     BadFrame = "bad_frame",
-    /// A frame longer than is taken.
+    /// A frame longer than is taken, or too much of unfinished ones.
     FrameTooLarge = "frame_too_large",
     /// A message type that does not exist.
     UnknownMessage = "unknown_message",

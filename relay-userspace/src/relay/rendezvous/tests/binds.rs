@@ -144,6 +144,9 @@ fn a_replayed_bind_is_met_with_silence() {
     assert!(world.ask(&terms[0], A, 5, Cookie::NONE).is_empty());
     assert!(world.ask(&terms[0], A, 4, Cookie::NONE).is_empty());
     assert_eq!(world.refusals(Refusal::BindReplayed), 3);
+    let named =
+        Event::Refused { refusal: Refusal::BindReplayed, times: 1, node: Some(node(1)), from: Some(addr(A)) };
+    assert!(world.events.contains(&named), "its MAC proves whose it is");
 }
 
 #[test]

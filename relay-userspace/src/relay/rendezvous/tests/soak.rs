@@ -2,8 +2,9 @@
 //! repeats and reorders. After every step the invariants are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use relay_common::Side;
+use relay_common::{Reason, Side};
 
 use super::super::session::{Session, SessionState};
 use super::super::timers::Timer;
@@ -12,7 +13,9 @@ use super::{Ledger, Seeded, seconds};
 use crate::protocol::bind::{BindClient, BindOutput};
 use crate::protocol::flow_terms::{FLOW, FlowTerms, RelayAnnounce, RelayConnect};
 use crate::protocol::message::Pong;
-use crate::relay::datapath::{InstallError, TupleFault};
+use crate::relay::datapath::{
+    Arrival, FlowTable, FlowTuple, InstallError, NoRoutes, SlotId, TableSizes, Tables, Traffic, TupleFault,
+};
 
 const AGENTS: usize = 300;
 const STEPS: u32 = 8_000;
@@ -43,7 +46,7 @@ fn whatever_agents_and_network_do_the_invariants_hold_and_nothing_is_left_behind
 
 struct Simulation {
     rendezvous: Rendezvous,
-    flows: Ledger,
+    flows: Books,
     random: Seeded,
     now: MonoTime,
     agents: Vec<SimulatedAgent>,
@@ -75,14 +78,14 @@ impl Simulation {
         let mut random = Seeded(seed);
         let settings = Settings {
             key: NodeKey::from_seed(&[0; 32]),
-            limit: super::LIMIT,
+            limit: Limit::UNLIMITED,
             idle_timeout: seconds(60),
             advertise: Vec::new(),
         };
         let now = MonoTime(1_000_000_000_000);
         Simulation {
             rendezvous: Rendezvous::new(settings, &mut random, now),
-            flows: Ledger::default(),
+            flows: Books::new(),
             random,
             now,
             agents: (0..AGENTS).map(|_| SimulatedAgent::default()).collect(),
@@ -105,8 +108,8 @@ impl Simulation {
             40..44 => self.end_a_session(who),
             44..54 => self.change_address(who),
             54..84 => self.carry_a_packet(),
-            84..86 => self.flows.refuse = Some(InstallError::TableFull),
-            86..88 => self.flows.refuse = Some(InstallError::Tuple(TupleFault::Family)),
+            84..86 => self.flows.ledger.refuse = Some(InstallError::TableFull),
+            86..88 => self.flows.ledger.refuse = Some(InstallError::Tuple(TupleFault::Family)),
             88 => self.fall_silent(who),
             89 => self.migrate(who),
             _ => {}
@@ -199,9 +202,9 @@ impl Simulation {
     }
 
     fn carry_a_packet(&mut self) {
-        let nth = self.random.below(self.flows.slots.len().max(1) as u64) as usize;
+        let nth = self.random.below(self.flows.ledger.slots.len().max(1) as u64) as usize;
         let limited = u64::from(self.random.below(10) == 0);
-        if let Some(slot) = self.flows.slots.values_mut().nth(nth) {
+        if let Some(slot) = self.flows.ledger.slots.values_mut().nth(nth) {
             slot.traffic.sides[0].packets_kernel += 1;
             slot.traffic.limited_packets += limited;
         }
@@ -358,12 +361,25 @@ impl Simulation {
             }
         }
         assert_eq!(sessions.tuple_count(), bound, "every proved tuple has one owner");
-        assert_eq!(self.flows.slots.len(), paired, "no flow without a session");
+        assert_eq!(self.flows.ledger.slots.len(), paired, "no flow without a session");
         assert_eq!(*sessions.offer_counts(), offers);
         let [by_source, by_target] = offers;
         assert!(by_source.values().all(|open| *open <= MAX_OFFERS_PER_SOURCE));
         assert!(by_target.values().all(|open| *open <= MAX_OFFERS_PER_TARGET));
         assert_eq!(timers.len(), self.open.len() + sessions.iter().count());
+        let sample = (self.sent % 64) as u16;
+        self.nobody_else_is_forwarded(|source| source.port() % 64 == sample);
+    }
+
+    /// Of the addresses that have ever sent something, only those of paired sessions are forwarded.
+    fn nobody_else_is_forwarded(&self, chosen: impl Fn(&SocketAddr) -> bool) {
+        for from in self.sources.iter().copied().filter(chosen) {
+            let tuple = FlowTuple { agent: from, relay: super::relay() };
+            if !self.flows.ledger.by_tuple.contains_key(&tuple) {
+                let arrival = Arrival { from, to: tuple.relay, payload: b"x", tos: 0, ttl: 64 };
+                assert_eq!(self.flows.tables.decide(&arrival, self.now), Err(Reason::NoFlow), "{from}");
+            }
+        }
     }
 
     fn check_session(&self, session: &Session) {
@@ -388,8 +404,9 @@ impl Simulation {
         assert!(session.offer_until.is_none_or(|until| until > self.now && session.slot.is_none()));
         if let Some(slot) = session.slot {
             assert_eq!(session.state(), SessionState::Paired);
-            let installed = &self.flows.slots[&slot];
+            let installed = &self.flows.ledger.slots[&slot];
             assert_eq!(Some(installed.tuples), session.tuples(), "what is forwarded is what was proved");
+            self.flows.forwards(slot, self.now);
             let leases = session.parties.each_ref().map(|party| party.proved + LEASE);
             assert_eq!(installed.deadlines, leases);
         }
@@ -405,9 +422,78 @@ impl Simulation {
         self.run_until(self.now + seconds(240));
         self.check_state();
         assert_eq!(self.rendezvous.sessions.iter().count(), 0);
-        assert!(self.flows.slots.is_empty());
+        assert!(self.flows.ledger.slots.is_empty());
         assert!(self.open.is_empty(), "connections that lingered are found dead by unanswered pings");
         assert_eq!(self.rendezvous.next_deadline(), None);
+        self.nobody_else_is_forwarded(|_| true);
+    }
+}
+
+/// The real tables, and an account of what should stand in them.
+struct Books {
+    ledger: Ledger,
+    tables: Arc<Tables>,
+    table: FlowTable<NoRoutes>,
+    /// The table's slot of each of the ledger's.
+    slots: BTreeMap<SlotId, SlotId>,
+}
+
+impl Books {
+    fn new() -> Books {
+        let tables = Arc::new(Tables::private(TableSizes::for_sessions(4096), [1, 2], super::magic().0));
+        let table = FlowTable::new(Arc::clone(&tables), NoRoutes);
+        Books { ledger: Ledger::default(), tables, table, slots: BTreeMap::new() }
+    }
+
+    /// What either side sends now arrives at the other.
+    fn forwards(&self, slot: SlotId, now: MonoTime) {
+        let [connector, target] = self.ledger.slots[&slot].tuples;
+        for (from, to) in [(connector, target), (target, connector)] {
+            let arrival = Arrival { from: from.agent, to: from.relay, payload: b"x", tos: 0, ttl: 64 };
+            assert_eq!(self.tables.decide(&arrival, now).map(|relayed| relayed.to), Ok(to.agent));
+        }
+    }
+}
+
+impl Flows for Books {
+    fn install(
+        &mut self,
+        tuples: [FlowTuple; 2],
+        limit: Limit,
+        deadlines: [MonoTime; 2],
+        now: MonoTime,
+    ) -> Result<SlotId, InstallError> {
+        let slot = self.ledger.install(tuples, limit, deadlines, now)?;
+        let of_table = self.table.install(tuples, limit, deadlines, now).expect("the tables have room");
+        self.slots.insert(slot, of_table);
+        Ok(slot)
+    }
+
+    fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime) {
+        self.ledger.extend(slot, side, deadline);
+        self.table.extend(self.slots[&slot], side, deadline);
+    }
+
+    fn rebind(&mut self, slot: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError> {
+        self.ledger.rebind(slot, side, tuple)?;
+        self.table.rebind(self.slots[&slot], side, tuple).expect("the tables have room");
+        Ok(())
+    }
+
+    fn set_limit(&mut self, slot: SlotId, limit: Limit, now: MonoTime) {
+        self.ledger.set_limit(slot, limit, now);
+        self.table.set_limit(self.slots[&slot], limit, now);
+    }
+
+    fn remove(&mut self, slot: SlotId, now: MonoTime) {
+        self.ledger.remove(slot, now);
+        self.table.remove(self.slots.remove(&slot).unwrap(), now);
+        assert_eq!(self.table.installed() as usize, self.slots.len());
+    }
+
+    /// The ledger's: the simulation decides what is carried.
+    fn traffic(&self, slot: SlotId) -> Traffic {
+        self.ledger.traffic(slot)
     }
 }
 
