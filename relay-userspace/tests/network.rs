@@ -28,7 +28,7 @@ use relay_userspace::relay::datapath::{
     FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange, NetworkEvents,
     NextHops, NoRoutes, TableSizes, Tables,
 };
-use relay_userspace::relay::forwarder::{Forwarder, SocketGroup};
+use relay_userspace::relay::forwarder::{Forwarder, RelayPort};
 
 const MAGIC: [u8; 8] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
 
@@ -195,10 +195,10 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _within = runtime.enter();
-        let group = SocketGroup::open("0.0.0.0:4433".parse().unwrap(), MAGIC).unwrap();
+        let port = RelayPort::open(4433, MAGIC).unwrap();
         let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
         let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
-        let forwarder = Forwarder::start(group, tables).unwrap().forwarder;
+        let forwarder = Forwarder::start(port, tables).unwrap().forwarder;
         let relay = [1, 2].map(|net| SocketAddr::new(addr(&format!("10.9.{net}.1")), 4433));
         let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
@@ -218,6 +218,72 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
         let (len, _) = target.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"small");
         until_counted(&forwarder, Reason::Forwarded, 2);
+    });
+}
+
+#[test]
+fn the_relay_runs_on_ipv4_alone_where_ipv6_is_disabled() {
+    in_namespace("the_relay_runs_on_ipv4_alone_where_ipv6_is_disabled", || {
+        let conf = |interface: &str| format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+        let families = || RelayPort::open(4433, MAGIC).unwrap().addresses().iter().count();
+        ip("link add up0 type veth peer name down0");
+        assert_eq!(families(), 2, "no address yet, but one may come");
+        std::fs::write(conf("all"), "1").unwrap();
+        assert_eq!(families(), 1);
+        std::fs::write(conf("up0"), "0").unwrap();
+        assert_eq!(families(), 2, "one interface is enough");
+    });
+}
+
+#[test]
+fn a_mixed_pair_over_ethernet_carries_1452_bytes_whole_and_fragments_both_ways() {
+    in_namespace("a_mixed_pair_over_ethernet_carries_1452_bytes_whole_and_fragments_both_ways", || {
+        let agents = Inside::new();
+        for (relay, agent, relay_net, agent_net) in [
+            ("near", "near0", "10.9.1.1/24", "10.9.1.2/24"),
+            ("far", "far0", "fd00:9::1/64 nodad", "fd00:9::2/64 nodad"),
+        ] {
+            ip(&format!("link add {relay} type veth peer name {agent}"));
+            ip(&format!("link set {agent} netns {}", agents.thread));
+            ip(&format!("address add {relay_net} dev {relay}"));
+            ip(&format!("link set {relay} up"));
+            agents.run(move || {
+                ip(&format!("address add {agent_net} dev {agent}"));
+                ip(&format!("link set {agent} up"));
+            });
+        }
+        let [connector, target] = ["10.9.1.2", "fd00:9::2"]
+            .map(|address| agents.run(move || UdpSocket::bind(SocketAddr::new(addr(address), 0)).unwrap()));
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _within = runtime.enter();
+        let port = RelayPort::open(4433, MAGIC).unwrap();
+        let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
+        let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
+        let forwarder = Forwarder::start(port, tables).unwrap().forwarder;
+        let [near, far] = ["10.9.1.1", "fd00:9::1"].map(|relay| SocketAddr::new(addr(relay), 4433));
+        let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
+        let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
+        flows
+            .install([tuple(&connector, near), tuple(&target, far)], Limit::UNLIMITED, [now + lease; 2], now)
+            .unwrap();
+
+        let payload: Vec<u8> = (0..4000u32).map(|at| (at % 251) as u8).collect();
+        let mut buffer = [0; 8192];
+        for [(from, by), (to, of)] in
+            [[(&connector, near), (&target, far)], [(&target, far), (&connector, near)]]
+        {
+            to.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            for sent in [&payload[..1452], &payload] {
+                from.send_to(sent, by).unwrap();
+                let (len, source) = to.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..len], source), (sent, of));
+            }
+        }
+        // What fits an IPv4 path whole is too large as IPv6.
+        connector.send_to(&payload[..1453], near).unwrap();
+        until_counted(&forwarder, Reason::SendTooBig, 1);
+        until_counted(&forwarder, Reason::Forwarded, 4);
     });
 }
 

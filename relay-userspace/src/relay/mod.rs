@@ -11,10 +11,11 @@ pub mod report;
 mod control;
 mod driver;
 mod event_log;
+mod family;
 mod packet_path;
 mod unfinished;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::control::{ControlSettings, EndpointError};
 use self::driver::{Driver, Inputs};
-use self::forwarder::{OpenError, SocketGroup};
+use self::forwarder::{OpenError, RelayPort};
 use self::packet_path::{Opened, PacketPath};
 use self::rendezvous::Settings;
 use crate::admin::{AdminSocket, BindError};
@@ -61,10 +62,11 @@ impl Relay {
     ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
         let magic = BindMagic::of_relay(&key.public());
-        let group = SocketGroup::open((Ipv4Addr::UNSPECIFIED, config.network.port).into(), magic.0)?;
-        let address = group.local_addr();
-        let connection_ids = group.connection_ids();
-        let Opened { packets, quic, binds } = PacketPath::open(&config.datapath, group, magic)?;
+        let relay_port = RelayPort::open(config.network.port, magic.0)?;
+        let addresses = relay_port.addresses();
+        let address = addresses.v4;
+        let connection_ids = relay_port.connection_ids();
+        let Opened { packets, quic, binds } = PacketPath::open(&config.datapath, relay_port, magic)?;
         let control_settings = ControlSettings {
             key: key.clone(),
             name: name.to_owned(),
@@ -76,7 +78,7 @@ impl Relay {
         let endpoint = control::endpoint(&control_settings, quic, &connection_ids)?;
         let limit = config.transport.relay_bandwidth_limit;
         tracing::info!(
-            node = %key.node_id(), name, %address,
+            node = %key.node_id(), name, %address, address_v6 = addresses.v6.map(tracing::field::display),
             datapath = packets.name(), why = packets.why(), bytes_per_s = limit.bytes_per_s,
             "relay listening"
         );
@@ -94,7 +96,8 @@ impl Relay {
         Ok(Relay { address, supervisor: tokio::spawn(supervise(parts, shutdown)) })
     }
 
-    /// The UDP address it listens on.
+    /// The UDP address it listens on. Where the host has IPv6, it listens on that one's wildcard address and the same
+    /// port too.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }

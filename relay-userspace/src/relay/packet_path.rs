@@ -13,7 +13,7 @@ use super::datapath::{
     FlowTable, HopWriter, NetworkChange, NetworkEvents, NextHops, PortError, Program, Selection, TableSizes,
     XdpError, ports,
 };
-use super::forwarder::{BindSender, Forwarder, SocketGroup, Started};
+use super::forwarder::{BindSender, Forwarder, RelayPort, Started};
 use super::report;
 use crate::config::{Datapath, DatapathMode};
 use crate::protocol::bind::BindMagic;
@@ -41,12 +41,12 @@ pub struct Opened {
 }
 
 impl PacketPath {
-    /// Gets the datapath that `wanted` asks for, and starts forwarding over `group`. Must be called within a tokio
+    /// Gets the datapath that `wanted` asks for, and starts forwarding over `relay_port`. Must be called within a tokio
     /// runtime.
     ///
     /// # Errors
     /// An interface does not exist, the datapath asked for by name cannot be had, or the system refuses threads.
-    pub fn open(wanted: &Datapath, group: SocketGroup, magic: BindMagic) -> Result<Opened, PathError> {
+    pub fn open(wanted: &Datapath, relay_port: RelayPort, magic: BindMagic) -> Result<Opened, PathError> {
         // Subscribed before anything is read, so that no change is missed.
         let network = match wanted.mode {
             DatapathMode::Userspace => None,
@@ -72,7 +72,7 @@ impl PacketPath {
             None => None,
         };
         let Started { forwarder, quic, binds, bind_sender } =
-            Forwarder::start(group, Arc::clone(&tables)).map_err(PathError::Forwarder)?;
+            Forwarder::start(relay_port, Arc::clone(&tables)).map_err(PathError::Forwarder)?;
         let network = network.filter(|_| program.is_some());
         let flows = FlowTable::new(tables, hops);
         let packets = PacketPath { flows, network, program, name, why, forwarder, bind_sender };

@@ -2,9 +2,11 @@
 //! forwarder. The one file of the forwarder that calls the system directly.
 #![expect(unsafe_code, reason = "recvmmsg, sendmmsg, poll and these socket options are not in std")]
 
+use std::borrow::Borrow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 use std::{io, mem, ptr};
 
 use relay_common::Reason;
@@ -12,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::ancillary::{self, Ancillary, ControlBuffer, RECEIVE_SPACE, SEND_SPACE};
+use crate::relay::family::{Family, PerFamily};
 
 /// Datagrams taken or sent by one system call.
 pub const BATCH: usize = 64;
@@ -45,19 +48,26 @@ pub struct Headers {
 
 /// Buffers for [`BATCH`] datagrams: received together, and sent on from where they lie.
 ///
-/// Sending needs no copy because a batch is sent before the next is received: [`Batch::receive`] empties the send queue.
-/// A queued message names its payload by place and length, so that a part of a buffer can be sent as easily.
+/// Sending needs no copy because a batch is sent before the next is received: [`Batch::receive`] empties the queues.
 pub struct Batch<T> {
     buffers: Box<[u8]>,
     names: Box<[libc::sockaddr_in6; BATCH]>,
     controls: Box<[ControlBuffer<RECEIVE_SPACE>; BATCH]>,
     received: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,
+    to_v4: Outgoing<T>,
+    to_v6: Outgoing<T>,
+}
+
+/// What is to be sent to one family: one system call's worth.
+///
+/// A queued message names its payload by place and length, so that a part of a buffer can be sent as easily.
+struct Outgoing<T> {
     queue: Vec<Queued<T>>,
-    out_names: Vec<libc::sockaddr_in6>,
-    out_controls: Vec<ControlBuffer<SEND_SPACE>>,
-    out_iovecs: Vec<libc::iovec>,
-    out: Vec<libc::mmsghdr>,
+    names: Vec<libc::sockaddr_in6>,
+    controls: Vec<ControlBuffer<SEND_SPACE>>,
+    iovecs: Vec<libc::iovec>,
+    messages: Vec<libc::mmsghdr>,
 }
 
 struct Queued<T> {
@@ -77,11 +87,8 @@ impl<T: Copy> Batch<T> {
             controls: Box::new([ControlBuffer([0; RECEIVE_SPACE]); BATCH]),
             received: Vec::with_capacity(BATCH),
             iovecs: Vec::with_capacity(BATCH),
-            queue: Vec::with_capacity(BATCH),
-            out_names: Vec::with_capacity(BATCH),
-            out_controls: Vec::with_capacity(BATCH),
-            out_iovecs: Vec::with_capacity(BATCH),
-            out: Vec::with_capacity(BATCH),
+            to_v4: Outgoing::new(),
+            to_v6: Outgoing::new(),
         }
     }
 
@@ -90,7 +97,8 @@ impl<T: Copy> Batch<T> {
     /// # Errors
     /// `WouldBlock` when there is none; else what recvmmsg(2) says.
     pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        self.queue.clear();
+        self.to_v4.queue.clear();
+        self.to_v6.queue.clear();
         self.iovecs.clear();
         self.received.clear();
         self.iovecs.extend(self.buffers.chunks_exact_mut(BUFFER_LEN).map(buffer));
@@ -131,13 +139,50 @@ impl<T: Copy> Batch<T> {
     pub fn forward(&mut self, index: usize, headers: Headers, ticket: T) {
         let Some(datagram) = self.datagram(index) else { return };
         let (len, fragmented) = (datagram.payload.len(), datagram.ancillary.fragmented);
-        self.queue.push(Queued { start: index * BUFFER_LEN, len, headers, fragmented, ticket });
+        let outgoing = match Family::of(headers.to) {
+            Family::V4 => &mut self.to_v4,
+            Family::V6 => &mut self.to_v6,
+        };
+        outgoing.queue.push(Queued { start: index * BUFFER_LEN, len, headers, fragmented, ticket });
     }
 
-    /// Sends what is queued, and reports of each datagram its ticket, its length and what became of it. One that cannot
-    /// be sent does not hold up the others, except that a full socket buffer ends the batch: the rest would meet it too.
-    pub fn flush(&mut self, socket: &UdpSocket, mut report: impl FnMut(T, usize, Result<(), Reason>)) {
-        self.prepare();
+    /// Sends what is queued by the socket of its destination's family, and reports of each datagram its ticket, its
+    /// length and what became of it. One that cannot be sent does not hold up the others, except that a full socket
+    /// buffer ends a family's batch: the rest would meet it too.
+    pub fn flush<S: Borrow<UdpSocket>>(
+        &mut self,
+        sockets: &PerFamily<S>,
+        mut report: impl FnMut(T, usize, Result<(), Reason>),
+    ) {
+        let Batch { buffers, to_v4, to_v6, .. } = self;
+        to_v4.flush(buffers, Some(sockets.v4.borrow()), &mut report);
+        to_v6.flush(buffers, sockets.v6.as_ref().map(Borrow::borrow), &mut report);
+    }
+}
+
+impl<T: Copy> Outgoing<T> {
+    fn new() -> Outgoing<T> {
+        Outgoing {
+            queue: Vec::with_capacity(BATCH),
+            names: Vec::with_capacity(BATCH),
+            controls: Vec::with_capacity(BATCH),
+            iovecs: Vec::with_capacity(BATCH),
+            messages: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Sends the queue, whose payloads lie in `buffers`.
+    fn flush(
+        &mut self,
+        buffers: &mut [u8],
+        socket: Option<&UdpSocket>,
+        mut report: impl FnMut(T, usize, Result<(), Reason>),
+    ) {
+        let Some(socket) = socket else {
+            let lost = self.queue.drain(..);
+            return lost.for_each(|lost| report(lost.ticket, lost.len, Err(Reason::SendUnreachable)));
+        };
+        self.prepare(buffers);
         let mut next = 0;
         while let Some(first) = self.queue.get(next) {
             let (ticket, len, arrived_in_fragments) = (first.ticket, first.len, first.fragmented);
@@ -172,11 +217,11 @@ impl<T: Copy> Batch<T> {
     }
 
     /// Builds the message headers of the whole queue.
-    fn prepare(&mut self) {
-        self.out_names.clear();
-        self.out_controls.clear();
-        self.out_iovecs.clear();
-        self.out.clear();
+    fn prepare(&mut self, buffers: &mut [u8]) {
+        self.controls.clear();
+        self.names.clear();
+        self.iovecs.clear();
+        self.messages.clear();
         let mut lens = [(0, 0); BATCH];
         for (queued, lens) in self.queue.iter().zip(&mut lens) {
             let Headers { to, from, tos, ttl } = queued.headers;
@@ -184,30 +229,33 @@ impl<T: Copy> Batch<T> {
             let control_len = ancillary::write_send(&mut control, from, tos, ttl);
             let (name, name_len) = name(to);
             *lens = (name_len, control_len);
-            let payload = self.buffers.get_mut(queued.start..queued.start + queued.len).unwrap_or_default();
-            self.out_controls.push(control);
-            self.out_names.push(name);
-            self.out_iovecs.push(buffer(payload));
+            let payload = buffers.get_mut(queued.start..queued.start + queued.len).unwrap_or_default();
+            self.controls.push(control);
+            self.names.push(name);
+            self.iovecs.push(buffer(payload));
         }
-        let places = self.out_iovecs.iter_mut().zip(&mut self.out_names).zip(&mut self.out_controls);
-        self.out.extend(places.zip(lens).map(|(((iovec, name), control), (name_len, control_len))| {
+        let places = self.iovecs.iter_mut().zip(&mut self.names).zip(&mut self.controls);
+        self.messages.extend(places.zip(lens).map(|(((iovec, name), control), (name_len, control_len))| {
             header(iovec, (name, name_len), (&mut control.0, control_len))
         }));
     }
 
     fn send(&mut self, socket: &UdpSocket, which: Range<usize>) -> io::Result<usize> {
-        let out = self.out.get_mut(which).unwrap_or_default();
-        // SAFETY: `out` holds headers made by `prepare` from this queue, whose pointers go to `out_iovecs`, `out_names`,
-        // `out_controls` and `buffers`: all owned by self and not resized since. sendmmsg reads through them and
-        // writes only the lengths in the headers.
-        let sent =
-            unsafe { libc::sendmmsg(socket.as_raw_fd(), out.as_mut_ptr(), out.len() as _, SEND_FLAGS) };
+        let messages = self.messages.get_mut(which).unwrap_or_default();
+        let (first, len) = (messages.as_mut_ptr(), messages.len() as libc::c_uint);
+        // SAFETY: `messages` holds `len` headers made by `prepare` from this queue, whose pointers go to `iovecs`,
+        // `names` and `controls`, owned by self and not resized since, and to the buffers `flush` borrows meanwhile.
+        // sendmmsg reads through them and writes only the lengths in the headers.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), first, len, SEND_FLAGS) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     /// Sends one message that arrived in fragments, so without DF, and needs fragments again. What other threads send
-    /// on the socket meanwhile (QUIC, on the control socket) merely lacks DF for that moment.
+    /// on the socket meanwhile merely lacks DF for that moment.
     fn send_in_fragments(&mut self, socket: &UdpSocket, index: usize) -> io::Result<()> {
+        // Two readers send on each socket: without this, one would set DF again before the other has sent.
+        static FRAGMENTING: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = FRAGMENTING.lock().unwrap_or_else(PoisonError::into_inner);
         set_path_mtu(socket, PathMtu::Fragment)?;
         let sent = self.send(socket, index..index + 1);
         set_path_mtu(socket, PathMtu::KeepDf)?;
@@ -298,30 +346,21 @@ pub fn set_gro(socket: &UdpSocket, on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, i32::from(on))
 }
 
-/// The sizes of a socket's kernel buffers in bytes, as the kernel accounts them (it doubles what was asked for, and
-/// charges a small datagram 768 bytes or more).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BufferSizes {
-    /// For received datagrams that wait.
-    pub receive: usize,
-    /// For sent ones the interface has not taken.
-    pub send: usize,
-}
-
-/// Asks for kernel buffers of `bytes` each and returns what was obtained. With CAP_NET_ADMIN the administrator's limits
-/// (`net.core.rmem_max`, `wmem_max`) are exceeded; without it they cap the sizes.
+/// Asks for kernel buffers of `bytes` for received and for sent datagrams each, and returns the size of the former as
+/// the kernel accounts it (it doubles what was asked for, and charges a small datagram 768 bytes or more). With
+/// CAP_NET_ADMIN the administrator's limits (`net.core.rmem_max`, `wmem_max`) are exceeded; without it they cap the
+/// sizes.
 ///
 /// # Errors
 /// What getsockopt(2) says.
-pub fn set_buffer_sizes(socket: &UdpSocket, bytes: usize) -> io::Result<BufferSizes> {
+pub fn set_buffer_sizes(socket: &UdpSocket, bytes: usize) -> io::Result<usize> {
     let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
     for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
     {
         set_option(socket, libc::SOL_SOCKET, forced, bytes)
             .or_else(|_| set_option(socket, libc::SOL_SOCKET, plain, bytes))?;
     }
-    let socket = socket2::SockRef::from(socket);
-    Ok(BufferSizes { receive: socket.recv_buffer_size()?, send: socket.send_buffer_size()? })
+    socket2::SockRef::from(socket).recv_buffer_size()
 }
 
 /// Datagrams the kernel has dropped since the socket was opened because its receive buffer was full (or their checksum

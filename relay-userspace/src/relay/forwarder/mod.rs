@@ -2,9 +2,11 @@
 
 mod ancillary;
 mod batch_io;
+mod connection_ids;
 mod counters;
 mod quic_socket;
 mod reader;
+mod relay_port;
 mod socket_group;
 mod steering;
 #[cfg(test)]
@@ -18,12 +20,14 @@ use std::thread::{self, JoinHandle};
 use relay_common::{BIND_LEN, Reason};
 use tokio::sync::mpsc;
 
-pub use batch_io::BufferSizes;
+pub use connection_ids::ConnectionIds;
 pub use quic_socket::QuicSocket;
 pub use reader::BindDatagram;
-pub use socket_group::{ConnectionIds, OpenError, SocketGroup};
+pub use relay_port::RelayPort;
+pub use socket_group::OpenError;
 
 use crate::relay::datapath::Tables;
+use crate::relay::family::{Family, PerFamily};
 use batch_io::Headers;
 use counters::Counters;
 use reader::{Reader, Stop};
@@ -39,7 +43,7 @@ const OWN_TTL: u8 = 64;
 pub struct Forwarder {
     stop: Arc<Stop>,
     readers: Vec<JoinHandle<()>>,
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<Arc<UdpSocket>>,
     /// One per reader.
     counters: Vec<Arc<Counters>>,
 }
@@ -58,14 +62,14 @@ pub struct Started {
 }
 
 impl Forwarder {
-    /// Starts one reader per socket of `group`. Must be called within a tokio runtime.
+    /// Starts one reader per socket of `port`. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The system refuses a thread, a file descriptor or a socket option.
-    pub fn start(group: SocketGroup, tables: Arc<Tables>) -> io::Result<Started> {
-        let [control, ..] = &group.sockets[..] else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let quic = Arc::new(QuicSocket::new(control.try_clone()?)?);
-        let bind_sender = BindSender { socket: Arc::new(control.try_clone()?) };
+    pub fn start(port: RelayPort, tables: Arc<Tables>) -> io::Result<Started> {
+        let [control, ..] = &port.sockets[..] else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let quic = Arc::new(QuicSocket::new(control)?);
+        let bind_sender = BindSender { sockets: control.clone() };
         let (bind_queue, binds) = mpsc::channel(BIND_QUEUE_LEN);
         let stop = Arc::new(Stop::new()?);
         let mut forwarder = Forwarder {
@@ -74,22 +78,25 @@ impl Forwarder {
             sockets: Vec::new(),
             counters: Vec::new(),
         };
-        for (number, socket) in group.sockets.iter().enumerate() {
-            let counters = Arc::new(Counters::new());
-            forwarder.counters.push(Arc::clone(&counters));
-            let reader = Reader {
-                socket: socket.try_clone()?,
-                port: group.local_addr().port(),
-                tables: Arc::clone(&tables),
-                binds: bind_queue.clone(),
-                quic: Arc::clone(&quic),
-                counters,
-                stop: Arc::clone(&stop),
-            };
-            let thread = thread::Builder::new().name(format!("reader-{number}"));
-            forwarder.readers.push(thread.spawn(move || reader.run())?);
+        for senders in &port.sockets {
+            for socket in senders.iter() {
+                let counters = Arc::new(Counters::new());
+                forwarder.counters.push(Arc::clone(&counters));
+                forwarder.sockets.push(Arc::clone(socket));
+                let reader = Reader {
+                    socket: Arc::clone(socket),
+                    senders: senders.clone(),
+                    port: port.port(),
+                    tables: Arc::clone(&tables),
+                    binds: bind_queue.clone(),
+                    quic: Arc::clone(&quic),
+                    counters,
+                    stop: Arc::clone(&stop),
+                };
+                let thread = thread::Builder::new().name(format!("reader-{}", forwarder.readers.len()));
+                forwarder.readers.push(thread.spawn(move || reader.run())?);
+            }
         }
-        forwarder.sockets = group.sockets;
         Ok(Started { forwarder, quic, binds, bind_sender })
     }
 
@@ -119,15 +126,17 @@ impl Drop for Forwarder {
 /// Sends bind answers from the relay's port.
 #[derive(Clone, Debug)]
 pub struct BindSender {
-    socket: Arc<UdpSocket>,
+    sockets: PerFamily<Arc<UdpSocket>>,
 }
 
 impl BindSender {
     /// Sends a bind datagram from the relay address `from` to `to`. What cannot be sent is lost, as on the way: the agent
     /// asks again.
     pub fn send_bind(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8; BIND_LEN]) {
+        // One of the socket's family was received for every answer.
+        let Some(socket) = self.sockets.get(Family::of(to)) else { return };
         let headers = Headers { to, from: from.ip(), tos: 0, ttl: OWN_TTL };
-        if let Err(error) = batch_io::send_one(&self.socket, datagram, headers) {
+        if let Err(error) = batch_io::send_one(socket, datagram, headers) {
             tracing::debug!(%to, %error, "a bind answer was not sent");
         }
     }

@@ -1,5 +1,6 @@
-//! The socket quinn sees: it receives what the readers give it and sends through the control socket.
+//! The socket quinn sees: it receives what the readers give it and sends through the control socket of either family.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -15,6 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::batch_io;
+use crate::relay::family::{Family, PerFamily};
 
 /// Datagrams that may wait for quinn. What comes faster than it can take them would be late anyway.
 pub const QUEUE_LEN: usize = 1024;
@@ -25,10 +27,32 @@ pub const MAX_DATAGRAM: usize = 1500;
 /// quinn's view of the relay's port: a bounded queue that every reader feeds, so that neither a relayed datagram nor one
 /// that waits for the kernel is touched by quinn's one driver task.
 pub struct QuicSocket {
-    io: AsyncFd<UdpSocket>,
-    state: UdpSocketState,
+    senders: PerFamily<Sender>,
     address: SocketAddr,
     inbox: Mutex<Inbox>,
+}
+
+/// What sends to one family.
+struct Sender {
+    io: AsyncFd<UdpSocket>,
+    state: UdpSocketState,
+}
+
+/// How far a task of quinn is with sending. It asks its poller, sends, and asks again if that was refused, all in one
+/// call; but a poller is not told where the task sends, nor a sender which task it is that does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    /// No task is sending on this thread. What is sent now is one of quinn's answers to strangers: nobody asks again.
+    #[default]
+    Nobodys,
+    /// A task was told that it can send.
+    Granted,
+    /// It could not: this family's sender is full.
+    Refused(Family),
+}
+
+thread_local! {
+    static TURN: Cell<Turn> = const { Cell::new(Turn::Nobodys) };
 }
 
 struct Inbox {
@@ -44,18 +68,15 @@ struct Waiting {
 }
 
 impl QuicSocket {
-    /// Sends through `control`, which becomes non-blocking. Must be called within a tokio runtime.
+    /// Sends through `control`, whose sockets become non-blocking. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// A socket option or the runtime refuses.
-    pub fn new(control: UdpSocket) -> io::Result<QuicSocket> {
-        let state = UdpSocketState::new((&control).into())?;
-        // quinn-udp has turned UDP_GRO on. The readers want single datagrams, and in generic mode the kernel would
-        // merge them before the XDP program sees them.
-        batch_io::set_gro(&control, false)?;
-        let address = control.local_addr()?;
+    pub fn new(control: &PerFamily<Arc<UdpSocket>>) -> io::Result<QuicSocket> {
+        let address = control.v4.local_addr()?;
+        let senders = control.clone().try_map(|socket| Sender::new(socket.try_clone()?))?;
         let inbox = Mutex::new(Inbox { queue: VecDeque::with_capacity(QUEUE_LEN), receiver: None });
-        Ok(QuicSocket { io: batch_io::register_writable(control)?, state, address, inbox })
+        Ok(QuicSocket { senders, address, inbox })
     }
 
     /// Gives quinn a datagram: its source, the local address it came to, its TOS byte, its payload. False if the queue
@@ -80,11 +101,27 @@ impl QuicSocket {
     }
 }
 
+impl Sender {
+    fn new(socket: UdpSocket) -> io::Result<Sender> {
+        let state = UdpSocketState::new((&socket).into())?;
+        // quinn-udp has turned UDP_GRO on. The readers want single datagrams, and in generic mode the kernel would
+        // merge them before the XDP program sees them.
+        batch_io::set_gro(&socket, false)?;
+        Ok(Sender { io: batch_io::register_writable(socket)?, state })
+    }
+}
+
 #[cfg(test)]
 impl QuicSocket {
     /// Datagrams that wait for quinn.
     pub fn waiting(&self) -> usize {
         self.inbox.lock().unwrap().queue.len()
+    }
+
+    /// Makes the sender to `family` look full until the kernel says again that it is not.
+    pub fn fill(&self, family: Family) {
+        let full = |_: &UdpSocket| Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        self.senders.get(family).unwrap().io.try_io(Interest::WRITABLE, full).unwrap_err();
     }
 }
 
@@ -94,8 +131,16 @@ impl AsyncUdpSocket for QuicSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let granted = TURN.take() == Turn::Granted;
+        let family = Family::of(transmit.destination);
+        let Some(Sender { io, state }) = self.senders.get(family) else { return Ok(()) };
         // `send` and not `try_send`: a datagram the system refuses is a lost datagram, not the end of the connection.
-        self.io.try_io(Interest::WRITABLE, |socket| self.state.send(socket.into(), transmit))
+        let sent = io.try_io(Interest::WRITABLE, |socket| state.send(socket.into(), transmit));
+        let full = sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        if granted && full {
+            TURN.set(Turn::Refused(family));
+        }
+        sent
     }
 
     fn poll_recv(
@@ -126,12 +171,13 @@ impl AsyncUdpSocket for QuicSocket {
         Poll::Pending
     }
 
+    /// IPv4's. Only clients make use of it.
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(self.address)
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.senders.iter().map(|sender| sender.state.max_gso_segments()).min().unwrap_or(1)
     }
 
     /// One: the readers take single datagrams.
@@ -141,7 +187,7 @@ impl AsyncUdpSocket for QuicSocket {
 
     /// False on Linux, so quinn may discover the path's MTU.
     fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.senders.iter().any(|sender| sender.state.may_fragment())
     }
 }
 
@@ -151,7 +197,8 @@ impl fmt::Debug for QuicSocket {
     }
 }
 
-/// Waits until the control socket takes datagrams again. Each task of quinn has its own.
+/// Waits until the sender that has refused a datagram takes datagrams again: a full one holds up nobody who sends to the
+/// other family. Each task of quinn has its own.
 struct Writable {
     socket: Arc<QuicSocket>,
     wait: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
@@ -159,12 +206,22 @@ struct Writable {
 
 impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let socket = Arc::clone(&self.socket);
-        let wait =
-            self.wait.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await.map(|_| ()) }));
-        let result = ready!(wait.as_mut().poll(cx));
-        self.wait = None;
-        Poll::Ready(result)
+        if let Turn::Refused(family) = TURN.take() {
+            let socket = Arc::clone(&self.socket);
+            self.wait = Some(Box::pin(async move {
+                match socket.senders.get(family) {
+                    Some(sender) => sender.io.writable().await.map(|_| ()),
+                    None => Ok(()),
+                }
+            }));
+        }
+        if let Some(wait) = &mut self.wait {
+            let result = ready!(wait.as_mut().poll(cx));
+            self.wait = None;
+            result?;
+        }
+        TURN.set(Turn::Granted);
+        Poll::Ready(Ok(()))
     }
 }
 

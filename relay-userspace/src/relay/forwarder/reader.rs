@@ -17,6 +17,7 @@ use super::quic_socket::{MAX_DATAGRAM, QuicSocket};
 use super::steering::may_be_quic;
 use crate::clock::MonoTime;
 use crate::relay::datapath::{Arrival, Relayed, Tables};
+use crate::relay::family::PerFamily;
 
 /// A bind datagram on its way to the rendezvous: it has the magic and the length, nothing else is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +32,10 @@ pub struct BindDatagram {
 
 /// What one reader thread works with.
 pub struct Reader {
-    /// The socket it reads and forwards through.
-    pub socket: UdpSocket,
+    /// The socket it reads.
+    pub socket: Arc<UdpSocket>,
+    /// Those it forwards through: the one it reads, and the other family's of the same number.
+    pub senders: PerFamily<Arc<UdpSocket>>,
     /// The relay's port: control messages report addresses without it.
     pub port: u16,
     /// The flow tables.
@@ -97,7 +100,7 @@ impl Reader {
                     self.counters.count(reason);
                 }
             }
-            batch.flush(&self.socket, |at, bytes, result| match result {
+            batch.flush(&self.senders, |at, bytes, result| match result {
                 Ok(()) => {
                     self.tables.count(at, 1, bytes as u64);
                     self.counters.count(Reason::Forwarded);

@@ -1,8 +1,10 @@
 //! The forwarder on loopback sockets. Loopback delivers within the send call, so nothing here waits for the network.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::future::poll_fn;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,13 +13,20 @@ use quinn::ConnectionIdGenerator;
 use relay_common::{BIND_LEN, BIND_MAGIC_LEN, Reason};
 
 use super::batch_io::{Batch, Headers, queue_drops, report_ancillary, send_fault, send_one};
+use super::connection_ids::ConnectionIds;
 use super::quic_socket::QUEUE_LEN;
-use super::{BIND_QUEUE_LEN, Forwarder, SocketGroup, Started};
+use super::socket_group::SocketGroup;
+use super::steering::Marks;
+use super::{BIND_QUEUE_LEN, Forwarder, RelayPort, Started};
 use crate::clock::MonoTime;
 use crate::relay::datapath::{FlowTable, FlowTuple, Flows, Limit, NoRoutes, SlotId, TableSizes, Tables};
+use crate::relay::family::{Family, PerFamily};
 
 const MAGIC: [u8; BIND_MAGIC_LEN] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
+const TAG: [u8; 2] = [0xa5, 0x5a];
+const MARKS: Marks = Marks { bind_magic: MAGIC, connection_tag: TAG };
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const LOOPBACK_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 
 fn any_port(address: impl Into<IpAddr>) -> SocketAddr {
     SocketAddr::new(address.into(), 0)
@@ -25,6 +34,15 @@ fn any_port(address: impl Into<IpAddr>) -> SocketAddr {
 
 fn agent() -> UdpSocket {
     UdpSocket::bind(any_port(LOOPBACK)).unwrap()
+}
+
+fn agent_v6() -> UdpSocket {
+    UdpSocket::bind(any_port(LOOPBACK_V6)).unwrap()
+}
+
+/// A port on loopback, in both families.
+fn relay_port() -> RelayPort {
+    RelayPort::open_at(PerFamily { v4: LOOPBACK.into(), v6: Some(LOOPBACK_V6.into()) }, 0, MAGIC).unwrap()
 }
 
 fn bind_datagram() -> [u8; BIND_LEN] {
@@ -45,8 +63,14 @@ fn drain(group: &SocketGroup) -> Vec<Vec<Vec<u8>>> {
 
 #[test]
 fn control_datagrams_come_to_the_control_socket_and_the_rest_to_another() {
-    let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
-    let [t, u] = group.marks.connection_tag;
+    for loopback in [IpAddr::from(LOOPBACK), LOOPBACK_V6.into()] {
+        control_and_relayed_are_told_apart(loopback);
+    }
+}
+
+fn control_and_relayed_are_told_apart(loopback: IpAddr) {
+    let group = SocketGroup::open(any_port(loopback), MARKS, 1).unwrap();
+    let [t, u] = TAG;
     let long_header = vec![0xc3, 0, 0, 0, 1, 8, 0, 0, 0, 0];
     let own_short_header = vec![0x4f, t, u, 0, 0, 0, 0, 0];
     let bind = bind_datagram().to_vec();
@@ -56,7 +80,7 @@ fn control_datagrams_come_to_the_control_socket_and_the_rest_to_another() {
     let half_magic = [&MAGIC[..4], &[0; 92]].concat();
     let (empty, one_byte) = (vec![], vec![0xc0]);
 
-    let agent = agent();
+    let agent = UdpSocket::bind(any_port(loopback)).unwrap();
     let control = vec![long_header, own_short_header, bind];
     let relayed = vec![foreign_short_header, wireguard, tag_without_fixed_bit, half_magic, empty, one_byte];
     for payload in control.iter().chain(&relayed) {
@@ -66,7 +90,7 @@ fn control_datagrams_come_to_the_control_socket_and_the_rest_to_another() {
 }
 
 fn sources_spread(loopback: IpAddr) {
-    let group = SocketGroup::open_sized(any_port(loopback), MAGIC, 3).unwrap();
+    let group = SocketGroup::open(any_port(loopback), MARKS, 3).unwrap();
     let agents: Vec<_> = (0..64).map(|_| UdpSocket::bind(any_port(loopback)).unwrap()).collect();
     let mut sockets_of = HashMap::new();
     for round in 0..3 {
@@ -99,39 +123,58 @@ fn one_sources_datagrams_keep_to_one_socket_and_sources_spread() {
 
 #[test]
 fn ipv6_sources_spread_too() {
-    sources_spread(std::net::Ipv6Addr::LOCALHOST.into());
+    sources_spread(LOOPBACK_V6.into());
 }
 
 #[test]
 fn a_port_in_use_is_found_even_if_its_holder_allows_sharing() {
-    let holder = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
-    let error = SocketGroup::open(holder.local_addr(), MAGIC).unwrap_err().to_string();
+    let holder = SocketGroup::open(any_port(LOOPBACK), MARKS, 1).unwrap();
+    let error = SocketGroup::open(holder.local_addr(), MARKS, 1).unwrap_err().to_string();
     assert!(error.contains("in use") && error.contains(&holder.local_addr().port().to_string()), "{error}");
     let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), holder.local_addr().port());
     assert!(
-        SocketGroup::open(everywhere, MAGIC).is_err(),
+        SocketGroup::open(everywhere, MARKS, 1).is_err(),
         "the wildcard would share with {}",
         holder.local_addr()
     );
 }
 
 #[test]
+fn a_port_in_use_in_either_family_is_found() {
+    for holder in ["127.0.0.1", "::1", "::"] {
+        let holder = UdpSocket::bind(any_port(holder.parse::<IpAddr>().unwrap())).unwrap();
+        let port = holder.local_addr().unwrap().port();
+        let error = RelayPort::open(port, MAGIC).unwrap_err().to_string();
+        assert!(error.contains(&format!(":{port} is in use")), "{error}");
+    }
+}
+
+#[test]
+fn the_port_is_one_in_both_families() {
+    let relay = RelayPort::open(0, MAGIC).unwrap();
+    let (v4, v6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
+    let at = |address| SocketAddr::new(address, relay.port());
+    assert_eq!(relay.addresses(), PerFamily { v4: at(v4), v6: Some(at(v6)) });
+    for sockets in &relay.sockets {
+        let open: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        assert_eq!(open, [at(v4), at(v6)]);
+    }
+}
+
+#[test]
 fn an_address_of_another_host_is_named_as_such() {
-    let error = SocketGroup::open("192.0.2.1:0".parse().unwrap(), MAGIC).unwrap_err().to_string();
+    let error = SocketGroup::open("192.0.2.1:0".parse().unwrap(), MARKS, 1).unwrap_err().to_string();
     assert!(error.contains("192.0.2.1") && error.contains("not an address of this host"), "{error}");
 }
 
 #[test]
 fn connection_ids_begin_with_the_tag_and_differ() {
-    let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
-    let (mut ids, mut others) = (group.connection_ids(), group.connection_ids());
+    let (mut ids, mut others) = (ConnectionIds::tagged(TAG), ConnectionIds::tagged(TAG));
     let made: Vec<_> = (0..100).flat_map(|_| [ids.generate_cid(), others.generate_cid()]).collect();
-    assert!(made.iter().all(|id| id.starts_with(&group.marks.connection_tag) && id.len() == ids.cid_len()));
+    assert!(made.iter().all(|id| id.starts_with(&TAG) && id.len() == ids.cid_len()));
     assert!(made.iter().all(|id| ids.validate(id).is_ok()));
     assert_eq!(made.iter().map(|id| id.to_vec()).collect::<std::collections::HashSet<_>>().len(), made.len());
-    assert!(
-        ids.validate(&quinn::ConnectionId::new(&[0; 10])).is_err() || group.marks.connection_tag == [0, 0]
-    );
+    assert!(ids.validate(&quinn::ConnectionId::new(&[0; 10])).is_err());
 }
 
 /// A datagram from `sender` arrives with the TOS and TTL it was sent with, and goes on with others, from the address it
@@ -152,7 +195,7 @@ fn headers_are_carried(relay: IpAddr, source: IpAddr) {
     assert_eq!((datagram.ancillary.tos, datagram.ancillary.ttl), (tos, Some(ttl)));
     assert_eq!((datagram.ancillary.to, datagram.ancillary.fragmented), (Some(source), false));
     batch.forward(0, Headers { to: address(receiver), from: source, tos: tos | 3, ttl: ttl - 1 }, 0);
-    batch.flush(relay, |_, _, result| assert_eq!(result, Ok(())));
+    batch.flush(&PerFamily { v4: relay, v6: Some(relay) }, |_, _, result| assert_eq!(result, Ok(())));
 
     assert_eq!(batch.receive(receiver).unwrap(), 1);
     let datagram = batch.datagram(0).unwrap();
@@ -167,8 +210,7 @@ fn tos_ttl_and_addresses_are_received_and_sent() {
 
 #[test]
 fn traffic_class_hop_limit_and_addresses_are_received_and_sent() {
-    let loopback = std::net::Ipv6Addr::LOCALHOST.into();
-    headers_are_carried(loopback, loopback);
+    headers_are_carried(LOOPBACK_V6.into(), LOOPBACK_V6.into());
 }
 
 #[test]
@@ -182,7 +224,7 @@ fn the_largest_datagram_and_the_empty_one_are_sent_on_whole() {
     assert_eq!(batch.receive(&relay).unwrap(), 2);
     let headers = Headers { to: receiver.local_addr().unwrap(), from: LOOPBACK.into(), tos: 0, ttl: 64 };
     (0..2).for_each(|index| batch.forward(index, headers, 0));
-    batch.flush(&relay, |_, _, result| assert_eq!(result, Ok(())));
+    batch.flush(&PerFamily { v4: &relay, v6: None }, |_, _, result| assert_eq!(result, Ok(())));
     assert_eq!(batch.receive(&receiver).unwrap(), 2);
     assert_eq!(batch.datagram(0).unwrap().payload, largest);
     assert_eq!(batch.datagram(1).unwrap().payload, &[] as &[u8]);
@@ -204,7 +246,9 @@ fn a_datagram_that_cannot_be_sent_is_reported_and_the_others_are_sent() {
         batch.forward(index, headers, index as u8);
     }
     let mut reports = Vec::new();
-    batch.flush(&relay, |ticket, len, result| reports.push((ticket, len, result)));
+    batch.flush(&PerFamily { v4: &relay, v6: None }, |ticket, len, result| {
+        reports.push((ticket, len, result))
+    });
     assert!(
         reports
             .iter()
@@ -243,27 +287,74 @@ fn datagrams_that_do_not_fit_a_sockets_queue_are_counted() {
     assert_eq!(received + queue_drops(&receiver).unwrap() as usize, 100);
 }
 
+#[test]
+fn datagrams_of_one_batch_leave_by_the_socket_of_their_destinations_family() {
+    let (sender, receivers) = (agent(), [agent(), agent_v6()]);
+    let relay = PerFamily { v4: agent(), v6: Some(agent_v6()) };
+    report_ancillary(&relay.v4).unwrap();
+    let mut batch = Batch::<u8>::new();
+    for number in 0..6 {
+        sender.send_to(&[number], relay.v4.local_addr().unwrap()).unwrap();
+    }
+    assert_eq!(batch.receive(&relay.v4).unwrap(), 6);
+    let headers = |receiver: &UdpSocket| {
+        let to = receiver.local_addr().unwrap();
+        Headers { to, from: to.ip(), tos: 0, ttl: 64 }
+    };
+    let forward = |batch: &mut Batch<u8>| {
+        (0..6).for_each(|index| batch.forward(index, headers(&receivers[index % 2]), index as u8));
+    };
+    forward(&mut batch);
+    let mut sent = Vec::new();
+    batch.flush(&relay, |ticket, _, result| sent.push((ticket, result)));
+    assert_eq!(sent, [0, 2, 4, 1, 3, 5].map(|ticket| (ticket, Ok(()))));
+    for (receiver, (from, numbers)) in receivers.iter().zip(relay.iter().zip([[0, 2, 4], [1, 3, 5]])) {
+        let mut received = Batch::<u8>::new();
+        assert_eq!(received.receive(receiver).unwrap(), 3);
+        for (index, number) in numbers.into_iter().enumerate() {
+            let datagram = received.datagram(index).unwrap();
+            assert_eq!((datagram.payload, datagram.from), (&[number][..], from.local_addr().unwrap()));
+        }
+    }
+
+    // Where there is no IPv6, the others are not held up.
+    forward(&mut batch);
+    let mut reports = Vec::new();
+    batch.flush(&PerFamily { v4: &relay.v4, v6: None }, |ticket, _, result| reports.push((ticket, result)));
+    let unreachable = [1, 3, 5].map(|ticket| (ticket, Err(Reason::SendUnreachable)));
+    assert_eq!(reports, [&[0, 2, 4].map(|ticket| (ticket, Ok(())))[..], &unreachable].concat());
+}
+
 /// A started forwarder on loopback, and its tables' writer.
 struct Relay {
     started: Started,
     flows: FlowTable<NoRoutes>,
     tables: Arc<Tables>,
     address: SocketAddr,
+    address_v6: SocketAddr,
 }
 
 impl Relay {
     fn start() -> Relay {
-        let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
-        let address = group.local_addr();
+        let port = relay_port();
+        let PerFamily { v4: address, v6: Some(address_v6) } = port.addresses() else { panic!("no IPv6") };
         let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
         let flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
-        let started = Forwarder::start(group, Arc::clone(&tables)).unwrap();
-        Relay { started, flows, tables, address }
+        let started = Forwarder::start(port, Arc::clone(&tables)).unwrap();
+        Relay { started, flows, tables, address, address_v6 }
+    }
+
+    /// Its address in the family of `agent`.
+    fn address_for(&self, agent: &UdpSocket) -> SocketAddr {
+        if agent.local_addr().unwrap().is_ipv4() { self.address } else { self.address_v6 }
     }
 
     /// Joins two agents in a session.
     fn join(&mut self, connector: &UdpSocket, target: &UdpSocket, limit: Limit, consent: Duration) -> SlotId {
-        let tuple = |agent: &UdpSocket| FlowTuple { agent: agent.local_addr().unwrap(), relay: self.address };
+        let tuple = |agent: &UdpSocket| FlowTuple {
+            agent: agent.local_addr().unwrap(),
+            relay: self.address_for(agent),
+        };
         let now = MonoTime::now();
         self.flows.install([tuple(connector), tuple(target)], limit, [now + consent; 2], now).unwrap()
     }
@@ -325,6 +416,33 @@ async fn tos_is_kept_and_one_hop_is_taken_from_the_ttl() {
     assert_eq!((ancillary.tos, ancillary.ttl), (0xba, Some(8)));
 }
 
+/// Both ways: what comes by one family goes by the other, with its TOS byte and one hop less.
+#[tokio::test]
+async fn agents_of_different_families_are_relayed_to_each_other() {
+    let mut relay = Relay::start();
+    let (connector, target) = (agent(), agent_v6());
+    let slot = relay.join(&connector, &target, Limit::UNLIMITED, CONSENT);
+    let mut batch = Batch::<u8>::new();
+    let mut sent = 0;
+    for [from, to] in [[&connector, &target], [&target, &connector]] {
+        report_ancillary(to).unwrap();
+        let source = from.local_addr().unwrap().ip();
+        let headers = Headers { to: relay.address_for(from), from: source, tos: 0xba, ttl: 9 };
+        for payload in [&[0xc0; 1452][..], &[1], &[]] {
+            send_one(from, payload, headers).unwrap();
+            sent += 1;
+            until(&relay.started.forwarder, Reason::Forwarded, sent);
+            assert_eq!(batch.receive(to).unwrap(), 1);
+            let datagram = batch.datagram(0).unwrap();
+            assert_eq!((datagram.payload, datagram.from), (payload, relay.address_for(to)));
+            assert_eq!((datagram.ancillary.tos, datagram.ancillary.ttl), (0xba, Some(8)));
+        }
+    }
+    for side in relay.flows.traffic(slot).sides {
+        assert_eq!((side.packets_userspace, side.bytes), (3, 1453));
+    }
+}
+
 #[tokio::test]
 async fn a_datagram_whose_ttl_is_used_up_is_dropped_uncharged_but_only_if_it_is_of_a_flow() {
     let mut relay = Relay::start();
@@ -371,17 +489,20 @@ async fn a_session_without_fresh_consent_is_not_forwarded() {
 #[tokio::test]
 async fn bind_datagrams_go_to_the_rendezvous_even_from_a_flow() {
     let mut relay = Relay::start();
-    let (connector, target) = (agent(), agent());
+    let (connector, target) = (agent(), agent_v6());
     relay.join(&connector, &target, Limit::UNLIMITED, CONSENT);
-    connector.send_to(&bind_datagram(), relay.address).unwrap();
-    let received = relay.started.binds.recv().await.unwrap();
-    assert_eq!((received.from, received.to), (connector.local_addr().unwrap(), relay.address));
-    assert_eq!(received.bytes, bind_datagram());
+    for agent in [&connector, &target] {
+        let address = relay.address_for(agent);
+        agent.send_to(&bind_datagram(), address).unwrap();
+        let received = relay.started.binds.recv().await.unwrap();
+        assert_eq!((received.from, received.to), (agent.local_addr().unwrap(), address));
+        assert_eq!(received.bytes, bind_datagram());
 
-    relay.started.bind_sender.send_bind(received.to, received.from, &[7; BIND_LEN]);
-    let mut buffer = [0; 200];
-    assert_eq!(connector.recv_from(&mut buffer).unwrap(), (BIND_LEN, relay.address));
-    assert_eq!(buffer[..BIND_LEN], [7; BIND_LEN]);
+        relay.started.bind_sender.send_bind(received.to, received.from, &[7; BIND_LEN]);
+        let mut buffer = [0; 200];
+        assert_eq!(agent.recv_from(&mut buffer).unwrap(), (BIND_LEN, address));
+        assert_eq!(buffer[..BIND_LEN], [7; BIND_LEN]);
+    }
 }
 
 #[tokio::test]
@@ -432,10 +553,12 @@ async fn what_quic_does_not_take_in_time_is_dropped_and_counted() {
 
 #[tokio::test]
 async fn dropping_the_forwarder_ends_its_threads_and_frees_the_port() {
-    let Relay { started, flows, tables, address } = Relay::start();
+    let Relay { started, flows, tables, address, address_v6 } = Relay::start();
     drop((started, flows));
     assert_eq!(Arc::strong_count(&tables), 1, "a reader still holds the tables");
-    SocketGroup::open(address, MAGIC).unwrap();
+    for address in [address, address_v6] {
+        SocketGroup::open(address, MARKS, 1).unwrap();
+    }
 }
 
 proptest! {
@@ -476,11 +599,11 @@ proptest! {
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
 
 #[tokio::test]
-async fn quic_connects_and_talks_through_the_readers() {
-    let group = SocketGroup::open(any_port(LOOPBACK), MAGIC).unwrap();
-    let (relay, ids) = (group.local_addr(), group.connection_ids());
+async fn quic_connects_and_talks_through_the_readers_in_both_families() {
+    let port = relay_port();
+    let (addresses, ids) = (port.addresses(), port.connection_ids());
     let tables = Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC);
-    let started = Forwarder::start(group, Arc::new(tables)).unwrap();
+    let started = Forwarder::start(port, Arc::new(tables)).unwrap();
 
     let certificate = rcgen::generate_simple_self_signed(["relay".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der());
@@ -497,27 +620,77 @@ async fn quic_connects_and_talks_through_the_readers() {
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(chain[0].clone()).unwrap();
-    let mut client = quinn::Endpoint::client(any_port(LOOPBACK)).unwrap();
-    client.set_default_client_config(quinn::ClientConfig::with_root_certificates(Arc::new(roots)).unwrap());
-
-    let serve = async {
+    let roots = Arc::new(roots);
+    let serve = || async {
         let connection = endpoint.accept().await.unwrap().await.unwrap();
         let (mut send, mut receive) = connection.accept_bi().await.unwrap();
         send.write_all(&receive.read_to_end(1 << 20).await.unwrap()).await.unwrap();
         send.finish().unwrap();
         connection.closed().await;
     };
-    let ask = async {
-        let connection = client.connect(relay, "relay").unwrap().await.unwrap();
-        let (mut send, mut receive) = connection.open_bi().await.unwrap();
-        let question = vec![0x5a; 300_000];
-        send.write_all(&question).await.unwrap();
-        send.finish().unwrap();
-        assert_eq!(receive.read_to_end(1 << 20).await.unwrap(), question);
-        connection.close(0u32.into(), b"");
+    let ask = |relay: SocketAddr| {
+        let mut client = quinn::Endpoint::client(any_port(relay.ip())).unwrap();
+        client.set_default_client_config(
+            quinn::ClientConfig::with_root_certificates(Arc::clone(&roots)).unwrap(),
+        );
+        async move {
+            let connection = client.connect(relay, "relay").unwrap().await.unwrap();
+            let (mut send, mut receive) = connection.open_bi().await.unwrap();
+            let question = vec![0x5a; 300_000];
+            send.write_all(&question).await.unwrap();
+            send.finish().unwrap();
+            assert_eq!(receive.read_to_end(1 << 20).await.unwrap(), question);
+            connection.close(0u32.into(), b"");
+        }
     };
-    tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(serve, ask) }).await.unwrap();
-    // Long headers and our own connection ids alike came by the control socket; the other reader saw nothing.
-    assert_eq!(started.forwarder.counters[1].get(Reason::NoFlow), 0);
+    let both = async { tokio::join!(serve(), serve(), ask(addresses.v4), ask(addresses.v6.unwrap())) };
+    tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    // Long headers and our own connection ids alike came by the control sockets, which are read first; the other
+    // readers saw nothing.
+    let seen: Vec<_> =
+        started.forwarder.counters.iter().map(|counters| counters.get(Reason::NoFlow) > 0).collect();
+    assert_eq!(seen, [true, true, false, false]);
     assert_eq!(started.forwarder.count(Reason::QuicQueueFull), 0);
+}
+
+#[tokio::test]
+async fn a_full_sender_holds_up_only_what_goes_to_its_family() {
+    let port = relay_port();
+    let control = port.sockets[0].v6.clone().unwrap();
+    let quic = Arc::new(super::QuicSocket::new(&port.sockets[0]).unwrap());
+    let (receiver, receiver_v6) = (agent(), agent_v6());
+    let send = |to: &UdpSocket| {
+        let destination = to.local_addr().unwrap();
+        let transmit =
+            quinn::udp::Transmit { destination, ecn: None, contents: b"x", segment_size: None, src_ip: None };
+        quinn::AsyncUdpSocket::try_send(&*quic, &transmit).map_err(|error| error.kind())
+    };
+    let [mut poller, mut poller_v6, mut other] =
+        [(); 3].map(|()| quinn::AsyncUdpSocket::create_io_poller(Arc::clone(&quic)));
+    let mut now = Context::from_waker(Waker::noop());
+    let would_block = Err(std::io::ErrorKind::WouldBlock);
+    // Until the runtime has heard of them, both count as full; then neither does.
+    for (poller, receiver) in [(&mut poller, &receiver), (&mut poller_v6, &receiver_v6)] {
+        poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+        while send(receiver) == would_block {
+            poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+        }
+    }
+
+    quic.fill(Family::V6);
+    assert!(poller_v6.as_mut().poll_writable(&mut now).is_ready(), "it is tried");
+    assert_eq!(send(&receiver_v6), would_block);
+    assert!(poller_v6.as_mut().poll_writable(&mut now).is_pending());
+    // An answer to a stranger, after which nobody asks.
+    assert_eq!(send(&receiver_v6), would_block);
+    for _ in 0..2 {
+        assert!(poller.as_mut().poll_writable(&mut now).is_ready());
+        assert_eq!(send(&receiver), Ok(()));
+    }
+    assert!(other.as_mut().poll_writable(&mut now).is_ready());
+
+    // What was sent has left, which the kernel tells.
+    control.send_to(b"x", receiver_v6.local_addr().unwrap()).unwrap();
+    poll_fn(|cx| poller_v6.as_mut().poll_writable(cx)).await.unwrap();
+    assert_eq!(send(&receiver_v6), Ok(()));
 }

@@ -1,0 +1,132 @@
+//! The relay's UDP port in both families.
+
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use relay_common::BIND_MAGIC_LEN;
+use socket2::{Domain, Socket, Type};
+
+use super::connection_ids::ConnectionIds;
+use super::socket_group::{BUFFER_BYTES, OpenError, RELAYED, SocketGroup};
+use super::steering::Marks;
+use crate::relay::family::PerFamily;
+
+/// The relay's port: a group of sockets for IPv4 and, where the host has IPv6, one for IPv6 alone. Both know the same
+/// bind magic and connection ids, so an agent may come by either, and its peer by the other.
+#[derive(Debug)]
+pub struct RelayPort {
+    /// Each group's sockets of one number together; control's first.
+    pub(super) sockets: Vec<PerFamily<Arc<UdpSocket>>>,
+    marks: Marks,
+    addresses: PerFamily<SocketAddr>,
+}
+
+/// Where any port will do, so many are tried until one is free in both families.
+const CHOICES: u32 = 16;
+
+impl RelayPort {
+    /// Opens `port` on all addresses of this host; 0 lets the kernel choose. `bind_magic` is what bind datagrams begin
+    /// with. On a host without IPv6 the relay runs on IPv4, and the log says why.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the address and what to do.
+    pub fn open(port: u16, bind_magic: [u8; BIND_MAGIC_LEN]) -> Result<RelayPort, OpenError> {
+        let v6 = match why_without_ipv6() {
+            None => Some(Ipv6Addr::UNSPECIFIED.into()),
+            Some(why) => {
+                tracing::info!(why, "the relay's port is opened on IPv4 alone");
+                None
+            }
+        };
+        RelayPort::open_at(PerFamily { v4: Ipv4Addr::UNSPECIFIED.into(), v6 }, port, bind_magic)
+    }
+
+    /// The port on one address of each family.
+    pub(super) fn open_at(
+        at: PerFamily<IpAddr>,
+        port: u16,
+        bind_magic: [u8; BIND_MAGIC_LEN],
+    ) -> Result<RelayPort, OpenError> {
+        let marks = Marks { bind_magic, connection_tag: random_tag() };
+        let mut choices = if port == 0 { CHOICES } else { 1 };
+        loop {
+            choices -= 1;
+            match open_groups(at, port, marks) {
+                Err(OpenError::InUse(_)) if choices > 0 => {}
+                opened => return opened.map(|groups| RelayPort::of(groups, marks)),
+            }
+        }
+    }
+
+    fn of(groups: PerFamily<SocketGroup>, marks: Marks) -> RelayPort {
+        let addresses =
+            PerFamily { v4: groups.v4.local_addr(), v6: groups.v6.as_ref().map(SocketGroup::local_addr) };
+        let obtained = groups.iter().map(SocketGroup::receive_buffer).min().unwrap_or(0);
+        if obtained < BUFFER_BYTES {
+            tracing::warn!(
+                obtained,
+                asked = BUFFER_BYTES,
+                "the receive buffers are small: short overloads will lose packets; raise net.core.rmem_max"
+            );
+        }
+        let mut v6 = groups.v6.into_iter().flat_map(|group| group.sockets).map(Arc::new);
+        let v4 = groups.v4.sockets.into_iter().map(Arc::new);
+        RelayPort { sockets: v4.map(|v4| PerFamily { v4, v6: v6.next() }).collect(), marks, addresses }
+    }
+
+    /// Where it listens. The port is the same in both families.
+    pub fn addresses(&self) -> PerFamily<SocketAddr> {
+        self.addresses
+    }
+
+    /// Its number.
+    pub fn port(&self) -> u16 {
+        self.addresses.v4.port()
+    }
+
+    /// Makes the connection ids by which the kernel tells the relay's QUIC connections from relayed ones: what
+    /// `quinn::EndpointConfig::cid_generator` must return.
+    pub fn connection_ids(&self) -> ConnectionIds {
+        ConnectionIds::tagged(self.marks.connection_tag)
+    }
+}
+
+/// A group on each address, all on one port: the one the kernel chose for the first, if `port` is 0.
+fn open_groups(
+    at: PerFamily<IpAddr>,
+    mut port: u16,
+    marks: Marks,
+) -> Result<PerFamily<SocketGroup>, OpenError> {
+    at.try_map(|address| {
+        let group = SocketGroup::open(SocketAddr::new(address, port), marks, RELAYED)?;
+        port = group.local_addr().port();
+        Ok(group)
+    })
+}
+
+/// Why this host has no IPv6; none if it has. Without an address yet it has: one may come.
+fn why_without_ipv6() -> Option<&'static str> {
+    match Socket::new(Domain::IPV6, Type::DGRAM, None) {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            return Some("there are no IPv6 sockets: the kernel has no IPv6, or it may not be used here");
+        }
+        _ => {}
+    }
+    // Sockets can be had nevertheless where it is disabled, but no packet comes.
+    let mut interfaces =
+        fs::read_dir("/proc/sys/net/ipv6/conf").ok()?.filter_map(Result::ok).filter(|entry| {
+            // What new interfaces get, and what was last written for all.
+            !["all", "default"].iter().any(|name| entry.file_name() == *name)
+        });
+    let disabled = interfaces
+        .all(|entry| fs::read(entry.path().join("disable_ipv6")).is_ok_and(|is| is.starts_with(b"1")));
+    disabled.then_some("IPv6 is disabled on every interface (net.ipv6.conf.*.disable_ipv6)")
+}
+
+/// Random so that nobody else's connection ids have it on purpose; it need not be secret.
+fn random_tag() -> [u8; 2] {
+    let [a, b, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+    [a, b]
+}
