@@ -84,7 +84,7 @@ pub enum ConnectError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionEnd {
     /// Nothing here used it any more.
-    #[error("the session was closed here")]
+    #[error("nothing here used the session any more, so it was closed")]
     Closed,
     /// The other side has closed it.
     #[error("the peer has ended the session{}", in_parentheses(.note))]
@@ -160,8 +160,17 @@ pub enum LinkError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// QUIC did not connect.
-    #[error("no answer within {} s", super::link::DIAL_TIMEOUT.as_secs())]
+    #[error(
+        "no answer within {} s: the relay is down, or UDP to it is blocked, or the address is wrong",
+        super::link::DIAL_TIMEOUT.as_secs()
+    )]
     DialTimeout,
+    /// Nothing has come for too long.
+    #[error(
+        "the relay has not been heard for {} s: it is gone, or the network between is",
+        super::link::IDLE_TIMEOUT.as_secs()
+    )]
+    Lost,
     /// QUIC failed.
     #[error("{0}")]
     Quic(String),

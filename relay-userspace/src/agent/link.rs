@@ -29,7 +29,7 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A relay that says nothing for so long is gone.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A closing connection gets this long to tell its peer.
 const GOODBYE: Duration = Duration::from_millis(250);
@@ -233,8 +233,11 @@ impl Connected {
                     }
                     Ok(None) => return LinkError::Quic("the relay has closed the control stream".to_owned()),
                     Err(error) => {
-                        let why = self.connection.close_reason().map(|reason| reason.to_string());
-                        return LinkError::Quic(why.unwrap_or_else(|| error.to_string()));
+                        return match self.connection.close_reason() {
+                            Some(quinn::ConnectionError::TimedOut) => LinkError::Lost,
+                            Some(reason) => LinkError::Quic(reason.to_string()),
+                            None => LinkError::Quic(error.to_string()),
+                        };
                     }
                 }
             }

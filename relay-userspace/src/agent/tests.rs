@@ -69,6 +69,44 @@ async fn shutdown_tells_the_peer_and_the_relay() {
 }
 
 #[tokio::test]
+async fn an_agent_that_crashed_connects_again_at_once() {
+    let net = Network::start().await;
+    let _bob = net.server(2, &[1], &[]).await;
+    let crashing =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let settings = net.dialing(1);
+    let connected = crashing.spawn(async move {
+        let alice = Agent::spawn(settings);
+        let connection = alice.connect(node(2)).await.unwrap();
+        (alice, connection)
+    });
+    let (alice, connection) = connected.await.unwrap();
+    let first = connection.session().id();
+    // Nobody is told: as after SIGKILL, the sockets are just gone.
+    crashing.shutdown_background();
+
+    let reborn = net.dialer(1);
+    let again = reborn.connect(node(2)).await.unwrap();
+    assert_ne!(again.session().id(), first);
+    again.ping().await.unwrap();
+    drop((alice, connection));
+}
+
+#[tokio::test]
+async fn agents_that_dial_each_other_at_the_same_time_both_connect() {
+    let net = Network::start().await;
+    let alice = Agent::spawn(net.serving(1, &[2], &[]));
+    let bob = Agent::spawn(net.serving(2, &[1], &[]));
+    net.relay.until(|state| state.announces == 2).await;
+    let (from_alice, from_bob) = tokio::join!(alice.connect(node(2)), bob.connect(node(1)));
+    let (from_alice, from_bob) = (from_alice.unwrap(), from_bob.unwrap());
+    from_alice.ping().await.unwrap();
+    from_bob.ping().await.unwrap();
+    drop(from_alice);
+    from_bob.ping().await.unwrap();
+}
+
+#[tokio::test]
 async fn tcp_is_forwarded_both_ways_with_half_close() {
     let net = Network::start().await;
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
