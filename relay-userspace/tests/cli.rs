@@ -208,7 +208,7 @@ fn a_killed_relay_leaves_nothing_in_the_way_of_the_next() {
 }
 
 #[test]
-fn a_datapath_that_cannot_be_had_is_refused_by_name_and_replaced_by_auto() {
+fn an_interface_that_cannot_take_the_program_is_refused_by_name() {
     let node = Node::relay();
     let port = free_port();
     node.run(&format!("net listen --port {port} --datapath xdp-native --interface no-such-if"))

@@ -46,7 +46,8 @@ pub fn log(event: &Event) {
             );
         }
         Event::Limited { session, packets, bytes } => {
-            tracing::info!(%session, packets, bytes, "dropped for the limit");
+            // The whole is in the line of the session's end; at a busy relay this one would come too often.
+            tracing::debug!(%session, packets, bytes, "dropped for the limit");
         }
         Event::Ended { session, connector, target, reason, age, traffic } => {
             let [sent, answered] = traffic.sides;

@@ -24,6 +24,9 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
             "--datapath and --interface have no effect: this node is an agent (transport.offer_relay)"
         );
     }
+    if !relay && options.port.is_some_and(|port| port != 0) {
+        tracing::warn!("--port has no effect: an agent's ports are the system's choice");
+    }
     let config = &mut node.config;
     config.network.port = options.port.unwrap_or(config.network.port);
     config.datapath.mode = options.datapath.unwrap_or(config.datapath.mode);
