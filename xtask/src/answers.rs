@@ -1,6 +1,7 @@
 //! What the relay's commands print with `--json`, as far as the tasks and tests read it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use relay_common::{Action, Reason};
 use serde::Deserialize;
@@ -53,6 +54,8 @@ pub struct RelaySession {
 /// What one agent has sent through the relay.
 #[derive(Debug, Deserialize)]
 pub struct RelaySide {
+    /// Where the agent is, seen from the relay; none before it has bound.
+    pub agent: Option<SocketAddr>,
     /// Packets the XDP program forwarded.
     pub packets_kernel: u64,
     /// Packets the daemon forwarded.
@@ -88,6 +91,9 @@ pub struct Status {
     pub kernel: BTreeMap<String, u64>,
     /// The same in the daemon.
     pub userspace: BTreeMap<String, u64>,
+    /// What control has refused, by reason.
+    #[serde(default)]
+    pub control: BTreeMap<String, u64>,
 }
 
 impl Status {
@@ -109,12 +115,12 @@ pub struct Pings {
     pub sent: u64,
     /// Pings answered.
     pub received: u64,
-    /// Their round trips.
-    pub rtt_us: RoundTrips,
+    /// Their round trips, if any was answered.
+    pub rtt_us: Option<RoundTrips>,
 }
 
 /// Round trips in microseconds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct RoundTrips {
     /// The median.
     pub p50: u64,

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::setup::{self, Consent, Purpose};
 use crate::terminal;
 use crate::tool::Tool;
-use crate::toolchain::Toolchain;
+use crate::toolchain::{self, Toolchain};
 use crate::workspace::{Workspace, cargo};
 
 /// The target the XDP program is compiled for.
@@ -27,17 +27,28 @@ pub struct Built {
 /// # Errors
 /// Something is missing and may not or cannot be installed, or a build failed.
 pub fn build(workspace: &Workspace, purpose: Purpose, consent: Consent) -> anyhow::Result<Built> {
-    let toolchain = setup::provide(workspace, purpose, consent)?;
-    let bpf_object = build_bpf_object(workspace, &toolchain)?;
+    build_with(workspace, &setup::provide(workspace, purpose, consent)?)
+}
+
+/// Builds with what is here: without the toolchain, a relay that has the userspace datapath only.
+///
+/// # Errors
+/// The build failed.
+pub fn build_with_what_is_here(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    match toolchain::find(workspace) {
+        Some(toolchain) => Ok(build_with(workspace, &toolchain)?.relay_binary),
+        None => build_relay(workspace, None),
+    }
+}
+
+fn build_with(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<Built> {
+    let bpf_object = build_bpf_object(workspace, toolchain)?;
     let relay_binary = build_relay(workspace, Some(&bpf_object))?;
     Ok(Built { bpf_object, relay_binary })
 }
 
 /// Builds the daemon, with the XDP program inside if there is one.
-///
-/// # Errors
-/// The build failed.
-pub fn build_relay(workspace: &Workspace, bpf_object: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+fn build_relay(workspace: &Workspace, bpf_object: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
     terminal::progress("building the relay");
     let mut build = Tool::new(cargo())
         .words("build --release --package relay-userspace --bin atlas-relay")

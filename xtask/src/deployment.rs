@@ -194,7 +194,8 @@ impl Deployment {
         Ok(forward)
     }
 
-    fn is_announced(&self, id: &str) -> bool {
+    /// Whether the relay knows the node `id` and would pair others with it.
+    pub fn is_announced(&self, id: &str) -> bool {
         let peers = self.relay.json::<Peers>("net peers --json");
         peers.is_ok_and(|peers| peers.peers.iter().any(|peer| peer.node_id == id && peer.announced))
     }

@@ -12,6 +12,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod load;
 pub mod setup;
+pub mod tcp_copy;
 pub mod terminal;
 pub mod test;
 pub mod tidy;

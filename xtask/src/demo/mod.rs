@@ -2,7 +2,6 @@
 
 mod report;
 mod scenario;
-mod tcp_copy;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -107,7 +106,7 @@ fn run_on_loopback(workspace: &Workspace, datapaths: &[Datapath]) -> anyhow::Res
         );
     }
     terminal::progress("not root: the userspace datapath alone, on loopback");
-    let binary = build::build_relay(workspace, None)?;
+    let binary = build::build_with_what_is_here(workspace)?;
     let directory = TemporaryDirectory::create()?;
     let scene = Scene {
         datapath: Datapath::Userspace,

@@ -99,6 +99,11 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// What it has written to either so far.
+    pub fn said(&self) -> String {
+        self.output() + &self.log()
+    }
+
     /// Sends it `signal`.
     pub fn signal(&self, signal: i32) {
         syscall::send_signal(self.id(), signal);
@@ -130,7 +135,7 @@ impl Process {
             }
             Ok(value)
         });
-        result.with_context(|| format!("{} said: {}", self.name, end_of(&self.log())))
+        result.with_context(|| format!("{} said: {}", self.name, end_of(&self.said())))
     }
 
     /// Waits for it to end by itself.
@@ -141,7 +146,7 @@ impl Process {
         let awaited = format!("the end of {}", self.name);
         let status = interrupt::wait_for(&awaited, patience, || self.ended())?;
         if !status.success() {
-            bail!("`{}` failed ({status}): {}", self.shown, end_of(&self.log()));
+            bail!("`{}` failed ({status}): {}", self.shown, end_of(&self.said()));
         }
         Ok(())
     }
@@ -155,7 +160,7 @@ impl Process {
         let awaited = format!("the end of {} after SIGTERM", self.name);
         let status = interrupt::wait_for(&awaited, Duration::from_secs(5), || self.ended())?;
         if !status.success() && status.signal() != Some(libc::SIGTERM) {
-            bail!("`{}` failed at its end ({status}): {}", self.shown, end_of(&self.log()));
+            bail!("`{}` failed at its end ({status}): {}", self.shown, end_of(&self.said()));
         }
         Ok(())
     }
