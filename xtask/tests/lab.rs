@@ -4,5 +4,14 @@
 #[cfg(test)] // always so here; it tells clippy that helpers of tests may unwrap
 #[path = "lab"]
 mod in_lab {
+    mod capture;
+    mod deaths;
+    mod fallback;
+    mod hand_agent;
+    mod limit;
     mod network;
+    mod raw_agents;
+    mod refusals;
+    mod transfer;
+    mod world;
 }

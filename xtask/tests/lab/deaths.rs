@@ -1,0 +1,186 @@
+//! Killing one agent, the other, or the relay in the middle of a transfer: what is left notices, says why, and cleans up.
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use xtask::answers::AgentSessions;
+use xtask::lab::Process;
+use xtask::tcp_copy;
+use xtask::tool::Tool;
+
+use super::world::{CONSENT, FORWARDED, NATIVE, RELAY, SERVED, World, wait_for, wait_until_said};
+
+/// How `net forward` begins to say why its peer is gone.
+const LOST: &str = "{\"event\":\"lost\",\"why\":\"";
+
+/// The three deaths wait for the same minute: one after the other they would take three.
+#[test]
+fn a_death_in_the_middle_of_a_transfer_leaves_nothing_behind() {
+    const NAME: &str = "a_death_in_the_middle_of_a_transfer_leaves_nothing_behind";
+    let deaths: [fn(World); 3] = [the_connector_dies, the_target_dies, the_relay_dies];
+    std::thread::scope(|scope| {
+        for death in deaths {
+            let Some(world) = World::new(NAME) else { return };
+            scope.spawn(move || death(world));
+        }
+    });
+}
+
+fn the_connector_dies(world: World) {
+    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let mut target = world.deployment.start_target().unwrap();
+    let Transfer { forward, mut sender, mut receiver } = start_transfer(&world);
+
+    forward.kill();
+
+    let since = Instant::now();
+    wait_for_end(&mut sender, Duration::from_secs(5));
+    world.wait_for_no_session(CONSENT + Duration::from_secs(5));
+    println!("connector killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
+    wait_for("the end of the target's session", CONSENT, || {
+        sessions_of_target(&world).is_empty().then_some(())
+    });
+    wait_for_end(&mut receiver, CONSENT);
+    wait_until_said(&mut target, "the session has ended", Duration::from_secs(1));
+    // Nobody else is disturbed: the next transfer works.
+    transfer_works(&world);
+    target.stop().unwrap();
+    relay.stop().unwrap();
+}
+
+fn the_target_dies(world: World) {
+    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let target = world.deployment.start_target().unwrap();
+    let Transfer { mut forward, mut sender, mut receiver } = start_transfer(&world);
+    let [session] = world.sessions().try_into().unwrap();
+    let tuple = session.sides[1].agent.unwrap();
+
+    target.kill();
+
+    let since = Instant::now();
+    // The second NAT keeps ports, so whoever takes the dead process's port has its tuple.
+    let thief = world.lab.agents[1].inside(|| UdpSocket::bind(("0.0.0.0", tuple.port())).unwrap()).unwrap();
+    let forwarded_from_target = || world.sessions().first().map(|session| session.sides[1].packets_kernel);
+    let before = forwarded_from_target().unwrap();
+    thief.send_to(b"from the old tuple", RELAY).unwrap();
+    wait_for("a datagram from the tuple while consent is fresh", Duration::from_secs(2), || {
+        (forwarded_from_target() > Some(before)).then_some(())
+    });
+
+    world.wait_for_no_session(CONSENT + Duration::from_secs(1));
+    println!("target killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    assert!(since.elapsed() <= CONSENT + Duration::from_secs(1), "closed after {:?}", since.elapsed());
+    let forwarded = || world.status().kernel.get("forwarded").copied().unwrap_or(0);
+    let no_flow = || world.status().kernel.get("no_flow").copied().unwrap_or(0);
+    let (forwarded_before, no_flow_before) = (forwarded(), no_flow());
+    for _ in 0..10 {
+        thief.send_to(b"from the old tuple", RELAY).unwrap();
+    }
+    wait_for("the datagrams to be seen", Duration::from_secs(2), || {
+        (no_flow() >= no_flow_before + 10).then_some(())
+    });
+    assert_eq!(forwarded(), forwarded_before, "a datagram from the old tuple was forwarded");
+
+    wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
+    wait_for_end(&mut sender, CONSENT);
+    wait_until_said(&mut forward, LOST, CONSENT);
+    let _ = receiver.ended(); // it died with the target's socket or waits for nobody: the lab ends it
+    forward.stop().unwrap();
+    relay.stop().unwrap();
+}
+
+fn the_relay_dies(world: World) {
+    let relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let mut target = world.deployment.start_target().unwrap();
+    let Transfer { mut forward, mut sender, mut receiver } = start_transfer(&world);
+    let maps = maps_of(&relay);
+    assert!(!maps.is_empty(), "the relay has maps");
+    assert!(has_xdp_program(&world), "the interface has a program");
+
+    relay.kill();
+
+    wait_for("the end of the maps and the program", Duration::from_secs(5), || {
+        let gone = maps.iter().all(|map| !exists(*map)) && !has_xdp_program(&world);
+        gone.then_some(())
+    });
+    let since = Instant::now();
+    wait_until_said(&mut target, "not connected to the relay", CONSENT);
+    wait_until_said(&mut target, "the session has ended", CONSENT);
+    wait_until_said(&mut forward, LOST, CONSENT);
+    println!("relay killed: the agents ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    wait_for_end(&mut sender, CONSENT);
+    wait_for_end(&mut receiver, CONSENT);
+    assert!(sessions_of_target(&world).is_empty());
+    forward.stop().unwrap();
+
+    // A relay in its place is found by the agents themselves.
+    let relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    wait_for("the target's announcement", Duration::from_secs(60), || {
+        world.deployment.is_announced(world.deployment.target.id()).then_some(())
+    });
+    transfer_works(&world);
+    target.stop().unwrap();
+    relay.stop().unwrap();
+}
+
+/// A transfer that the default limit makes last for a minute.
+struct Transfer {
+    forward: Process,
+    sender: Process,
+    receiver: Process,
+}
+
+fn start_transfer(world: &World) -> Transfer {
+    let deployment = &world.deployment;
+    let file = world.random_file(64);
+    let received = world.lab.directory().join("received");
+    let forward = deployment.start_forward(FORWARDED, SERVED).unwrap();
+    let receiver = tcp_copy::receive(deployment.target.host(), SERVED, &received).unwrap();
+    let sender =
+        tcp_copy::send(deployment.connector.host(), FORWARDED, &file, world.lab.directory()).unwrap();
+    wait_for("the transfer's first MiB", Duration::from_secs(10), || {
+        std::fs::metadata(&received).is_ok_and(|metadata| metadata.len() > 1 << 20).then_some(())
+    });
+    Transfer { forward, sender, receiver }
+}
+
+/// A small file goes through.
+fn transfer_works(world: &World) {
+    let deployment = &world.deployment;
+    let file = world.lab.directory().join("small");
+    std::fs::write(&file, [7; 100_000]).unwrap();
+    let received = world.lab.directory().join("received-small");
+    let _forward = deployment.start_forward(FORWARDED, SERVED).unwrap();
+    let mut receiver = tcp_copy::receive(deployment.target.host(), SERVED, &received).unwrap();
+    let _sender =
+        tcp_copy::send(deployment.connector.host(), FORWARDED, &file, world.lab.directory()).unwrap();
+    receiver.wait_success(Duration::from_secs(10)).unwrap();
+    assert_eq!(std::fs::metadata(&received).unwrap().len(), 100_000);
+}
+
+fn wait_for_end(process: &mut Process, patience: Duration) {
+    wait_for("the end of a process", patience, || process.ended().unwrap());
+}
+
+fn sessions_of_target(world: &World) -> Vec<xtask::answers::AgentSession> {
+    world.deployment.target.json::<AgentSessions>("net sessions --json").unwrap().sessions
+}
+
+/// The ids of the BPF maps that a process has open.
+fn maps_of(process: &Process) -> Vec<u32> {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", process.id())).unwrap();
+    descriptors
+        .flatten()
+        .filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok())
+        .filter_map(|info| info.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok()))
+        .collect()
+}
+
+fn exists(map: u32) -> bool {
+    aya::maps::loaded_maps().flatten().any(|loaded| loaded.id() == map)
+}
+
+fn has_xdp_program(world: &World) -> bool {
+    world.lab.relay.run(&Tool::new("ip").words("link show dev r0")).unwrap().contains("prog/xdp")
+}

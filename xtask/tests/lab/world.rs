@@ -1,0 +1,89 @@
+//! What most tests here begin with: a lab with a relay and two agents that are not started yet.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use xtask::answers::{RelaySession, RelaySessions, Status};
+use xtask::deployment::{Deployment, Hosts};
+use xtask::interrupt;
+use xtask::lab::{Lab, Process, RELAY_ADDRESS};
+use xtask::test::privileged_or_skip;
+
+/// Where the relay is reached.
+pub const RELAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(RELAY_ADDRESS), 4433);
+
+/// Where a TCP program may be reached at the target.
+pub const SERVED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+
+/// Where `net forward` listens at the connector.
+pub const FORWARDED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9001);
+
+/// The relay's options for a datapath.
+pub const NATIVE: &str = "--datapath xdp-native --interface r0";
+pub const GENERIC: &str = "--datapath xdp-generic --interface r0";
+pub const USERSPACE: &str = "--datapath userspace";
+
+/// A side's proof is good for so long; whoever falls silent is noticed by then.
+pub const CONSENT: Duration = Duration::from_secs(75);
+
+/// A lab with identities and configurations in it.
+pub struct World {
+    pub deployment: Deployment,
+    pub lab: Lab,
+    pub binary: PathBuf,
+}
+
+impl World {
+    /// A world for the test `name`, or `None` after it said why it cannot run.
+    pub fn new(name: &str) -> Option<World> {
+        let binary = privileged_or_skip(name)?.relay_binary;
+        let lab = Lab::up().unwrap();
+        let hosts =
+            Hosts { relay: lab.relay.host(), connector: lab.agents[0].host(), target: lab.agents[1].host() };
+        let deployment =
+            Deployment::prepare(hosts, &binary, lab.directory(), RELAY, &SERVED.to_string()).unwrap();
+        Some(World { deployment, lab, binary })
+    }
+
+    pub fn status(&self) -> Status {
+        self.deployment.relay.json("xdp status --json").unwrap()
+    }
+
+    /// How often control has refused something for `reason`.
+    pub fn refused(&self, reason: &str) -> u64 {
+        self.status().control.get(reason).copied().unwrap_or(0)
+    }
+
+    pub fn sessions(&self) -> Vec<RelaySession> {
+        self.deployment.relay.json::<RelaySessions>("net sessions --json").unwrap().sessions
+    }
+
+    /// Waits until the relay has no session any more.
+    pub fn wait_for_no_session(&self, patience: Duration) {
+        wait_for("the end of all sessions", patience, || self.sessions().is_empty().then_some(()));
+    }
+
+    /// A file of `mib` MiB of random bytes.
+    pub fn random_file(&self, mib: u64) -> PathBuf {
+        use std::io::Read as _;
+        let path = self.lab.directory().join("file");
+        let random = std::fs::File::open("/dev/urandom").unwrap();
+        std::io::copy(&mut random.take(mib << 20), &mut std::fs::File::create(&path).unwrap()).unwrap();
+        path
+    }
+}
+
+/// Waits until `attempt` gives a value.
+///
+/// # Panics
+/// Not within `patience`.
+pub fn wait_for<T>(awaited: &str, patience: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+    interrupt::wait_for(awaited, patience, || Ok(attempt())).unwrap()
+}
+
+/// Waits until `process` has said `text`, as output or in its log.
+pub fn wait_until_said(process: &mut Process, text: &str, patience: Duration) {
+    let said = |process: &Process| process.said().contains(text).then_some(());
+    process.wait_until(&format!("the words `{text}`"), patience, said).unwrap();
+}
