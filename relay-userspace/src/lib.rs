@@ -11,4 +11,5 @@ pub mod config;
 pub mod identity;
 pub mod protocol;
 pub mod relay;
+mod socket_queue;
 pub mod tls;

@@ -80,6 +80,7 @@ impl Forward {
                 bytes_received: sum.bytes_received + one.bytes_received,
                 unsent: sum.unsent + one.unsent,
                 strange: sum.strange + one.strange,
+                queue_full: sum.queue_full + one.queue_full,
                 untaken: sum.untaken + one.untaken,
             }
         })

@@ -62,6 +62,9 @@ pub struct SessionTraffic {
     pub unsent: u64,
     /// Datagrams that did not come from the relay, or bind datagrams that were not sound; dropped.
     pub strange: u64,
+    /// Datagrams the system dropped because they came faster than they were received. Raise `net.core.rmem_max` if it
+    /// happens often.
+    pub queue_full: u64,
     /// Datagrams dropped because the application was too slow to take them.
     pub untaken: u64,
 }

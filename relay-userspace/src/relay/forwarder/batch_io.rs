@@ -346,46 +346,6 @@ pub fn set_gro(socket: &UdpSocket, on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, i32::from(on))
 }
 
-/// Asks for kernel buffers of `bytes` for received and for sent datagrams each, and returns the size of the former as
-/// the kernel accounts it (it doubles what was asked for, and charges a small datagram 768 bytes or more). With
-/// CAP_NET_ADMIN the administrator's limits (`net.core.rmem_max`, `wmem_max`) are exceeded; without it they cap the
-/// sizes.
-///
-/// # Errors
-/// What getsockopt(2) says.
-pub fn set_buffer_sizes(socket: &UdpSocket, bytes: usize) -> io::Result<usize> {
-    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
-    for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
-    {
-        set_option(socket, libc::SOL_SOCKET, forced, bytes)
-            .or_else(|_| set_option(socket, libc::SOL_SOCKET, plain, bytes))?;
-    }
-    socket2::SockRef::from(socket).recv_buffer_size()
-}
-
-/// Datagrams the kernel has dropped since the socket was opened because its receive buffer was full (or their checksum
-/// wrong). Wraps.
-///
-/// # Errors
-/// What getsockopt(2) says.
-pub fn queue_drops(socket: &UdpSocket) -> io::Result<u32> {
-    const SO_MEMINFO: i32 = 55; // asm-generic/socket.h
-    const DROPS: usize = 8; // SK_MEMINFO_DROPS, linux/sock_diag.h
-    let mut memory = [0u32; DROPS + 1];
-    let mut len = size_of_val(&memory) as libc::socklen_t;
-    // SAFETY: `memory` is writable and `len` is its size in bytes; the kernel writes at most that.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_MEMINFO,
-            memory.as_mut_ptr().cast(),
-            &mut len,
-        )
-    };
-    if result == 0 { Ok(memory[DROPS]) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Makes `program` choose the socket of the SO_REUSEPORT group that `socket` belongs to. Needs no privilege.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ mod tests;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -28,6 +29,7 @@ pub use socket_group::OpenError;
 
 use crate::relay::datapath::Tables;
 use crate::relay::family::{Family, PerFamily};
+use crate::socket_queue::queue_drops;
 use batch_io::Headers;
 use counters::Counters;
 use reader::{Reader, Stop};
@@ -108,7 +110,7 @@ impl Forwarder {
     /// Datagrams the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since
     /// they were opened. Wraps at 2^32 per socket.
     pub fn socket_queue_drops(&self) -> u64 {
-        self.sockets.iter().map(|socket| u64::from(batch_io::queue_drops(socket).unwrap_or(0))).sum()
+        self.sockets.iter().map(|socket| u64::from(queue_drops(socket.as_fd()).unwrap_or(0))).sum()
     }
 }
 

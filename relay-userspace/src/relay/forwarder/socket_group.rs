@@ -7,6 +7,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::batch_io::{self, PathMtu};
 use super::steering::Marks;
+use crate::socket_queue;
 
 /// Sockets for relayed traffic. One reader carries what one core can; relayed long headers come to the control socket.
 pub const RELAYED: u32 = 1;
@@ -50,7 +51,7 @@ impl SocketGroup {
         }
         let mut receive_buffer = usize::MAX;
         for socket in &sockets {
-            let obtained = batch_io::set_buffer_sizes(socket, BUFFER_BYTES)
+            let obtained = socket_queue::set_buffer_sizes(socket, BUFFER_BYTES)
                 .map_err(|source| OpenError::System { address, source })?;
             receive_buffer = receive_buffer.min(obtained);
         }

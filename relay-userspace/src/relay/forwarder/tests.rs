@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Waker};
 use std::thread;
@@ -12,7 +13,7 @@ use proptest::prelude::*;
 use quinn::ConnectionIdGenerator;
 use relay_common::{BIND_LEN, BIND_MAGIC_LEN, Reason};
 
-use super::batch_io::{Batch, Headers, queue_drops, report_ancillary, send_fault, send_one};
+use super::batch_io::{Batch, Headers, report_ancillary, send_fault, send_one};
 use super::connection_ids::ConnectionIds;
 use super::quic_socket::QUEUE_LEN;
 use super::socket_group::SocketGroup;
@@ -21,6 +22,7 @@ use super::{BIND_QUEUE_LEN, Forwarder, RelayPort, Started};
 use crate::clock::MonoTime;
 use crate::relay::datapath::{FlowTable, FlowTuple, Flows, Limit, NoRoutes, SlotId, TableSizes, Tables};
 use crate::relay::family::{Family, PerFamily};
+use crate::socket_queue::queue_drops;
 
 const MAGIC: [u8; BIND_MAGIC_LEN] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
 const TAG: [u8; 2] = [0xa5, 0x5a];
@@ -284,7 +286,7 @@ fn datagrams_that_do_not_fit_a_sockets_queue_are_counted() {
         sender.send_to(&[0; 1000], receiver.local_addr().unwrap()).unwrap();
     }
     let received = Batch::<u8>::new().receive(&receiver).unwrap();
-    assert_eq!(received + queue_drops(&receiver).unwrap() as usize, 100);
+    assert_eq!(received + queue_drops(receiver.as_fd()).unwrap() as usize, 100);
 }
 
 #[test]
