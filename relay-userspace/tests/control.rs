@@ -175,6 +175,20 @@ async fn more_agents_than_are_allowed_are_refused_and_places_become_free_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_many_handshakes_under_way_addresses_are_validated_and_agents_still_get_in() {
+    let relay = TestRelay::start("");
+    let mut silent = Vec::new();
+    for _ in 0..65 {
+        silent.push(Agent::dialled(&relay, 1).await);
+    }
+    assert_eq!(relay.ask::<Status>(Request::Status).await.control["retry_demanded"], 0);
+    let mut agent = Agent::connected(&relay, 2).await;
+    relay.has_refused("retry_demanded").await;
+    agent.send(&announce(2)).await;
+    assert!(matches!(agent.receive().await, Message::RelayReady(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_alpn_is_refused() {
     let relay = TestRelay::start("");
     let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();

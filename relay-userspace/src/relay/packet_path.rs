@@ -10,8 +10,8 @@ use relay_common::siphash::HashKey;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    FlowTable, HopWriter, NetworkChange, NetworkEvents, NextHops, PortError, Program, Selection, TableSizes,
-    XdpError, ports,
+    FlowTable, HopWriter, NetworkChange, NetworkEvents, NextHops, Port, PortError, Program, Selection,
+    TableSizes, XdpError, ports,
 };
 use super::forwarder::{BindSender, Forwarder, RelayPort, Started};
 use super::report;
@@ -47,20 +47,19 @@ impl PacketPath {
     /// # Errors
     /// An interface does not exist, the datapath asked for by name cannot be had, or the system refuses threads.
     pub fn open(wanted: &Datapath, relay_port: RelayPort, magic: BindMagic) -> Result<Opened, PathError> {
-        // Subscribed before anything is read, so that no change is missed.
-        let network = match wanted.mode {
-            DatapathMode::Userspace => None,
-            _ => Some(NetworkEvents::subscribe().map_err(PathError::Netlink)?),
-        };
-        let ports = match wanted.mode {
-            DatapathMode::Userspace => Vec::new(),
-            _ if wanted.interfaces.is_empty() => ports::towards_the_internet()?,
-            _ => ports::named(&wanted.interfaces)?,
+        let (network, ports, obstacle) = match look_around(wanted) {
+            Ok((network, ports)) => (network, ports, None),
+            // Where the kernel does not answer (some containers), userspace still forwards.
+            Err(error) if wanted.mode == DatapathMode::Auto && !error.is_the_operators() => {
+                (None, Vec::new(), Some(error.to_string()))
+            }
+            Err(error) => return Err(error),
         };
         let sizes = TableSizes::for_sessions(wanted.max_sessions);
         let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_key()?, magic.0)?;
         let name = selection.name();
         let Selection { tables, program, egress, why, .. } = selection;
+        let why = obstacle.unwrap_or(why);
         let hops = match egress {
             Some(egress) => {
                 let writer = HopWriter::new(Arc::clone(&tables), egress);
@@ -158,6 +157,26 @@ pub enum PathError {
     /// The random number generator failed.
     #[error("the operating system gives no random numbers")]
     NoRandomness,
+}
+
+impl PathError {
+    /// Whether it is a mistake to be corrected, and not something this host does not have.
+    fn is_the_operators(&self) -> bool {
+        matches!(self, PathError::Ports(PortError::Unknown { .. }))
+    }
+}
+
+/// The interfaces to attach to, and news of the network from before they were looked up: no change is missed.
+fn look_around(wanted: &Datapath) -> Result<(Option<NetworkEvents>, Vec<Port>), PathError> {
+    if wanted.mode == DatapathMode::Userspace {
+        return Ok((None, Vec::new()));
+    }
+    let network = NetworkEvents::subscribe().map_err(PathError::Netlink)?;
+    let ports = match &wanted.interfaces[..] {
+        [] => ports::towards_the_internet()?,
+        names => ports::named(names)?,
+    };
+    Ok((Some(network), ports))
 }
 
 fn random_hash_key() -> Result<HashKey, PathError> {
