@@ -13,7 +13,6 @@ mod driver;
 mod event_log;
 mod family;
 mod packet_path;
-mod unfinished;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -15,9 +15,11 @@
 mod agents;
 mod binds;
 mod event;
+mod lifecycle;
 mod offers;
 mod refusal;
 mod session;
+mod sessions;
 mod timers;
 
 #[cfg(test)]
@@ -35,7 +37,7 @@ pub use refusal::{Refusal, Refusals};
 pub use session::{SessionState, SessionStatus, SideStatus};
 
 use self::agents::Agents;
-use self::session::Sessions;
+use self::sessions::Sessions;
 use self::timers::{Timer, Timers};
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};

@@ -1,23 +1,18 @@
-//! Sessions: their two sides, what they carry, and when they end.
+//! One session: its two sides, what it carries, how far it is.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use relay_common::Side;
 
+use super::CONSENT;
+use super::agents::ConnId;
 use super::binds::Pace;
-use super::event::EndReason;
-use super::timers::Timer;
-use super::{CONSENT, Event, KEEPALIVE, Rendezvous, goodbye};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
+use crate::protocol::SessionId;
 use crate::protocol::bind::BindKey;
-use crate::protocol::flow_terms::{ErrorMessage, FlowTerms, RelayError, RelayReady, disconnect_reason};
-use crate::protocol::{ErrorCode, SessionId};
 use crate::relay::datapath::{FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
-
-use super::agents::ConnId;
 
 /// Traffic is looked at this often, for idleness and for what the limit dropped.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -42,8 +37,8 @@ pub(super) struct Session {
     seen_packets: u64,
     /// When packets were last found to be relayed.
     active: MonoTime,
-    /// What the limit had dropped when the agents were last told.
-    told_limited: (u64, u64),
+    /// What the limit had dropped at the last look.
+    seen_dropped: Dropped,
     next_look: MonoTime,
 }
 
@@ -62,6 +57,14 @@ pub(super) struct Party {
     pub proved: MonoTime,
     pub challenges: Pace<8>,
     pub moves: Pace<1>,
+}
+
+/// What the limit has dropped.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Dropped {
+    pub packets: u64,
+    /// UDP payload bytes.
+    pub bytes: u64,
 }
 
 /// How far a session is.
@@ -127,7 +130,7 @@ impl Session {
             carried: Traffic::default(),
             seen_packets: 0,
             active: now,
-            told_limited: (0, 0),
+            seen_dropped: Dropped::default(),
             next_look: now,
         }
     }
@@ -192,6 +195,33 @@ impl Session {
         self.slot.map_or(self.carried, |slot| sum(self.carried, flows.traffic(slot)))
     }
 
+    /// The side whose last proof is no longer good.
+    pub fn silent_side(&self, now: MonoTime) -> Option<Side> {
+        Side::BOTH.into_iter().find(|side| self.party(*side).proved + CONSENT <= now)
+    }
+
+    /// Looks at what it has carried. Returns what the limit has dropped since the last look.
+    pub fn look(&mut self, flows: &impl Flows, now: MonoTime) -> Dropped {
+        self.next_look = now + LOOK_EVERY;
+        let traffic = self.traffic(flows);
+        let packets = traffic.sides.iter().map(|side| side.packets_kernel + side.packets_userspace).sum();
+        if packets != self.seen_packets {
+            self.seen_packets = packets;
+            self.active = now;
+        }
+        let dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
+        let before = std::mem::replace(&mut self.seen_dropped, dropped);
+        Dropped {
+            packets: dropped.packets.saturating_sub(before.packets),
+            bytes: dropped.bytes.saturating_sub(before.bytes),
+        }
+    }
+
+    /// Whether no packet was found to be relayed for this long.
+    pub fn is_idle(&self, idle_timeout: Duration, now: MonoTime) -> bool {
+        self.active + idle_timeout <= now
+    }
+
     /// When it has to be looked at next.
     pub fn due(&self, idle_timeout: Duration) -> MonoTime {
         if let Some(until) = self.offer_until {
@@ -202,7 +232,7 @@ impl Session {
         consent.min(self.next_look).min(self.active + idle_timeout)
     }
 
-    fn status(&self, flows: &impl Flows, now: MonoTime) -> SessionStatus {
+    pub fn status(&self, flows: &impl Flows, now: MonoTime) -> SessionStatus {
         let [connector, target] = &self.parties;
         let side = |party: &Party| SideStatus {
             agent: party.bound.map(|tuple| tuple.agent),
@@ -219,320 +249,6 @@ impl Session {
             sides: [side(connector), side(target)],
             traffic: self.traffic(flows),
         }
-    }
-}
-
-/// All offers and sessions, by id, node and tuple.
-#[derive(Debug, Default)]
-pub(super) struct Sessions {
-    all: BTreeMap<SessionId, Session>,
-    by_node: BTreeMap<NodeId, BTreeSet<SessionId>>,
-    /// Every proved tuple belongs to one side of one session: whoever proved it last.
-    by_tuple: BTreeMap<FlowTuple, (SessionId, Side)>,
-    /// Open offers by connector and by target.
-    offers: [BTreeMap<NodeId, u32>; 2],
-}
-
-impl Sessions {
-    pub fn get(&self, id: SessionId) -> Option<&Session> {
-        self.all.get(&id)
-    }
-
-    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.all.get_mut(&id)
-    }
-
-    pub fn ids(&self) -> Vec<SessionId> {
-        self.all.keys().copied().collect()
-    }
-
-    pub fn of_node(&self, node: &NodeId) -> Vec<SessionId> {
-        self.by_node.get(node).into_iter().flatten().copied().collect()
-    }
-
-    /// Who has proved `tuple`.
-    pub fn owner(&self, tuple: &FlowTuple) -> Option<(SessionId, Side)> {
-        self.by_tuple.get(tuple).copied()
-    }
-
-    /// Offers that `node` has open as `side`.
-    pub fn open_offers(&self, node: &NodeId, side: Side) -> u32 {
-        let [as_connector, as_target] = &self.offers;
-        let counts = match side {
-            Side::Connector => as_connector,
-            Side::Target => as_target,
-        };
-        counts.get(node).copied().unwrap_or(0)
-    }
-
-    pub fn insert(&mut self, session: Session) {
-        for (party, offers) in session.parties.iter().zip(&mut self.offers) {
-            self.by_node.entry(party.node).or_default().insert(session.id);
-            *offers.entry(party.node).or_default() += 1;
-        }
-        self.all.insert(session.id, session);
-    }
-
-    /// An offer is none any more: it was paired, or is over.
-    pub fn close_offer(&mut self, nodes: [NodeId; 2]) {
-        for (node, offers) in nodes.iter().zip(&mut self.offers) {
-            if let Some(count) = offers.get_mut(node) {
-                *count -= 1;
-                if *count == 0 {
-                    offers.remove(node);
-                }
-            }
-        }
-    }
-
-    pub fn remove(&mut self, id: SessionId) -> Option<Session> {
-        let session = self.all.remove(&id)?;
-        for party in &session.parties {
-            if let Some(tuple) = party.bound {
-                self.by_tuple.remove(&tuple);
-            }
-            if let Some(sessions) = self.by_node.get_mut(&party.node) {
-                sessions.remove(&id);
-                if sessions.is_empty() {
-                    self.by_node.remove(&party.node);
-                }
-            }
-        }
-        if session.offer_until.is_some() {
-            let [connector, target] = &session.parties;
-            self.close_offer([connector.node, target.node]);
-        }
-        Some(session)
-    }
-
-    /// `side` of session `id` has proved `tuple`, which nobody else owns.
-    pub fn own(&mut self, id: SessionId, side: Side, tuple: FlowTuple) {
-        let Some(session) = self.all.get_mut(&id) else { return };
-        if let Some(before) = session.party_mut(side).bound.replace(tuple) {
-            self.by_tuple.remove(&before);
-        }
-        self.by_tuple.insert(tuple, (id, side));
-    }
-
-    /// `side` of session `id` has no tuple any more.
-    pub fn disown(&mut self, id: SessionId, side: Side) {
-        if let Some(tuple) = self.all.get_mut(&id).and_then(|session| session.party_mut(side).bound.take()) {
-            self.by_tuple.remove(&tuple);
-        }
-    }
-
-    /// Sides of `node` whose connection was `from` continue on `to`.
-    pub fn attach(&mut self, node: &NodeId, from: Option<ConnId>, to: ConnId) -> Vec<(SessionId, Side)> {
-        let mut attached = Vec::new();
-        for id in self.by_node.get(node).into_iter().flatten() {
-            let Some(session) = self.all.get_mut(id) else { continue };
-            let Some(side) = session.side_of(node) else { continue };
-            let party = session.party_mut(side);
-            if party.conn == from {
-                party.conn = Some(to);
-                attached.push((*id, side));
-            }
-        }
-        attached
-    }
-
-    /// Sides of `node` whose connection was `from` have none now.
-    pub fn detach(&mut self, node: &NodeId, from: ConnId) {
-        for id in self.by_node.get(node).into_iter().flatten() {
-            let Some(session) = self.all.get_mut(id) else { continue };
-            if let Some(side) = session.side_on(from) {
-                session.party_mut(side).conn = None;
-            }
-        }
-    }
-
-    pub fn statuses(&self, flows: &impl Flows, now: MonoTime) -> Vec<SessionStatus> {
-        self.all.values().map(|session| session.status(flows, now)).collect()
-    }
-
-    #[cfg(test)]
-    pub fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.all.values()
-    }
-
-    #[cfg(test)]
-    pub fn tuple_count(&self) -> usize {
-        self.by_tuple.len()
-    }
-
-    #[cfg(test)]
-    pub fn offer_counts(&self) -> &[BTreeMap<NodeId, u32>; 2] {
-        &self.offers
-    }
-}
-
-impl Rendezvous {
-    /// Sets the time at which a session is looked at next.
-    pub(super) fn schedule(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get(id) {
-            self.timers.set(Timer::Session(id), session.due(self.settings.idle_timeout));
-        }
-    }
-
-    /// A session's time has come: ends it if it is over, else looks at its traffic.
-    pub(super) fn examine(&mut self, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
-        let Some(session) = self.sessions.get(id) else { return };
-        if session.offer_until.is_some() {
-            return match session.offer_until {
-                Some(until) if until <= now => self.end(id, EndReason::OfferExpired, flows, now),
-                _ => self.schedule(id),
-            };
-        }
-        for side in Side::BOTH {
-            if session.party(side).proved + CONSENT <= now {
-                return self.end(id, EndReason::ConsentLost(side), flows, now);
-            }
-        }
-        if self.look(id, flows, now) {
-            return self.end(id, EndReason::Idle, flows, now);
-        }
-        self.schedule(id);
-    }
-
-    /// A side ends one session; the connection stays.
-    pub(super) fn leave(&mut self, conn: ConnId, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
-        let Some(node) = self.agents.get(conn).map(|agent| agent.node) else { return };
-        match self.sessions.get(id).map(|session| session.side_of(&node)) {
-            Some(Some(side)) => self.end(id, EndReason::Left(side), flows, now),
-            // It may just have ended: both ends may say so at once.
-            None => {}
-            Some(None) => self.refuse(conn, super::Refusal::ForeignSession, now),
-        }
-    }
-
-    /// Ends a session or offer: flows first, then both sides are told.
-    pub(super) fn end(&mut self, id: SessionId, reason: EndReason, flows: &mut impl Flows, now: MonoTime) {
-        let Some(mut session) = self.sessions.remove(id) else { return };
-        self.timers.clear(Timer::Session(id));
-        session.part(flows, now);
-        for side in Side::BOTH {
-            if let Some(conn) = session.party(side).conn {
-                self.tell_end(conn, &session, side, reason);
-            }
-        }
-        let [connector, target] = &session.parties;
-        self.event(Event::Ended {
-            session: id,
-            connector: connector.node,
-            target: target.node,
-            reason,
-            age: now.since(session.since),
-            traffic: session.carried,
-        });
-    }
-
-    /// Sends both sides their terms.
-    pub(super) fn send_terms(&mut self, id: SessionId, bind_now: bool) {
-        for side in Side::BOTH {
-            self.send_terms_to(id, side, bind_now);
-        }
-    }
-
-    /// Sends one side its terms, if it is connected.
-    pub(super) fn send_terms_to(&mut self, id: SessionId, side: Side, bind_now: bool) {
-        let Some(session) = self.sessions.get(id) else { return };
-        let party = session.party(side);
-        let Some(conn) = party.conn else { return };
-        let terms = FlowTerms {
-            session: id,
-            peer: session.party(side.other()).node,
-            side,
-            bind_key: party.bind_key.clone(),
-            bind_magic: self.magic,
-            rate_bytes_per_s: session.limit.bytes_per_s,
-            burst_bytes: session.limit.burst_bytes,
-            max_datagram_bytes: session.max_datagram_bytes,
-            consent: CONSENT,
-            keepalive: KEEPALIVE,
-            data_addresses: self.settings.advertise.clone(),
-            bind_now,
-        };
-        self.send(conn, RelayReady::with_terms(&terms));
-    }
-
-    /// Looks at what a session has carried: true if it has been idle for too long. Tells its agents what the limit has
-    /// dropped since it was last looked at.
-    fn look(&mut self, id: SessionId, flows: &impl Flows, now: MonoTime) -> bool {
-        let idle_timeout = self.settings.idle_timeout;
-        let Some(session) = self.sessions.get_mut(id) else { return false };
-        session.next_look = now + LOOK_EVERY;
-        let traffic = session.traffic(flows);
-        let packets: u64 =
-            traffic.sides.iter().map(|side| side.packets_kernel + side.packets_userspace).sum();
-        if packets != session.seen_packets {
-            session.seen_packets = packets;
-            session.active = now;
-        }
-        let (packets, bytes) = session.told_limited;
-        let dropped =
-            (traffic.limited_packets.saturating_sub(packets), traffic.limited_bytes.saturating_sub(bytes));
-        session.told_limited = (traffic.limited_packets, traffic.limited_bytes);
-        let idle = session.active + idle_timeout <= now;
-        let conns = session.parties.each_ref().map(|party| party.conn);
-        if dropped.0 > 0 {
-            let (packets, bytes) = dropped;
-            self.event(Event::Limited { session: id, packets, bytes });
-            for conn in conns.into_iter().flatten() {
-                let text = "datagrams were dropped for the session's limit";
-                self.send(
-                    conn,
-                    ErrorMessage {
-                        session: Some(id),
-                        packets: Some(packets),
-                        bytes: Some(bytes),
-                        ..ErrorMessage::new(ErrorCode::RateLimited, text)
-                    },
-                );
-            }
-        }
-        idle
-    }
-
-    fn tell_end(&mut self, conn: ConnId, session: &Session, side: Side, reason: EndReason) {
-        let note = Some(reason.to_string());
-        let word = match reason {
-            EndReason::OfferExpired => {
-                return self.tell_failure(conn, session, side, ErrorCode::OfferExpired, reason);
-            }
-            EndReason::TableFull => {
-                return self.tell_failure(conn, session, side, ErrorCode::TableFull, reason);
-            }
-            EndReason::TupleRefused(_) => {
-                return self.tell_failure(conn, session, side, ErrorCode::Refused, reason);
-            }
-            EndReason::Left(leaver) if leaver == side => return,
-            EndReason::Left(_) => disconnect_reason::PEER_GONE,
-            EndReason::ConsentLost(_) => disconnect_reason::CONSENT_LOST,
-            EndReason::Idle => disconnect_reason::IDLE,
-            EndReason::Shutdown => disconnect_reason::SHUTDOWN,
-        };
-        self.send(conn, goodbye(word, note, Some(session.id)));
-    }
-
-    /// What could not become a session is told as a RelayError.
-    fn tell_failure(
-        &mut self,
-        conn: ConnId,
-        session: &Session,
-        side: Side,
-        code: ErrorCode,
-        reason: EndReason,
-    ) {
-        let target = session.party(Side::Target).node;
-        self.send(
-            conn,
-            RelayError {
-                code: code.number(),
-                message: reason.to_string(),
-                target_id: (side == Side::Connector).then(|| target.to_string()),
-                session: Some(session.id),
-            },
-        );
     }
 }
 

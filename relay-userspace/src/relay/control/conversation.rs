@@ -1,0 +1,165 @@
+//! A connection after the handshake: messages in and out until it ends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use quinn::{Connection, SendStream, VarInt};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::frames::{LAST_WORDS, Reader, frame_refusal, refusal_code};
+use super::introduction::Introduced;
+use super::{ControlEvent, Listener, StreamNumber, ToAgent};
+use crate::protocol::flow_terms::ErrorMessage;
+use crate::protocol::frames::{FrameError, write_frame};
+use crate::protocol::{ErrorCode, Message};
+use crate::relay::rendezvous::{Authenticated, ConnId, Refusal};
+
+/// Messages that may wait for an agent that does not read.
+const OUTBOX_LEN: usize = 64;
+
+/// An agent's address is looked at this often.
+const LOOK_AT_ADDRESS: Duration = Duration::from_secs(1);
+
+/// An agent that takes longer than this to make room for a message does not read.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Listener {
+    /// Carries messages both ways until the connection ends.
+    pub(super) async fn converse(&self, conn: ConnId, introduced: Introduced) {
+        let Introduced { connection, peer, send, reader, unfinished } = introduced;
+        let mut remote = connection.remote_address();
+        let (outbox, mut to_agent) = mpsc::channel(OUTBOX_LEN);
+        let agent = Authenticated { conn, node: peer.node_id, name: peer.name, remote };
+        if self.events.send(ControlEvent::Connected { agent, outbox }).await.is_err() {
+            return connection.close(VarInt::from_u32(0), b"the relay stops");
+        }
+        let mut streams = BTreeMap::from([(StreamNumber(0), send)]);
+        let mut readers = JoinSet::new();
+        readers.spawn(read(conn, StreamNumber(0), reader, self.events.clone()));
+        let mut opened = 0;
+        let mut look = interval(LOOK_AT_ADDRESS);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let reason = loop {
+            tokio::select! {
+                order = to_agent.recv() => match order {
+                    Some(ToAgent::Message { stream, message }) => {
+                        if !write(&mut streams, stream, &message).await {
+                            self.refused(Refusal::SlowReader, Some(peer.node_id), remote).await;
+                            connection.close(VarInt::from_u32(0), b"what was sent was not read");
+                            break "it does not read what it is sent".to_owned();
+                        }
+                    }
+                    Some(ToAgent::Close { code, reason }) => {
+                        finish_and_close(&connection, &mut streams, code, reason).await;
+                        break reason.to_owned();
+                    }
+                    // The driver has given the agent up without a word: it does not read, or the daemon ends.
+                    None => {
+                        connection.close(VarInt::from_u32(0), b"given up");
+                        break "given up".to_owned();
+                    }
+                },
+                Some(ended) = readers.join_next() => match ended {
+                    Ok((stream, Ok(()))) => {
+                        // The agent has finished its direction. On the first stream it says nothing more then.
+                        if stream != StreamNumber(0) {
+                            streams.remove(&stream);
+                        }
+                    }
+                    Ok((stream, Err(error))) => {
+                        if let Some(code) = refusal_code(&error) {
+                            self.refused(frame_refusal(&error), Some(peer.node_id), remote).await;
+                            let answer = ErrorMessage::new(code, error.to_string());
+                            let _slow_or_not = write(&mut streams, stream, &answer.into()).await;
+                            finish_and_close(&connection, &mut streams, code.number(), "bad frame").await;
+                            break error.to_string();
+                        }
+                        streams.remove(&stream);
+                    }
+                    Err(_) => {
+                        connection.close(VarInt::from_u32(ErrorCode::Internal.number()), b"internal error");
+                        break "a reader has failed".to_owned();
+                    }
+                },
+                accepted = connection.accept_bi() => match accepted {
+                    Ok((send, receive)) => {
+                        opened += 1;
+                        let stream = StreamNumber(opened);
+                        streams.insert(stream, send);
+                        let reader = Reader::new(receive, &unfinished);
+                        readers.spawn(read(conn, stream, reader, self.events.clone()));
+                    }
+                    Err(error) => break error.to_string(),
+                },
+                _ = look.tick() => {
+                    let now = connection.remote_address();
+                    if now != remote {
+                        remote = now;
+                        let _driver_gone = self.events.send(ControlEvent::Moved { conn, remote }).await;
+                    }
+                }
+            }
+        };
+        drop(to_agent);
+        let _driver_gone = self.events.send(ControlEvent::Closed { conn, reason }).await;
+    }
+}
+
+/// Passes the messages of one stream on to the driver, at the driver's pace.
+async fn read(
+    conn: ConnId,
+    stream: StreamNumber,
+    mut reader: Reader,
+    events: mpsc::Sender<ControlEvent>,
+) -> (StreamNumber, Result<(), FrameError>) {
+    loop {
+        match reader.next().await {
+            Ok(Some(message)) => {
+                if events.send(ControlEvent::Message { conn, stream, message }).await.is_err() {
+                    return (stream, Ok(()));
+                }
+            }
+            Ok(None) => return (stream, Ok(())),
+            Err(error) => return (stream, Err(error)),
+        }
+    }
+}
+
+/// Writes to a stream, or to the first if that one is gone. A stream that fails is dropped; the connection tells when it
+/// is over. False if the agent does not read.
+async fn write(
+    streams: &mut BTreeMap<StreamNumber, SendStream>,
+    stream: StreamNumber,
+    message: &Message,
+) -> bool {
+    let stream = if streams.contains_key(&stream) { stream } else { StreamNumber(0) };
+    let Some(send) = streams.get_mut(&stream) else { return true };
+    match timeout(WRITE_PATIENCE, write_frame(send, message)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, message = message.name(), "a message was not sent");
+            streams.remove(&stream);
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// Closes a connection once the agent has everything that was written, or after [`LAST_WORDS`].
+async fn finish_and_close(
+    connection: &Connection,
+    streams: &mut BTreeMap<StreamNumber, SendStream>,
+    code: u32,
+    reason: &str,
+) {
+    let arrived = async {
+        for send in streams.values_mut() {
+            let _already_finished = send.finish();
+            let _stopped_or_arrived = send.stopped().await;
+        }
+    };
+    let _too_slow = timeout(LAST_WORDS, arrived).await;
+    connection.close(VarInt::from_u32(code), reason.as_bytes());
+}

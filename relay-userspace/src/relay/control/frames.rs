@@ -1,0 +1,78 @@
+//! Frames of control streams: read on the connection's account, refused by name.
+
+use std::io;
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::time::timeout;
+
+use super::unfinished::{Metered, Share, Unfinished};
+use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
+use crate::protocol::frames::{FrameError, FrameReader, write_frame};
+use crate::protocol::{ErrorCode, Message, WireError};
+use crate::relay::rendezvous::Refusal;
+
+/// How long a connection that is given up may take to hear why.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Reads the frames of one stream on its connection's account.
+pub(super) struct Reader {
+    frames: FrameReader<Metered<RecvStream>>,
+    share: Share,
+}
+
+impl Reader {
+    /// Reads `stream` on the account `unfinished`.
+    pub fn new(stream: RecvStream, unfinished: &Unfinished) -> Reader {
+        let (stream, share) = unfinished.meter(stream);
+        Reader { frames: FrameReader::new(stream, MAX_CONTROL_PAYLOAD_LEN), share }
+    }
+
+    /// The next message; None at the stream's end. Cancel safe.
+    pub async fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        let message = self.frames.next().await;
+        self.share.settle();
+        message
+    }
+}
+
+/// Says something and closes the connection once it has arrived, or after [`LAST_WORDS`].
+pub(super) async fn say_and_close(
+    connection: &Connection,
+    send: &mut SendStream,
+    messages: &[Message],
+    code: ErrorCode,
+    reason: &str,
+) {
+    let said = async {
+        for message in messages {
+            if write_frame(send, message).await.is_err() {
+                return;
+            }
+        }
+        let _already_finished = send.finish();
+        let _stopped_or_arrived = send.stopped().await;
+    };
+    let _too_slow = timeout(LAST_WORDS, said).await;
+    connection.close(VarInt::from_u32(code.number()), reason.as_bytes());
+}
+
+/// The code to refuse a frame with; none if the stream itself has failed.
+pub(super) fn refusal_code(error: &FrameError) -> Option<ErrorCode> {
+    match error {
+        FrameError::Stream(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
+            Some(ErrorCode::PayloadTooLarge)
+        }
+        error => error.code(),
+    }
+}
+
+/// The reason a frame is refused for.
+pub(super) fn frame_refusal(error: &FrameError) -> Refusal {
+    match error {
+        FrameError::Stream(error) if error.kind() == io::ErrorKind::QuotaExceeded => Refusal::FrameTooLarge,
+        FrameError::Wire(WireError::UnknownType(_)) => Refusal::UnknownMessage,
+        FrameError::Wire(WireError::PayloadTooLarge { .. }) => Refusal::FrameTooLarge,
+        _ => Refusal::BadFrame,
+    }
+}

@@ -1,0 +1,269 @@
+//! The agents' control connections: QUIC, the handshake, and frames in and out.
+//!
+//! Tasks that carry messages between streams and the driver, over bounded channels both ways. They decide nothing beyond
+//! the handshake: who may do what is the rendezvous' business.
+
+mod conversation;
+mod frames;
+mod introduction;
+mod unfinished;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::frames::say_and_close;
+use self::introduction::{Introduced, Rejection};
+use super::forwarder::{ConnectionIds, QuicSocket};
+use super::rendezvous::{Authenticated, ConnId, Refusal};
+use crate::identity::{NodeId, NodeKey};
+use crate::protocol::flow_terms::ErrorMessage;
+use crate::protocol::{ErrorCode, Message};
+use crate::tls::{self, TlsError};
+
+/// What has happened on control connections, in order for each connection.
+#[derive(Debug)]
+pub enum ControlEvent {
+    /// An agent has finished the handshake. What is put into `outbox` is sent to it.
+    Connected {
+        /// The agent.
+        agent: Authenticated,
+        /// Takes what is to be sent. Full: the agent does not read.
+        outbox: mpsc::Sender<ToAgent>,
+    },
+    /// A message has come.
+    Message {
+        /// The connection.
+        conn: ConnId,
+        /// The stream it came on; the answer goes there.
+        stream: StreamNumber,
+        /// The message.
+        message: Message,
+    },
+    /// The agent's address has changed.
+    Moved {
+        /// The connection.
+        conn: ConnId,
+        /// Its address now.
+        remote: SocketAddr,
+    },
+    /// The connection is over.
+    Closed {
+        /// The connection.
+        conn: ConnId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Somebody was turned away.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// Who, if it was proved.
+        node: Option<NodeId>,
+        /// Where from.
+        from: SocketAddr,
+    },
+}
+
+/// What is sent to an agent.
+#[derive(Debug)]
+pub enum ToAgent {
+    /// A message.
+    Message {
+        /// The stream to send it on; if that is gone, the first one.
+        stream: StreamNumber,
+        /// The message.
+        message: Message,
+    },
+    /// The end, once what was sent before has arrived.
+    Close {
+        /// QUIC application close code.
+        code: u32,
+        /// QUIC close reason.
+        reason: &'static str,
+    },
+}
+
+/// A stream of one connection, in the order the agent opened them. 0 is the handshake's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StreamNumber(pub u32);
+
+/// What the listener goes by.
+#[derive(Clone, Debug)]
+pub struct ControlSettings {
+    /// The relay's identity.
+    pub key: NodeKey,
+    /// The relay's name.
+    pub name: String,
+    /// Connections held at once.
+    pub max_connections: usize,
+    /// Streams an agent may have open at once.
+    pub max_streams_per_conn: u32,
+    /// A connection without a sign of life ends after this.
+    pub idle_timeout: Duration,
+    /// How far the clock in a Hello may be off.
+    pub max_clock_drift: Duration,
+}
+
+/// Handshakes under way at once. More are not looked at; what they cost is bounded by this.
+const MAX_PENDING: usize = 256;
+
+/// With more handshakes under way than this, an address has to prove itself by a Retry first.
+const RETRY_ABOVE: usize = 64;
+
+/// Unread bytes that a connection may have on its way to us.
+const RECEIVE_WINDOW: VarInt = VarInt::from_u32(256 * 1024);
+
+/// The relay's QUIC endpoint over the port that the forwarder shares with it.
+///
+/// # Errors
+/// The key cannot be used for TLS, or the runtime refuses.
+pub fn endpoint(
+    settings: &ControlSettings,
+    socket: Arc<QuicSocket>,
+    connection_ids: &ConnectionIds,
+) -> Result<Endpoint, EndpointError> {
+    let mut endpoint = EndpointConfig::default();
+    let ids = connection_ids.clone();
+    endpoint.cid_generator(move || Box::new(ids.clone()));
+    // With the bit set in every packet, no QUIC packet can begin as a bind datagram does.
+    endpoint.grease_quic_bit(false);
+    let mut server = tls::server_config(&settings.key, tls::ALPN_RELAY)?;
+    server.max_incoming(1024).incoming_buffer_size(64 * 1024).incoming_buffer_size_total(16 * 1024 * 1024);
+    server.transport_config(Arc::new(transport(settings)?));
+    Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, Arc::new(TokioRuntime))?)
+}
+
+fn transport(settings: &ControlSettings) -> Result<TransportConfig, EndpointError> {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(settings.max_streams_per_conn.into())
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .receive_window(RECEIVE_WINDOW)
+        .stream_receive_window(RECEIVE_WINDOW)
+        .send_window(256 * 1024)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(settings.idle_timeout.try_into().map_err(|_| EndpointError::IdleTimeout)?))
+        // Control messages are small: probing for larger packets would cost more than it brings.
+        .mtu_discovery_config(None);
+    Ok(transport)
+}
+
+/// The endpoint cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The TLS configuration.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The runtime.
+    #[error("the QUIC endpoint cannot start: {0}")]
+    Io(#[from] io::Error),
+    /// QUIC cannot express it.
+    #[error("transport.idle_timeout is too long for QUIC")]
+    IdleTimeout,
+}
+
+/// Accepts connections until `shutdown`, and tells `events` what happens on them. Returns when the last one is gone.
+pub async fn serve(
+    endpoint: Endpoint,
+    settings: ControlSettings,
+    events: mpsc::Sender<ControlEvent>,
+    shutdown: CancellationToken,
+) {
+    let listener = Arc::new(Listener {
+        pending: Arc::new(Semaphore::new(MAX_PENDING)),
+        places: Arc::new(Semaphore::new(settings.max_connections)),
+        settings,
+        events,
+    });
+    let mut connections = JoinSet::new();
+    let mut next = 0;
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = shutdown.cancelled() => None,
+        };
+        let Some(incoming) = incoming else { break };
+        while connections.try_join_next().is_some() {}
+        if let Some((incoming, pending)) = listener.admit(incoming).await {
+            next += 1;
+            let listener = Arc::clone(&listener);
+            connections.spawn(async move { listener.attend(ConnId(next), incoming, pending).await });
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+struct Listener {
+    settings: ControlSettings,
+    events: mpsc::Sender<ControlEvent>,
+    /// Handshakes under way.
+    pending: Arc<Semaphore>,
+    /// Connections.
+    places: Arc<Semaphore>,
+}
+
+impl Listener {
+    /// Decides whether a connection attempt is worth a handshake.
+    async fn admit(&self, incoming: Incoming) -> Option<(Incoming, OwnedSemaphorePermit)> {
+        let from = incoming.remote_address();
+        if self.places.available_permits() == 0 {
+            incoming.refuse();
+            self.refused(Refusal::ConnectionsFull, None, from).await;
+            return None;
+        }
+        let under_way = MAX_PENDING - self.pending.available_permits();
+        if under_way > RETRY_ABOVE && !incoming.remote_address_validated() {
+            let _cannot_fail = incoming.retry();
+            self.refused(Refusal::RetryDemanded, None, from).await;
+            return None;
+        }
+        match Arc::clone(&self.pending).try_acquire_owned() {
+            Ok(pending) => Some((incoming, pending)),
+            Err(_) => {
+                incoming.ignore();
+                self.refused(Refusal::HandshakesFull, None, from).await;
+                None
+            }
+        }
+    }
+
+    /// A connection from its first packet to its end.
+    async fn attend(&self, conn: ConnId, incoming: Incoming, pending: OwnedSemaphorePermit) {
+        let from = incoming.remote_address();
+        let introduced = self.introduce(incoming).await;
+        drop(pending);
+        let introduced = match introduced {
+            Ok(introduced) => introduced,
+            Err(Rejection { refusal, node, detail }) => {
+                let named = node.map(|node| node.to_string()).unwrap_or_default();
+                tracing::debug!(%from, node = named, reason = refusal.name(), detail, "handshake failed");
+                return self.refused(refusal, node, from).await;
+            }
+        };
+        let Ok(_place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let text = "the relay has as many agents as it may";
+            let error = ErrorMessage::new(ErrorCode::Limited, text);
+            let Introduced { connection, mut send, peer, .. } = introduced;
+            say_and_close(&connection, &mut send, &[error.into()], ErrorCode::Limited, text).await;
+            return self.refused(Refusal::ConnectionsFull, Some(peer.node_id), from).await;
+        };
+        self.converse(conn, introduced).await;
+    }
+
+    async fn refused(&self, refusal: Refusal, node: Option<NodeId>, from: SocketAddr) {
+        let _driver_gone = self.events.send(ControlEvent::Refused { refusal, node, from }).await;
+    }
+}
+
+/// The wall clock, in seconds since the Unix epoch.
+pub(super) fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,166 @@
+//! What happens to sessions in the course of time: terms told, traffic looked at, ends.
+
+use relay_common::Side;
+
+use super::agents::ConnId;
+use super::event::EndReason;
+use super::session::{Dropped, Session};
+use super::timers::Timer;
+use super::{CONSENT, Event, KEEPALIVE, Refusal, Rendezvous, goodbye};
+use crate::clock::MonoTime;
+use crate::protocol::flow_terms::{ErrorMessage, FlowTerms, RelayError, RelayReady, disconnect_reason};
+use crate::protocol::{ErrorCode, SessionId};
+use crate::relay::datapath::Flows;
+
+impl Rendezvous {
+    /// Sets the time at which a session is looked at next.
+    pub(super) fn schedule(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get(id) {
+            self.timers.set(Timer::Session(id), session.due(self.settings.idle_timeout));
+        }
+    }
+
+    /// A session's time has come: ends it if it is over, else looks at its traffic.
+    pub(super) fn examine(&mut self, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
+        let idle_timeout = self.settings.idle_timeout;
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        if let Some(until) = session.offer_until {
+            return match until <= now {
+                true => self.end(id, EndReason::OfferExpired, flows, now),
+                false => self.schedule(id),
+            };
+        }
+        if let Some(side) = session.silent_side(now) {
+            return self.end(id, EndReason::ConsentLost(side), flows, now);
+        }
+        let dropped = session.look(flows, now);
+        if session.is_idle(idle_timeout, now) {
+            return self.end(id, EndReason::Idle, flows, now);
+        }
+        self.tell_dropped(id, dropped);
+        self.schedule(id);
+    }
+
+    /// A side ends one session; the connection stays.
+    pub(super) fn leave(&mut self, conn: ConnId, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
+        let Some(node) = self.agents.get(conn).map(|agent| agent.node) else { return };
+        match self.sessions.get(id).map(|session| session.side_of(&node)) {
+            Some(Some(side)) => self.end(id, EndReason::Left(side), flows, now),
+            // It may just have ended: both ends may say so at once.
+            None => {}
+            Some(None) => self.refuse(conn, Refusal::ForeignSession, now),
+        }
+    }
+
+    /// Ends a session or offer: flows first, then both sides are told.
+    pub(super) fn end(&mut self, id: SessionId, reason: EndReason, flows: &mut impl Flows, now: MonoTime) {
+        let Some(mut session) = self.sessions.remove(id) else { return };
+        self.timers.clear(Timer::Session(id));
+        session.part(flows, now);
+        for side in Side::BOTH {
+            if let Some(conn) = session.party(side).conn {
+                self.tell_end(conn, &session, side, reason);
+            }
+        }
+        let [connector, target] = &session.parties;
+        self.event(Event::Ended {
+            session: id,
+            connector: connector.node,
+            target: target.node,
+            reason,
+            age: now.since(session.since),
+            traffic: session.traffic(flows),
+        });
+    }
+
+    /// Sends both sides their terms.
+    pub(super) fn send_terms(&mut self, id: SessionId, bind_now: bool) {
+        for side in Side::BOTH {
+            self.send_terms_to(id, side, bind_now);
+        }
+    }
+
+    /// Sends one side its terms, if it is connected.
+    pub(super) fn send_terms_to(&mut self, id: SessionId, side: Side, bind_now: bool) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let party = session.party(side);
+        let Some(conn) = party.conn else { return };
+        let terms = FlowTerms {
+            session: id,
+            peer: session.party(side.other()).node,
+            side,
+            bind_key: party.bind_key.clone(),
+            bind_magic: self.magic,
+            rate_bytes_per_s: session.limit.bytes_per_s,
+            burst_bytes: session.limit.burst_bytes,
+            max_datagram_bytes: session.max_datagram_bytes,
+            consent: CONSENT,
+            keepalive: KEEPALIVE,
+            data_addresses: self.settings.advertise.clone(),
+            bind_now,
+        };
+        self.send(conn, RelayReady::with_terms(&terms));
+    }
+
+    /// Tells a session's agents what the limit has dropped.
+    fn tell_dropped(&mut self, id: SessionId, dropped: Dropped) {
+        let Dropped { packets, bytes } = dropped;
+        let Some(session) = self.sessions.get(id).filter(|_| packets > 0) else { return };
+        let conns = session.parties.each_ref().map(|party| party.conn);
+        self.event(Event::Limited { session: id, packets, bytes });
+        for conn in conns.into_iter().flatten() {
+            let text = "datagrams were dropped for the session's limit";
+            self.send(
+                conn,
+                ErrorMessage {
+                    session: Some(id),
+                    packets: Some(packets),
+                    bytes: Some(bytes),
+                    ..ErrorMessage::new(ErrorCode::RateLimited, text)
+                },
+            );
+        }
+    }
+
+    fn tell_end(&mut self, conn: ConnId, session: &Session, side: Side, reason: EndReason) {
+        let note = Some(reason.to_string());
+        let word = match reason {
+            EndReason::OfferExpired => {
+                return self.tell_failure(conn, session, side, ErrorCode::OfferExpired, reason);
+            }
+            EndReason::TableFull => {
+                return self.tell_failure(conn, session, side, ErrorCode::TableFull, reason);
+            }
+            EndReason::TupleRefused(_) => {
+                return self.tell_failure(conn, session, side, ErrorCode::Refused, reason);
+            }
+            EndReason::Left(leaver) if leaver == side => return,
+            EndReason::Left(_) => disconnect_reason::PEER_GONE,
+            EndReason::ConsentLost(_) => disconnect_reason::CONSENT_LOST,
+            EndReason::Idle => disconnect_reason::IDLE,
+            EndReason::Shutdown => disconnect_reason::SHUTDOWN,
+        };
+        self.send(conn, goodbye(word, note, Some(session.id)));
+    }
+
+    /// What could not become a session is told as a RelayError.
+    fn tell_failure(
+        &mut self,
+        conn: ConnId,
+        session: &Session,
+        side: Side,
+        code: ErrorCode,
+        reason: EndReason,
+    ) {
+        let target = session.party(Side::Target).node;
+        self.send(
+            conn,
+            RelayError {
+                code: code.number(),
+                message: reason.to_string(),
+                target_id: (side == Side::Connector).then(|| target.to_string()),
+                session: Some(session.id),
+            },
+        );
+    }
+}
