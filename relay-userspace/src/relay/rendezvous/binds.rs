@@ -18,6 +18,7 @@ use crate::protocol::bind::{
     BindDatagram, BindFault, BindKind, Cookie, CookieSubject, PairState, UnverifiedBind,
 };
 use crate::relay::datapath::{FlowTuple, Flows, InstallError};
+use crate::relay::family::Family;
 
 /// At most `N` a second, in any second.
 #[derive(Debug)]
@@ -151,11 +152,16 @@ impl Rendezvous {
         }
         self.sessions.own(id, side, tuple);
         let session = self.sessions.get_mut(id).ok_or(Refusal::BindUnknownSession)?;
+        let told = session.max_datagram_bytes();
         let party = session.party_mut(side);
         party.counter = proof.counter;
         party.proved = now;
+        party.family = Family::of(tuple.agent);
         if changed && !first {
             party.moves.record(now);
+        }
+        if session.max_datagram_bytes() != told {
+            self.send_terms(id, false);
         }
         if changed {
             let event = match first {
@@ -256,7 +262,9 @@ fn source_is_an_agents(tuple: FlowTuple) -> Result<(), Refusal> {
         || agent.is_unspecified()
         || agent.is_multicast()
         || agent == IpAddr::V4(Ipv4Addr::BROADCAST)
-        || (agent.is_loopback() && !relay.is_loopback());
+        || (agent.is_loopback() && !relay.is_loopback())
+        // Whoever is meant depends on the interface, which a flow does not have.
+        || matches!(agent, IpAddr::V6(v6) if v6.is_unicast_link_local());
     if impossible {
         return Err(Refusal::BindSourceAddress);
     }

@@ -93,7 +93,7 @@ impl Rendezvous {
             bind_magic: self.magic,
             rate_bytes_per_s: session.limit.bytes_per_s,
             burst_bytes: session.limit.burst_bytes,
-            max_datagram_bytes: session.max_datagram_bytes,
+            max_datagram_bytes: session.max_datagram_bytes(),
             consent: CONSENT,
             keepalive: KEEPALIVE,
             data_addresses: self.settings.advertise.clone(),

@@ -1,6 +1,6 @@
 //! Pairing: an agent asks for another, and both are offered to each other.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use relay_common::Side;
 
@@ -14,12 +14,7 @@ use crate::identity::NodeId;
 use crate::protocol::bind::BindKey;
 use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError};
 use crate::protocol::{ErrorCode, SessionId};
-
-/// What fits on an Ethernet path between two IPv4 agents: 1500 - 20 - 8.
-const MAX_DATAGRAM_V4: u32 = 1472;
-
-/// What fits if a side speaks IPv6: 1500 - 40 - 8. Translation from IPv4 adds the difference.
-const MAX_DATAGRAM_V6: u32 = 1452;
+use crate::relay::family::Family;
 
 impl Rendezvous {
     /// RelayConnect: pairs the agent with another one. Nothing is forwarded until both have proved a tuple.
@@ -48,19 +43,22 @@ impl Rendezvous {
             Err(refusal) => return self.decline(conn, &target, refusal, now),
         };
         let id = SessionId(randomness.array());
-        let party = |node, conn, side| Party {
+        let party = |node, conn, remote, side| Party {
             node,
             conn: Some(conn),
             bind_key: BindKey::derive(&self.settings.key, id, side, &source, &target),
             counter: 0,
+            family: Family::of(remote),
             bound: None,
             proved: now,
             challenges: Pace::default(),
             moves: Pace::default(),
         };
-        let parties = [party(source, conn, Side::Connector), party(target, target_conn, Side::Target)];
-        let max_datagram = max_datagram_bytes([remote, target_remote]);
-        self.sessions.insert(Session::offer(id, parties, self.settings.limit, max_datagram, now));
+        let parties = [
+            party(source, conn, remote, Side::Connector),
+            party(target, target_conn, target_remote, Side::Target),
+        ];
+        self.sessions.insert(Session::offer(id, parties, self.settings.limit, now));
         self.schedule(id);
         self.event(Event::Offered { session: id, connector: source, target });
         self.send_terms(id, false);
@@ -118,10 +116,4 @@ impl Rendezvous {
             },
         );
     }
-}
-
-/// The largest UDP payload between agents whose control connections come from these addresses.
-fn max_datagram_bytes(remotes: [SocketAddr; 2]) -> u32 {
-    let v4 = |remote: &SocketAddr| matches!(remote.ip().to_canonical(), IpAddr::V4(_));
-    if remotes.iter().all(v4) { MAX_DATAGRAM_V4 } else { MAX_DATAGRAM_V6 }
 }

@@ -13,9 +13,16 @@ use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::bind::BindKey;
 use crate::relay::datapath::{FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
+use crate::relay::family::Family;
 
 /// Traffic is looked at this often, for idleness and for what the limit dropped.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What fits on an Ethernet path between two IPv4 agents: 1500 - 20 - 8.
+const MAX_DATAGRAM_V4: u32 = 1472;
+
+/// What fits if a side speaks IPv6: 1500 - 40 - 8. Translation from IPv4 adds the difference.
+const MAX_DATAGRAM_V6: u32 = 1452;
 
 /// An offer or session.
 #[derive(Debug)]
@@ -24,8 +31,6 @@ pub(super) struct Session {
     /// Indexed by [`Side`].
     pub parties: [Party; 2],
     pub limit: Limit,
-    /// The largest UDP payload that fits, as the agents are told.
-    pub max_datagram_bytes: u32,
     pub since: MonoTime,
     /// While it is an offer: when it dies. None once it was paired.
     pub offer_until: Option<MonoTime>,
@@ -51,6 +56,8 @@ pub(super) struct Party {
     pub bind_key: BindKey,
     /// The highest bind counter accepted; 0: none.
     pub counter: u64,
+    /// Of the tuple it proved last; before the first, of its control connection.
+    pub family: Family,
     /// The tuple it has proved, unless another session has proved it since.
     pub bound: Option<FlowTuple>,
     /// When it last proved a tuple.
@@ -112,18 +119,11 @@ pub struct SideStatus {
 
 impl Session {
     /// An offer made now.
-    pub fn offer(
-        id: SessionId,
-        parties: [Party; 2],
-        limit: Limit,
-        max_datagram_bytes: u32,
-        now: MonoTime,
-    ) -> Session {
+    pub fn offer(id: SessionId, parties: [Party; 2], limit: Limit, now: MonoTime) -> Session {
         Session {
             id,
             parties,
             limit,
-            max_datagram_bytes,
             since: now,
             offer_until: Some(now + super::OFFER_LIFETIME),
             slot: None,
@@ -166,6 +166,14 @@ impl Session {
             (Some(_), _) => SessionState::Paired,
             (None, true) => SessionState::Half,
             (None, false) => SessionState::Offered,
+        }
+    }
+
+    /// The largest UDP payload that fits both sides' paths, as the agents are told.
+    pub fn max_datagram_bytes(&self) -> u32 {
+        match self.parties.each_ref().map(|party| party.family) {
+            [Family::V4, Family::V4] => MAX_DATAGRAM_V4,
+            _ => MAX_DATAGRAM_V6,
         }
     }
 

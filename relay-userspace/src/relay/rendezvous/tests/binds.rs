@@ -3,6 +3,9 @@ use super::*;
 use crate::protocol::bind::COOKIE_PERIOD;
 use crate::relay::datapath::TupleFault;
 
+/// Where a target binds that speaks IPv6.
+const B_V6: &str = "[2001:db8::2]:2000";
+
 /// Two agents that have been offered to each other.
 fn offered() -> (World, ConnId, ConnId, [FlowTerms; 2]) {
     let mut world = World::new();
@@ -152,8 +155,18 @@ fn a_replayed_bind_is_met_with_silence() {
 #[test]
 fn binds_from_addresses_no_agent_can_have_are_refused() {
     let (mut world, .., terms) = offered();
-    let sources =
-        ["127.0.0.1:2", "[::1]:2", "0.0.0.0:2", "224.0.0.1:2", "255.255.255.255:2", "203.0.113.1:0"];
+    let sources = [
+        "127.0.0.1:2",
+        "[::1]:2",
+        "0.0.0.0:2",
+        "[::]:2",
+        "224.0.0.1:2",
+        "[ff02::1]:2",
+        "[fe80::1]:2",
+        "255.255.255.255:2",
+        "203.0.113.1:0",
+        "[2001:db8::1]:0",
+    ];
     for source in sources {
         assert!(world.ask(&terms[0], source, 1, Cookie::NONE).is_empty(), "{source}");
     }
@@ -271,6 +284,48 @@ fn a_move_that_finds_no_room_leaves_the_old_tuple() {
 }
 
 #[test]
+fn agents_of_different_families_are_joined() {
+    let (mut world, .., terms) = offered();
+    world.bind(&terms[0], A, 1);
+    let (state, _) = world.bind(&terms[1], B_V6, 1);
+    assert_eq!(state, PairState::Paired);
+    let tuple = |agent| FlowTuple { agent: addr(agent), relay: relay_of(addr(agent)) };
+    assert_eq!(world.installed().tuples, [tuple(A), tuple(B_V6)]);
+}
+
+#[test]
+fn both_are_told_the_largest_datagram_again_when_a_bind_shows_another_family() {
+    let (mut world, source, target, terms) = offered();
+    assert_eq!(terms[0].max_datagram_bytes, 1472);
+    let told = |world: &mut World, terms: &[FlowTerms; 2], max_datagram_bytes| {
+        let [connector, target_terms] = terms.clone().map(|terms| FlowTerms { max_datagram_bytes, ..terms });
+        assert_eq!(world.terms(), [(source, connector), (target, target_terms)]);
+        world.clear();
+    };
+    world.bind(&terms[0], A, 1);
+    assert!(world.terms().is_empty(), "as expected");
+    world.bind(&terms[1], B_V6, 1);
+    told(&mut world, &terms, 1452);
+    world.bind(&terms[0], "[2001:db8::1]:2000", 2);
+    assert!(world.terms().is_empty(), "IPv6 on both sides fits no more");
+    world.pass(seconds(1));
+    world.bind(&terms[1], B, 2);
+    assert!(world.terms().is_empty(), "nor on one");
+    world.bind(&terms[0], A, 3);
+    told(&mut world, &terms, 1472);
+}
+
+#[test]
+fn a_move_that_is_refused_does_not_change_the_largest_datagram() {
+    let mut world = World::new();
+    let (.., terms) = world.paired();
+    let challenge = world.ask(&terms[1], B_V6, 2, Cookie::NONE);
+    world.flows.refuse = Some(InstallError::TableFull);
+    world.prove(&terms[1], B_V6, 2, challenge[0].cookie);
+    assert!(world.terms().is_empty());
+}
+
+#[test]
 fn a_tuple_belongs_to_whoever_proved_it_last() {
     let mut world = World::new();
     let (source, _, first) = world.paired();
@@ -333,9 +388,9 @@ fn a_full_table_is_told_to_both() {
 fn tuples_that_cannot_be_joined_are_told_to_both() {
     let (mut world, source, target, terms) = offered();
     world.bind(&terms[0], A, 1);
-    let challenge = world.ask(&terms[1], "[2001:db8::2]:2000", 1, Cookie::NONE);
+    let challenge = world.ask(&terms[1], B, 1, Cookie::NONE);
     world.flows.refuse = Some(InstallError::Tuple(TupleFault::Family));
-    world.prove(&terms[1], "[2001:db8::2]:2000", 1, challenge[0].cookie);
+    world.prove(&terms[1], B, 1, challenge[0].cookie);
     assert_eq!((world.relay_error_codes(source), world.relay_error_codes(target)), (vec![3003], vec![3003]));
     assert_eq!(world.ended(), [EndReason::TupleRefused(TupleFault::Family)]);
 }

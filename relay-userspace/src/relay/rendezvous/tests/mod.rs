@@ -31,6 +31,11 @@ fn relay() -> SocketAddr {
     addr("198.51.100.1:4433")
 }
 
+/// The relay's address in the family of `agent`'s.
+fn relay_of(agent: SocketAddr) -> SocketAddr {
+    if agent.is_ipv4() { relay() } else { addr("[2001:db8:ffff::1]:4433") }
+}
+
 fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
@@ -202,7 +207,7 @@ impl World {
                 Output::Pong { conn, echo } => self.pongs.push((conn, echo)),
                 Output::Close { conn, code, .. } => self.closed.push((conn, code)),
                 Output::Bind { from, to, bytes } => {
-                    assert_eq!(from, relay());
+                    assert_eq!(from, relay_of(to));
                     self.binds.push((to, bytes));
                 }
                 Output::Event(event) => self.events.push(event),
@@ -286,7 +291,7 @@ impl World {
         self.binds.clear();
         let FlowTerms { session, side, .. } = *terms;
         let datagram = BindDatagram { kind, side, session, counter, cookie };
-        self.bind_bytes(from, relay(), &datagram.seal(&terms.bind_magic, &terms.bind_key));
+        self.bind_bytes(from, relay_of(from), &datagram.seal(&terms.bind_magic, &terms.bind_key));
         self.answers(terms, from)
     }
 

@@ -23,10 +23,17 @@ fn a_connect_offers_both_sides_to_each_other_with_keys_of_their_own() {
 
 #[test]
 fn an_agent_that_speaks_ipv6_makes_the_largest_datagram_smaller() {
-    let mut world = World::new();
-    let source = world.connect_from(1, addr("[2001:db8::1]:1000"));
-    world.reachable(2);
-    assert_eq!(world.offer(source, 1, 2)[0].max_datagram_bytes, 1452);
+    let (v4, v6) = (["203.0.113.1:1000", "203.0.113.2:1000"], ["[2001:db8::1]:1000", "[2001:db8::2]:1000"]);
+    for (source, target, largest) in
+        [(v4[0], v4[1], 1472), (v6[0], v4[1], 1452), (v4[0], v6[1], 1452), (v6[0], v6[1], 1452)]
+    {
+        let mut world = World::new();
+        let source = world.connect_from(1, addr(source));
+        let target = world.connect_from(2, addr(target));
+        world.message(target, announce(2));
+        let offered = world.offer(source, 1, 2).map(|terms| terms.max_datagram_bytes);
+        assert_eq!(offered, [largest; 2]);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! repeats and reorders. After every step the invariants are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use relay_common::{Reason, Side};
@@ -11,7 +12,7 @@ use super::super::timers::Timer;
 use super::super::*;
 use super::{Ledger, Seeded, seconds};
 use crate::protocol::bind::{BindClient, BindOutput};
-use crate::protocol::flow_terms::{FLOW, FlowTerms, RelayAnnounce, RelayConnect};
+use crate::protocol::flow_terms::{FLOW, FlowTerms, RelayAnnounce, RelayConnect, RelayReady};
 use crate::protocol::message::Pong;
 use crate::relay::datapath::{
     Arrival, FlowTable, FlowTuple, InstallError, NoRoutes, SlotId, TableSizes, Tables, Traffic, TupleFault,
@@ -55,6 +56,8 @@ struct Simulation {
     network: BTreeMap<(MonoTime, u64), Transit>,
     sent: u64,
     open: BTreeSet<ConnId>,
+    /// The largest datagram of each session, as it was told last on a connection.
+    told: BTreeMap<(ConnId, SessionId), u32>,
     /// Addresses that have sent a datagram.
     sources: BTreeSet<SocketAddr>,
     seen: BTreeMap<String, u32>,
@@ -93,6 +96,7 @@ impl Simulation {
             network: BTreeMap::new(),
             sent: 0,
             open: BTreeSet::new(),
+            told: BTreeMap::new(),
             sources: BTreeSet::new(),
             seen: BTreeMap::new(),
         }
@@ -274,7 +278,7 @@ impl Simulation {
             Transit::BindToRelay(from, bytes) => {
                 self.sources.insert(from);
                 let (flows, random) = (&mut self.flows, &mut self.random);
-                self.rendezvous.bind(from, super::relay(), &bytes, flows, random, now);
+                self.rendezvous.bind(from, super::relay_of(from), &bytes, flows, random, now);
             }
             Transit::BindToAgent(to, bytes) => {
                 for (client, _) in self
@@ -323,6 +327,14 @@ impl Simulation {
             match output {
                 Output::Send { conn, message } => {
                     assert!(self.open.contains(&conn), "nothing is sent on a connection that is over");
+                    if let Message::RelayReady(RelayReady {
+                        session: Some(session),
+                        max_datagram: Some(largest),
+                        ..
+                    }) = &message
+                    {
+                        self.told.insert((conn, *session), *largest);
+                    }
                     self.transmit(Transit::ToAgent(conn, message));
                 }
                 Output::Ping { conn } => {
@@ -374,7 +386,7 @@ impl Simulation {
     /// Of the addresses that have ever sent something, only those of paired sessions are forwarded.
     fn nobody_else_is_forwarded(&self, chosen: impl Fn(&SocketAddr) -> bool) {
         for from in self.sources.iter().copied().filter(chosen) {
-            let tuple = FlowTuple { agent: from, relay: super::relay() };
+            let tuple = FlowTuple { agent: from, relay: super::relay_of(from) };
             if !self.flows.ledger.by_tuple.contains_key(&tuple) {
                 let arrival = Arrival { from, to: tuple.relay, payload: b"x", tos: 0, ttl: 64 };
                 assert_eq!(self.flows.tables.decide(&arrival, self.now), Err(Reason::NoFlow), "{from}");
@@ -402,6 +414,14 @@ impl Simulation {
             assert!(session.offer_until.is_some() || party.proved + CONSENT > self.now, "consent is fresh");
         }
         assert!(session.offer_until.is_none_or(|until| until > self.now && session.slot.is_none()));
+        for conn in session.parties.iter().filter_map(|party| party.conn) {
+            assert_eq!(self.told.get(&(conn, session.id)), Some(&session.max_datagram_bytes()));
+        }
+        let bound = session.parties.each_ref().map(|party| party.bound);
+        if let [Some(connector), Some(target)] = bound {
+            let both_v4 = connector.agent.is_ipv4() && target.agent.is_ipv4();
+            assert_eq!(session.max_datagram_bytes(), if both_v4 { 1472 } else { 1452 });
+        }
         if let Some(slot) = session.slot {
             assert_eq!(session.state(), SessionState::Paired);
             let installed = &self.flows.ledger.slots[&slot];
@@ -504,11 +524,19 @@ fn node(who: usize) -> NodeId {
 }
 
 fn control_address(who: usize, conn: ConnId) -> SocketAddr {
-    SocketAddr::from(([192, 0, (who >> 8) as u8, who as u8], 1 + (conn.0 % 1000) as u16))
+    SocketAddr::new(address(who, 192), 1 + (conn.0 % 1000) as u16)
 }
 
 fn data_address(who: usize, port: u64) -> SocketAddr {
-    SocketAddr::from(([203, 0, (who >> 8) as u8, who as u8], 2000 + port as u16))
+    SocketAddr::new(address(who, 203), 2000 + port as u16)
+}
+
+/// Every third agent speaks IPv6.
+fn address(who: usize, net: u8) -> IpAddr {
+    match who % 3 {
+        0 => Ipv6Addr::new(0x2001, 0xdb8, net.into(), 0, 0, 0, 0, who as u16).into(),
+        _ => Ipv4Addr::new(net, 0, (who >> 8) as u8, who as u8).into(),
+    }
 }
 
 fn event_name(event: &Event) -> String {
