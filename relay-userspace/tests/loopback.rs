@@ -7,13 +7,13 @@
     reason = "in a test a panic is a failure"
 )]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use relay_userspace::admin::{self, Request};
-use relay_userspace::agent::{Agent, AgentSettings, Incoming};
-use relay_userspace::config::{Allow, AtlasRoot, Config};
+use relay_userspace::agent::{Agent, AgentSettings, Incoming, RawSendError};
+use relay_userspace::config::{Allow, AtlasRoot, Config, RelayAddress};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::relay::report::{Peers, Sessions, Status};
 use relay_userspace::relay::{Relay, StartError};
@@ -21,6 +21,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_agents_ping_each_other_through_the_relay() {
@@ -55,14 +58,7 @@ async fn a_tcp_port_is_forwarded_to_where_the_peer_permits() {
     relay.until_announced(2).await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let forward = source.forward(any, key(2).node_id(), echo.to_string().parse().unwrap()).await.unwrap();
-    let mut stream = TcpStream::connect(forward.local_addr()).await.unwrap();
-    let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
-    let (mut read, mut write) = stream.split();
-    let mut received = vec![0; sent.len()];
-    let (wrote, was_read) = tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
-    wrote.unwrap();
-    was_read.unwrap();
-    assert!(sent == received, "what comes back is what was sent");
+    echoes(forward.local_addr(), 1_000_000).await;
     relay.stop().await;
 }
 
@@ -143,6 +139,89 @@ async fn a_sender_at_twice_the_limit_is_cut_to_it_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn agents_reach_each_other_whichever_version_of_ip_they_speak() {
+    let relay = TestRelay::start("relay_bandwidth_limit = 0");
+    let echo = echo_server().await;
+    for (number, [near, far]) in [[V6, V6], [V4, V6], [V6, V4]].into_iter().enumerate() {
+        let (one, other) = (10 + number as u8, 20 + number as u8);
+        let permitted = Allow { peer: key(one).node_id(), to: echo.to_string().parse().unwrap() };
+        let settings = relay.settings(other, &[key(one).node_id()], &[permitted]);
+        let target = Agent::spawn(AgentSettings { relays: vec![relay.pinned(far)], ..settings });
+        relay.until_announced(other).await;
+        let settings = relay.settings(one, &[], &[]);
+        let source = Agent::spawn(AgentSettings { relays: vec![relay.pinned(near)], ..settings });
+        let connection = source.connect(key(other).node_id()).await.unwrap();
+        connection.ping().await.unwrap();
+
+        let any = SocketAddr::new(near, 0);
+        let to = echo.to_string().parse().unwrap();
+        let forward = source.forward(any, key(other).node_id(), to).await.unwrap();
+        echoes(forward.local_addr(), 300_000).await;
+
+        let sessions = relay.sessions().await.sessions;
+        let own = sessions.iter().find(|session| session.connector == key(one).node_id().to_string());
+        let session = own.unwrap_or_else(|| panic!("{sessions:?}"));
+        for (side, address) in session.sides.iter().zip([near, far]) {
+            let agent: SocketAddr = side.agent.as_deref().unwrap().parse().unwrap();
+            assert_eq!((agent.ip(), side.relay.as_deref()), (address, Some(&*relay.at(address).to_string())));
+            assert!(side.packets_userspace > 5 && side.bytes > 200_000, "{session:?}");
+        }
+        drop((forward, connection));
+        source.shutdown().await;
+        target.shutdown().await;
+    }
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_is_told_the_largest_datagram_that_fits_both_sides() {
+    let relay = TestRelay::start("relay_bandwidth_limit = 0");
+    for (number, (near, far, largest)) in
+        [(V4, V4, 1472), (V4, V6, 1452), (V6, V4, 1452), (V6, V6, 1452)].into_iter().enumerate()
+    {
+        let (one, other) = (10 + number as u8, 20 + number as u8);
+        let settings = relay.settings(other, &[key(one).node_id()], &[]);
+        let target = Agent::spawn(AgentSettings {
+            relays: vec![relay.pinned(far)],
+            incoming: Incoming::Raw,
+            ..settings
+        });
+        relay.until_announced(other).await;
+        let settings = relay.settings(one, &[], &[]);
+        let source = Agent::spawn(AgentSettings { relays: vec![relay.pinned(near)], ..settings });
+        let mut near = source.connect_raw(key(other).node_id()).await.unwrap();
+        let mut far = target.accept_raw().await.unwrap();
+        assert_eq!((near.max_datagram(), far.max_datagram()), (largest, largest));
+        near.send(&vec![1; largest]).await.unwrap();
+        assert_eq!(far.recv().await.unwrap(), vec![1; largest]);
+        far.send(&vec![2; largest]).await.unwrap();
+        assert_eq!(near.recv().await.unwrap(), vec![2; largest]);
+        let too_large = near.send(&vec![3; largest + 1]).await.unwrap_err();
+        assert_eq!(too_large, RawSendError::TooLarge { len: largest + 1, max: largest });
+    }
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_given_by_its_ipv6_address_alone_is_remembered_by_its_key() {
+    let relay = TestRelay::start("");
+    let settings = relay.settings(1, &[], &[]);
+    let place = relay.at(V6).to_string();
+    let known = settings.known_relays.clone();
+    let by_address = AgentSettings { relays: vec![place.parse().unwrap()], ..settings };
+    let agent = Agent::spawn(by_address.clone());
+    relay.until_announced(1).await;
+    assert_eq!(std::fs::read_to_string(&known).unwrap(), format!("{place} {}\n", relay.key.node_id()));
+    agent.shutdown().await;
+
+    std::fs::write(&known, format!("{place} {}\n", key(9).node_id())).unwrap();
+    let agent = Agent::spawn(by_address);
+    let error = agent.connect(key(2).node_id()).await.unwrap_err().to_string();
+    assert!(error.contains(&key(9).node_id().to_string()), "{error}");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_absent_peer_and_one_that_does_not_accept_look_the_same() {
     let relay = TestRelay::start("");
     let _target = relay.agent(2, &[], &[]);
@@ -204,8 +283,18 @@ impl TestRelay {
         let config = config(directory.path(), 0, transport);
         let shutdown = CancellationToken::new();
         let relay = Relay::start(&config, key(0), "relay", shutdown.clone()).unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], relay.local_addr().port()));
+        let address = SocketAddr::new(V4, relay.local_addr().port());
         TestRelay { relay, address, key: key(0), directory, shutdown }
+    }
+
+    /// Its port on `address`.
+    fn at(&self, address: IpAddr) -> SocketAddr {
+        SocketAddr::new(address, self.address.port())
+    }
+
+    /// Its port on `address` and its id, as a configuration has them.
+    fn pinned(&self, address: IpAddr) -> RelayAddress {
+        format!("{}@{}", self.key.node_id(), self.at(address)).parse().unwrap()
     }
 
     fn agent(&self, seed: u8, accept: &[NodeId], allow: &[Allow]) -> Agent {
@@ -220,7 +309,7 @@ impl TestRelay {
         AgentSettings {
             key: key(seed),
             name: format!("agent-{seed}"),
-            relays: vec![format!("{}@{}", self.key.node_id(), self.address).parse().unwrap()],
+            relays: vec![self.pinned(V4)],
             known_relays: self.directory.path().join(format!("known-{seed}")),
             announce: true,
             accept: accept.to_vec(),
@@ -274,6 +363,18 @@ fn config(root: &Path, port: u16, transport: &str) -> Config {
     let mut config = Config::parse(&text, Path::new("config.toml"), &AtlasRoot::at(root)).unwrap();
     config.network.port = port;
     config
+}
+
+/// What is sent to `address` comes back as it is.
+async fn echoes(address: SocketAddr, bytes: u32) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let sent: Vec<u8> = (0..bytes).map(|n| (n % 251) as u8).collect();
+    let (mut read, mut write) = stream.split();
+    let mut received = vec![0; sent.len()];
+    let (wrote, was_read) = tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
+    wrote.unwrap();
+    was_read.unwrap();
+    assert!(sent == received, "what comes back is what was sent");
 }
 
 /// A TCP server that sends back what it gets.

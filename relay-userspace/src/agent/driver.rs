@@ -243,8 +243,13 @@ impl Driver {
                 }
                 Output::Update(terms) => {
                     if let Some(live) = self.sessions.get(&terms.session) {
-                        tracing::info!(session = %terms.session, rate_bytes_per_s = terms.rate_bytes_per_s, "new terms");
-                        live.session.socket().set_terms(&terms);
+                        tracing::info!(
+                            session = %terms.session,
+                            rate_bytes_per_s = terms.rate_bytes_per_s,
+                            max_datagram_bytes = terms.max_datagram_bytes,
+                            "new terms"
+                        );
+                        live.session.set_terms(&terms);
                     }
                 }
                 Output::Paired(id) => self.paired(id),

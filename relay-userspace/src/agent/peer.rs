@@ -459,7 +459,8 @@ fn transport(session: &Session) -> Arc<quinn::TransportConfig> {
     Arc::new(transport)
 }
 
-/// Neither we nor the peer probe for more than the relay says fits.
+/// Neither we nor the peer probe for more than the relay says fits. If it says less later, QUIC notices that large
+/// datagrams are lost (RFC 8899 section 4.3).
 fn max_udp_payload(session: &Session) -> u16 {
     u16::try_from(session.max_datagram()).unwrap_or(u16::MAX).max(1200)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use relay_common::Side;
 use tokio::sync::{mpsc, watch};
@@ -26,7 +26,7 @@ struct Inner {
     id: SessionId,
     peer: NodeId,
     side: Side,
-    max_datagram_bytes: u32,
+    max_datagram_bytes: AtomicU32,
     socket: Arc<DataSocket>,
     end: watch::Sender<Option<SessionEnd>>,
     limited_packets: AtomicU64,
@@ -40,7 +40,7 @@ impl Session {
                 id: terms.session,
                 peer: terms.peer,
                 side: terms.side,
-                max_datagram_bytes: terms.max_datagram_bytes,
+                max_datagram_bytes: terms.max_datagram_bytes.into(),
                 socket,
                 end: watch::Sender::new(None),
                 limited_packets: AtomicU64::new(0),
@@ -64,9 +64,10 @@ impl Session {
         self.inner.side
     }
 
-    /// The largest UDP payload that fits the whole path, in bytes.
+    /// The largest UDP payload that fits the whole path, in bytes. It changes if a side goes over to the other version
+    /// of IP.
     pub fn max_datagram(&self) -> usize {
-        self.inner.max_datagram_bytes as usize
+        self.inner.max_datagram_bytes.load(Ordering::Relaxed) as usize
     }
 
     /// What went through so far.
@@ -105,6 +106,12 @@ impl Session {
 
     pub(super) fn socket(&self) -> &Arc<DataSocket> {
         &self.inner.socket
+    }
+
+    /// The relay has sent the terms again.
+    pub(super) fn set_terms(&self, terms: &FlowTerms) {
+        self.inner.max_datagram_bytes.store(terms.max_datagram_bytes, Ordering::Relaxed);
+        self.inner.socket.set_terms(terms);
     }
 
     pub(super) fn set_end(&self, end: SessionEnd) {

@@ -237,6 +237,28 @@ async fn raw_sessions_carry_datagrams_as_they_are() {
 }
 
 #[tokio::test]
+async fn the_largest_datagram_follows_the_terms_of_the_relay() {
+    let net = Network::start().await;
+    let bob = net.agent(AgentSettings { incoming: Incoming::Raw, ..net.serving(2, &[1], &[]) }).await;
+    let alice = net.dialer(1);
+    let near = alice.connect_raw(node(2)).await.unwrap();
+    let far = bob.accept_raw().await.unwrap();
+    for largest in [1452, 1472] {
+        net.relay.tell_max_datagram(near.session().id(), largest as u32);
+        let told = async {
+            while (near.max_datagram(), far.max_datagram()) != (largest, largest) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), told).await.expect("the terms arrive");
+        assert_eq!(
+            near.send(&vec![7; largest + 1]).await,
+            Err(RawSendError::TooLarge { len: largest + 1, max: largest })
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_sender_is_held_to_the_sessions_rate() {
     let net = Network::start().await;
     net.relay.state().rate_bytes_per_s = 1 << 20;
@@ -379,6 +401,8 @@ struct RelayState {
 struct RelaySession {
     nodes: [NodeId; 2],
     keys: [BindKey; 2],
+    /// Of each side.
+    terms: [FlowTerms; 2],
     tuples: [Option<SocketAddr>; 2],
     highest: [u64; 2],
 }
@@ -435,6 +459,15 @@ impl FakeRelay {
         for node in session.nodes {
             let told = Disconnect { reason: reason.into(), note: None, session: Some(id) };
             state.connections[&node].1.send(told.into()).unwrap();
+        }
+    }
+
+    fn tell_max_datagram(&self, id: SessionId, max_datagram_bytes: u32) {
+        let state = self.state();
+        let RelaySession { nodes, terms, .. } = &state.sessions[&id];
+        for (node, terms) in nodes.iter().zip(terms.clone()) {
+            let terms = FlowTerms { max_datagram_bytes, ..terms };
+            state.connections[node].1.send(RelayReady::with_terms(&terms).into()).unwrap();
         }
     }
 
@@ -520,11 +553,13 @@ fn take_message(
                 data_addresses: vec![data],
                 bind_now: false,
             };
-            to_target.send(RelayReady::with_terms(&terms(Side::Target, source)).into()).unwrap();
-            outgoing.send(RelayReady::with_terms(&terms(Side::Connector, target)).into()).unwrap();
+            let terms = [terms(Side::Connector, target), terms(Side::Target, source)];
+            to_target.send(RelayReady::with_terms(&terms[1]).into()).unwrap();
+            outgoing.send(RelayReady::with_terms(&terms[0]).into()).unwrap();
             let relayed = RelaySession {
                 nodes: [source, target],
                 keys: Side::BOTH.map(bind_key),
+                terms,
                 tuples: [None; 2],
                 highest: [0; 2],
             };
