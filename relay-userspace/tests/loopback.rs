@@ -132,6 +132,13 @@ async fn a_sender_at_twice_the_limit_is_cut_to_it_and_told() {
     }
     let rate = bytes as f64 / measured.elapsed().as_secs_f64();
     assert!((rate / LIMIT - 1.0).abs() < 0.02, "{rate} bytes/s");
+    // The relay tells every 5 s, counted from the pairing.
+    let told = async {
+        while session.limited().0 == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), told).await.expect("the sender is told");
     sending.abort();
     let (packets, dropped) = session.limited();
     assert!(packets > 1_000 && dropped == packets * DATAGRAM as u64, "{packets} packets, {dropped} bytes");
