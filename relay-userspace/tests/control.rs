@@ -124,6 +124,19 @@ async fn frames_that_are_not_sound_cost_their_sender_the_connection_and_nobody_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_does_not_take_is_answered_without_being_read() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::connected(&relay, 1).await;
+    for type_byte in [0x01, 0x02, 0x03, 0x04, 0x10, 0x11, 0x20, 0x21, 0x22, 0x32, 0x33] {
+        // 0xc1 is no MessagePack.
+        agent.to_relay.write_all(&[0xac, 1, 1, type_byte, 0, 0, 0, 1, 0xc1]).await.unwrap();
+        let Message::Error(error) = agent.receive().await else { panic!("{type_byte:x}") };
+        assert_eq!((error.code, error.ref_msg_id), (2003, None));
+    }
+    relay.has_refused("unexpected_message").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_frame_cut_short_costs_the_connection() {
     let relay = TestRelay::start("");
     let mut agent = Agent::connected(&relay, 1).await;

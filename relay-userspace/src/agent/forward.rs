@@ -25,7 +25,7 @@ use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::printable;
-use crate::protocol::message::{AckStatus, AtlasMessage, MessageAck};
+use crate::protocol::message::{AckStatus, AtlasMessage, Body, MessageAck};
 use crate::protocol::{ErrorCode, Message};
 
 /// The topic of a request to forward.
@@ -239,7 +239,7 @@ async fn ask(
             timestamp: unix_s(),
             reply_to: None,
             topic: Some(TOPIC.to_owned()),
-            body: serde_json::json!({ "to": to.to_string() }),
+            body: Body { to: Some(to.to_string()) },
         };
         write_frame(&mut to_peer, &request.into()).await.map_err(|error| error.to_string())?;
         let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
@@ -319,7 +319,7 @@ async fn open(
     if request.topic.as_deref() != Some(TOPIC) {
         return Err(rejected(format!("the only topic served here is {TOPIC}")));
     }
-    let to = request.body.get("to").and_then(serde_json::Value::as_str).and_then(|to| to.parse().ok());
+    let to = request.body.to.as_deref().and_then(|to| to.parse().ok());
     let Some(to): Option<HostPort> = to else {
         return Err(rejected("the body must be {\"to\": \"HOST:PORT\"}".to_owned()));
     };
@@ -459,8 +459,8 @@ mod tests {
         let Message::Message(good) = request("127.0.0.1:1") else { panic!() };
         let wrong = [
             Message::Message(AtlasMessage { topic: None, ..good.clone() }),
-            Message::Message(AtlasMessage { body: serde_json::json!("x"), ..good.clone() }),
-            Message::Message(AtlasMessage { body: serde_json::json!({"to": 5}), ..good }),
+            Message::Message(AtlasMessage { body: Body::default(), ..good.clone() }),
+            Message::Message(AtlasMessage { body: Body { to: Some("x".into()) }, ..good }),
             crate::protocol::message::Ping { ts: 0 }.into(),
         ];
         for message in wrong {
@@ -477,7 +477,7 @@ mod tests {
             timestamp: 0,
             reply_to: None,
             topic: Some(TOPIC.into()),
-            body: serde_json::json!({ "to": to }),
+            body: Body { to: Some(to.into()) },
         }
         .into()
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::envelope::{HEADER_LEN, Header, WireError};
@@ -33,15 +33,26 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The stream fails or ends within a frame, or the frame is not sound. The stream cannot be used further: where the
     /// next frame begins is not known.
     pub async fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        match self.next_payload().await? {
+            Some((type_byte, payload)) => Ok(Some(Message::decode(type_byte, &payload)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The next message's type byte and payload, for a receiver that does not take every type.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), but the payload is not looked at.
+    pub async fn next_payload(&mut self) -> Result<Option<(u8, BytesMut)>, FrameError> {
         if !self.fill(HEADER_LEN).await? {
             return Ok(None);
         }
         let header = self.header()?;
         // The length is checked; memory is still taken only as the bytes arrive.
         self.fill(HEADER_LEN + header.payload_len).await?;
-        let frame = self.frame.split();
-        let payload = frame.get(HEADER_LEN..).unwrap_or_default();
-        Ok(Some(Message::decode(header.type_byte, payload)?))
+        let mut payload = self.frame.split();
+        payload.advance(HEADER_LEN);
+        Ok(Some((header.type_byte, payload)))
     }
 
     /// The stream, after the last frame.

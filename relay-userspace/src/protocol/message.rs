@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::byte_fields::{ByteArray, Bytes};
@@ -21,6 +21,51 @@ pub const CHALLENGE_LEN: usize = 32;
 /// Containers may nest this deep in a payload. No message needs more than a few levels; a deeper one would use our
 /// stack up.
 const MAX_DEPTH: usize = 32;
+
+/// The methods of a visitor for which whatever is no text and no map is `$nothing`.
+macro_rules! read_past {
+    ($nothing:expr) => {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("any value")
+        }
+
+        fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_bytes<E: serde::de::Error>(self, _: &[u8]) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_none<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Ok($nothing)
+        }
+
+        fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
+            IgnoredAny::deserialize(inner).map(|_| $nothing)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+            IgnoredAny.visit_seq(seq).map(|_| $nothing)
+        }
+    };
+}
 
 macro_rules! messages {
     ($($(#[$doc:meta])* $variant:ident($body:ty) = $type_byte:literal $(, as $rename:literal)?;)*) => {
@@ -42,6 +87,14 @@ macro_rules! messages {
             pub const fn name(&self) -> &'static str {
                 match self {
                     $(Message::$variant(_) => stringify!($variant),)*
+                }
+            }
+
+            /// The documented name of a type byte.
+            const fn name_of(type_byte: u8) -> Option<&'static str> {
+                match type_byte {
+                    $($type_byte => Some(stringify!($variant)),)*
+                    _ => None,
                 }
             }
 
@@ -138,6 +191,53 @@ impl Message {
     }
 }
 
+/// Characters of a message's id that are kept to refer to it. Ours have 40.
+const MAX_REFERENCE_CHARS: usize = 64;
+
+/// A message that its receiver does not take: what an answer needs, and no more of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotTaken {
+    /// The documented name.
+    pub name: &'static str,
+    /// If it is a Message with an id: the id, at most 64 characters of it.
+    pub id: Option<String>,
+}
+
+impl NotTaken {
+    /// Reads what an answer needs, and past the rest. A payload that is not sound has no id.
+    ///
+    /// # Errors
+    /// [`WireError::UnknownType`].
+    pub fn read(type_byte: u8, payload: &[u8]) -> Result<Self, WireError> {
+        /// The id alone; the other keys are read past.
+        #[derive(Deserialize)]
+        struct IdOnly {
+            id: String,
+        }
+        let name = Message::name_of(type_byte).ok_or(WireError::UnknownType(type_byte))?;
+        let id = (type_byte == 0x10).then(|| {
+            let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
+            deserializer.set_max_depth(MAX_DEPTH);
+            IdOnly::deserialize(&mut deserializer).ok().map(|message| reference(&message.id))
+        });
+        Ok(NotTaken { name, id: id.flatten() })
+    }
+}
+
+impl From<&Message> for NotTaken {
+    fn from(message: &Message) -> Self {
+        let id = match message {
+            Message::Message(message) => Some(reference(&message.id)),
+            _ => None,
+        };
+        NotTaken { name: message.name(), id }
+    }
+}
+
+fn reference(id: &str) -> String {
+    id.chars().take(MAX_REFERENCE_CHARS).collect()
+}
+
 /// 0x01.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
@@ -223,7 +323,72 @@ pub struct AtlasMessage {
     #[serde(default)]
     pub topic: Option<String>,
     /// The content.
-    pub body: serde_json::Value,
+    pub body: Body,
+}
+
+/// The content of a Message. Documented as any value; it is read past, but for the one entry that is used here. A tree
+/// of whatever a peer sends would take up to 200 times the bytes it came in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Body {
+    /// The entry `to` of a map, if that is a text.
+    pub to: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// A map's entries; of anything else nothing.
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Body;
+
+            read_past!(Body::default());
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Body, E> {
+                Ok(Body::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Body, A::Error> {
+                let mut body = Body::default();
+                while let Some(Text(key)) = entries.next_key()? {
+                    if key.as_deref() == Some("to") {
+                        let Text(to) = entries.next_value()?;
+                        body.to = to;
+                    } else {
+                        entries.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(body)
+            }
+        }
+
+        deserializer.deserialize_any(Entries)
+    }
+}
+
+/// A text; None stands for anything else.
+struct Text(Option<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IfText;
+
+        impl<'de> Visitor<'de> for IfText {
+            type Value = Text;
+
+            read_past!(Text(None));
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(Some(text.to_owned())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Text, A::Error> {
+                IgnoredAny.visit_map(map).map(|_| Text(None))
+            }
+        }
+
+        deserializer.deserialize_any(IfText)
+    }
 }
 
 /// 0x11.
@@ -431,6 +596,44 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_read_past_but_for_the_text_it_is_asked_for() {
+        let bodies: [(&[u8], Option<&str>); 7] = [
+            (b"\x81\xa2to\xa1x", Some("x")),
+            (b"\x83\xa1n\x94\x01\xca\0\0\0\0\xc0\xc3\x07\x81\xa1a\xff\xa2to\xa1y", Some("y")),
+            (b"\x81\xa2to\x81\xa2to\xa1x", None),
+            (b"\x81\xa2to\x05", None),
+            (b"\x92\xa2to\xa1x", None),
+            (b"\xd4\x01\x02", None),
+            (b"\xa2to", None),
+        ];
+        for (body, to) in bodies {
+            let payload = [b"\x85\xa2id\xa1m\xa4from\xa0\xa2to\xa0\xa9timestamp\x00\xa4body", body].concat();
+            let Ok(Message::Message(message)) = Message::decode(0x10, &payload) else { panic!("{body:x?}") };
+            assert_eq!(message.body.to.as_deref(), to, "{body:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_taken_is_read_for_its_name_and_a_short_id() {
+        let message = |id: &str| AtlasMessage {
+            id: id.into(),
+            from: String::new(),
+            to: String::new(),
+            timestamp: 0,
+            reply_to: None,
+            topic: None,
+            body: Body::default(),
+        };
+        let long = Message::from(message(&"é".repeat(1000))).encode().unwrap();
+        let of_long = NotTaken { name: "Message", id: Some("é".repeat(64)) };
+        assert_eq!(NotTaken::read(0x10, &long[8..]).unwrap(), of_long);
+        assert_eq!(NotTaken::from(&Message::from(message(&"é".repeat(1000)))), of_long);
+        assert_eq!(NotTaken::read(0x10, b"\x81").unwrap(), NotTaken { name: "Message", id: None });
+        assert_eq!(NotTaken::read(0x01, b"").unwrap(), NotTaken { name: "Hello", id: None });
+        assert_eq!(NotTaken::read(0x05, b""), Err(WireError::UnknownType(5)));
+    }
+
+    #[test]
     fn deep_nesting_is_refused_before_it_uses_the_stack_up() {
         let mut payload = b"\x81\xa1x".to_vec();
         payload.extend(std::iter::repeat_n(0x91, 60_000));
@@ -502,7 +705,7 @@ mod tests {
                 timestamp: 0,
                 reply_to: None,
                 topic: Some("net/forward".into()),
-                body: serde_json::json!({"to": "127.0.0.1:9000", "n": [1, 2.5, null, true]}),
+                body: Body { to: Some("127.0.0.1:9000".into()) },
             }
             .into(),
             MessageAck { msg_id: "msg_1".into(), status: AckStatus::Accepted }.into(),

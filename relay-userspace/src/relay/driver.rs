@@ -88,6 +88,10 @@ impl Driver {
                 self.rendezvous.received(conn, message, flows, &mut self.randomness, now);
                 return Some((conn, stream));
             }
+            ControlEvent::NotTaken { conn, stream, message } => {
+                self.rendezvous.not_taken(conn, message, now);
+                return Some((conn, stream));
+            }
             ControlEvent::Moved { conn, remote } => self.rendezvous.moved(conn, remote),
             ControlEvent::Closed { conn, reason } => {
                 self.outboxes.remove(&conn);

@@ -115,9 +115,9 @@ async fn read(
     events: mpsc::Sender<ControlEvent>,
 ) -> (StreamNumber, Result<(), FrameError>) {
     loop {
-        match reader.next().await {
-            Ok(Some(message)) => {
-                if events.send(ControlEvent::Message { conn, stream, message }).await.is_err() {
+        match reader.next_event(conn, stream).await {
+            Ok(Some(event)) => {
+                if events.send(event).await.is_err() {
                     return (stream, Ok(()));
                 }
             }

@@ -7,10 +7,12 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
 use super::unfinished::{Metered, Share, Unfinished};
+use super::{ControlEvent, StreamNumber};
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::frames::{FrameError, FrameReader, write_frame};
+use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, WireError};
-use crate::relay::rendezvous::Refusal;
+use crate::relay::rendezvous::{ConnId, Refusal, Rendezvous};
 
 /// How long a connection that is given up may take to hear why.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -28,11 +30,27 @@ impl Reader {
         Reader { frames: FrameReader::new(stream, MAX_CONTROL_PAYLOAD_LEN), share }
     }
 
-    /// The next message; None at the stream's end. Cancel safe.
+    /// The next message of the handshake; None at the stream's end. Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Message>, FrameError> {
         let message = self.frames.next().await;
         self.share.settle();
         message
+    }
+
+    /// The next message after the handshake; None at the stream's end. Only what the rendezvous takes is read whole.
+    pub async fn next_event(
+        &mut self,
+        conn: ConnId,
+        stream: StreamNumber,
+    ) -> Result<Option<ControlEvent>, FrameError> {
+        let frame = self.frames.next_payload().await;
+        self.share.settle();
+        let Some((type_byte, payload)) = frame? else { return Ok(None) };
+        Ok(Some(if Rendezvous::takes(type_byte) {
+            ControlEvent::Message { conn, stream, message: Message::decode(type_byte, &payload)? }
+        } else {
+            ControlEvent::NotTaken { conn, stream, message: NotTaken::read(type_byte, &payload)? }
+        }))
     }
 }
 

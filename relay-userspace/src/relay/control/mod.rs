@@ -24,6 +24,7 @@ use super::forwarder::{ConnectionIds, QuicSocket};
 use super::rendezvous::{Authenticated, ConnId, Refusal};
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::flow_terms::ErrorMessage;
+use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message};
 use crate::tls::{self, TlsError};
 
@@ -45,6 +46,15 @@ pub enum ControlEvent {
         stream: StreamNumber,
         /// The message.
         message: Message,
+    },
+    /// A message has come of a type that the rendezvous does not take.
+    NotTaken {
+        /// The connection.
+        conn: ConnId,
+        /// The stream it came on; the answer goes there.
+        stream: StreamNumber,
+        /// What the answer needs of it.
+        message: NotTaken,
     },
     /// The agent's address has changed.
     Moved {

@@ -44,6 +44,7 @@ use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindMagic, CookieSecrets};
 use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
 use crate::protocol::handshake::printable;
+use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, SessionId};
 use crate::relay::datapath::{Flows, Limit};
 
@@ -205,8 +206,25 @@ impl Rendezvous {
                 let message = printable(&error.message, MAX_REPORT_CHARS);
                 self.event(Event::AgentReports { node, code: error.code, message });
             }
-            other => self.reject(conn, &other, now),
+            other => self.not_taken(conn, NotTaken::from(&other), now),
         }
+    }
+
+    /// Whether [`received`](Self::received) takes messages of this type; of others [`NotTaken`] is enough.
+    pub const fn takes(type_byte: u8) -> bool {
+        // RelayAnnounce, RelayConnect, Error, Ping, Pong, Disconnect.
+        matches!(type_byte, 0x30 | 0x31 | 0xe0 | 0xf0 | 0xf1 | 0xff)
+    }
+
+    /// A message has come that agents do not send to relays.
+    pub fn not_taken(&mut self, conn: ConnId, message: NotTaken, now: MonoTime) {
+        if self.agents.get(conn).is_none() {
+            return;
+        }
+        self.refuse(conn, Refusal::UnexpectedMessage, now);
+        let text = format!("a relay takes no {}", message.name);
+        let error = ErrorMessage::new(ErrorCode::MessageRejected, text);
+        self.send(conn, ErrorMessage { ref_msg_id: message.id, ..error });
     }
 
     /// Does what is due. To be called once [`next_deadline`](Self::next_deadline) has come; calling it early does no
@@ -295,17 +313,6 @@ impl Rendezvous {
         let agent = self.agents.get(conn);
         let (node, from) = (agent.map(|agent| agent.node), agent.map(|agent| agent.remote));
         self.event(Event::Refused { refusal, times, node, from });
-    }
-
-    /// A message that agents do not send to relays.
-    fn reject(&mut self, conn: ConnId, message: &Message, now: MonoTime) {
-        self.refuse(conn, Refusal::UnexpectedMessage, now);
-        let mut error =
-            ErrorMessage::new(ErrorCode::MessageRejected, format!("a relay takes no {}", message.name()));
-        if let Message::Message(message) = message {
-            error.ref_msg_id = Some(message.id.clone());
-        }
-        self.send(conn, error);
     }
 
     fn send(&mut self, conn: ConnId, message: impl Into<Message>) {
