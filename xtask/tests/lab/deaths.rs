@@ -1,23 +1,27 @@
 //! Killing one agent, the other, or the relay in the middle of a transfer: what is left notices, says why, and cleans up.
 
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use relay_userspace::identity::NodeKey;
 use xtask::answers::AgentSessions;
 use xtask::lab::Process;
 use xtask::tcp_copy;
 use xtask::tool::Tool;
 
+use super::hand_agent::{HandAgent, HandBind};
+use super::raw_agents::run_inside;
 use super::world::{CONSENT, FORWARDED, NATIVE, RELAY, SERVED, World, wait_for, wait_until_said};
 
 /// How `net forward` begins to say why its peer is gone.
 const LOST: &str = "{\"event\":\"lost\",\"why\":\"";
 
-/// The three deaths wait for the same minute: one after the other they would take three.
+/// They wait for the same minute: one after the other they would take four.
 #[test]
 fn a_death_in_the_middle_of_a_transfer_leaves_nothing_behind() {
     const NAME: &str = "a_death_in_the_middle_of_a_transfer_leaves_nothing_behind";
-    let deaths: [fn(World); 3] = [the_connector_dies, the_target_dies, the_relay_dies];
+    let deaths: [fn(World); 4] = [the_connector_dies, the_target_dies, the_relay_dies, a_side_falls_silent];
     std::thread::scope(|scope| {
         for death in deaths {
             let Some(world) = World::new(NAME) else { return };
@@ -122,6 +126,58 @@ fn the_relay_dies(world: World) {
     transfer_works(&world);
     target.stop().unwrap();
     relay.stop().unwrap();
+}
+
+/// The target's control connection stays, but its data socket proves nothing any more, as behind a NAT that forgot it.
+fn a_side_falls_silent(world: World) {
+    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+
+    let closed_after = run_inside(&world.lab.agents[0], async || {
+        let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
+        target.announce().await;
+        let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
+        connector.connect(target.key.node_id()).await;
+        let mut near = HandBind::new(connector.terms().await);
+        let mut far = HandBind::new(target.terms().await);
+        near.prove();
+        far.prove();
+        let silent_since = Instant::now();
+        assert!(carries(&far, &near), "a datagram passes while consent is fresh");
+
+        // The connector goes on proving its tuple, and both control connections stay.
+        let mut proved = Instant::now();
+        while !world.sessions().is_empty() && silent_since.elapsed() < 2 * CONSENT {
+            if proved.elapsed() > Duration::from_secs(20) {
+                near.prove();
+                proved = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let closed_after = silent_since.elapsed();
+        assert!(!carries(&far, &near), "a datagram from the silent side's tuple was forwarded");
+        assert!(!carries(&near, &far), "a datagram to the silent side's tuple was forwarded");
+        closed_after
+    });
+
+    println!("a side fell silent: the relay closed the session after {:.1} s", closed_after.as_secs_f64());
+    assert!(closed_after <= CONSENT + Duration::from_secs(1), "closed after {closed_after:?}");
+    assert!(closed_after >= CONSENT - Duration::from_secs(15), "closed after {closed_after:?}");
+    wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
+    relay.stop().unwrap();
+}
+
+/// Whether a datagram sent by `from` arrives at `to`.
+fn carries(from: &HandBind, to: &HandBind) -> bool {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let datagram = format!("datagram {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    from.socket.send_to(datagram.as_bytes(), RELAY).unwrap();
+    let mut buffer = [0; 2048];
+    while let Ok(length) = to.socket.recv(&mut buffer) {
+        if buffer[..length] == *datagram.as_bytes() {
+            return true;
+        }
+    }
+    false
 }
 
 /// A transfer that the default limit makes last for a minute.

@@ -7,9 +7,10 @@ use xtask::answers::Status;
 use xtask::deployment::Node;
 use xtask::interrupt;
 use xtask::lab::Process;
+use xtask::load;
 use xtask::tool::Tool;
 
-use super::world::{NATIVE, World};
+use super::world::{NATIVE, World, wait_for};
 
 #[test]
 fn an_interface_whose_hook_is_taken_gives_userspace_and_the_reason() {
@@ -43,6 +44,27 @@ fn an_interface_without_native_xdp_gives_generic_and_the_reason() {
 
     assert_eq!(status.datapath, "xdp-generic");
     assert!(status.why.contains("d0"), "names the interface: {}", status.why);
+}
+
+#[test]
+fn the_program_is_loaded_and_unloaded_by_hand() {
+    let Some(world) = World::new("the_program_is_loaded_and_unloaded_by_hand") else { return };
+    load::mount_bpffs().unwrap();
+    let relay = &world.deployment.relay;
+    let attached = || world.lab.relay.run(&Tool::new("ip").words("link show dev r0")).unwrap();
+
+    relay.run("xdp load --interface r0").unwrap();
+    let twice = relay.run("xdp load --interface r0").unwrap_err().to_string();
+    let loaded = attached();
+    relay.run("xdp unload --interface r0").unwrap();
+    let again = relay.run("xdp unload --interface r0").unwrap_err().to_string();
+
+    assert!(loaded.contains("prog/xdp"), "{loaded}");
+    assert!(twice.contains("xdp unload"), "says what to do: {twice}");
+    assert!(again.contains("r0"), "names the interface: {again}");
+    wait_for("the program's end", Duration::from_secs(2), || {
+        (!attached().contains("prog/xdp")).then_some(())
+    });
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_common::BIND_LEN;
 use relay_userspace::clock::MonoTime;
 use relay_userspace::identity::{NodeId, NodeKey};
+use relay_userspace::protocol::bind::{BindDatagram, BindKind, Cookie, UnverifiedBind};
 use relay_userspace::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use relay_userspace::protocol::flow_terms::{FLOW, FlowTerms, ReadyStatus, RelayAnnounce, RelayConnect};
 use relay_userspace::protocol::frames::{FrameReader, write_frame};
@@ -34,7 +36,10 @@ impl HandAgent {
         let mut config = quinn::EndpointConfig::default();
         config.grease_quic_bit(false);
         let endpoint = quinn::Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
-        let client = tls::client_config(&key, tls::ALPN_RELAY, None).unwrap();
+        let mut client = tls::client_config(&key, tls::ALPN_RELAY, None).unwrap();
+        let mut transport = quinn::TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_secs(5)));
+        client.transport_config(Arc::new(transport));
         let connection = endpoint.connect_with(client, RELAY, tls::SERVER_NAME).unwrap().await.unwrap();
         let (to_relay, from_relay) = connection.open_bi().await.unwrap();
         let relay_key = tls::peer_key(&connection).unwrap();
@@ -125,6 +130,55 @@ impl HandAgent {
         let Some(Message::RelayReady(ready)) = message else { panic!("no offer but {message:?}") };
         ready.terms().unwrap()
     }
+}
+
+/// The data socket of a session, and the bind exchange by hand.
+pub struct HandBind {
+    pub socket: UdpSocket,
+    terms: FlowTerms,
+    counter: u64,
+}
+
+impl HandBind {
+    pub fn new(terms: FlowTerms) -> HandBind {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        HandBind { socket, terms, counter: 0 }
+    }
+
+    /// Binds, answers the challenge and waits for the relay's word.
+    pub fn prove(&mut self) {
+        self.counter += 1;
+        let challenge = self.answer(&self.datagram(BindKind::Bind, self.counter, Cookie::NONE)).unwrap();
+        let proof = self.datagram(BindKind::Proof, self.counter, self.read(&challenge).cookie);
+        let bound = self.answer(&proof).unwrap();
+        assert!(matches!(self.read(&bound).kind, BindKind::Bound { .. }));
+    }
+
+    /// A datagram of this side.
+    pub fn datagram(&self, kind: BindKind, counter: u64, cookie: Cookie) -> [u8; BIND_LEN] {
+        let datagram =
+            BindDatagram { kind, side: self.terms.side, session: self.terms.session, counter, cookie };
+        datagram.seal(&self.terms.bind_magic, &self.terms.bind_key)
+    }
+
+    /// What the relay says, whose MAC must be right.
+    pub fn read(&self, datagram: &[u8; BIND_LEN]) -> BindDatagram {
+        let datagram = UnverifiedBind::parse(datagram, &self.terms.bind_magic).unwrap();
+        datagram.verify(&self.terms.bind_key).unwrap()
+    }
+
+    /// Sends `datagram` to the relay and gives the answer, if there is one within 300 ms.
+    pub fn answer(&self, datagram: &[u8]) -> Option<[u8; BIND_LEN]> {
+        answer(&self.socket, datagram)
+    }
+}
+
+/// Sends `datagram` to the relay from `socket` and gives the answer, if there is one before its time-out.
+pub fn answer(socket: &UdpSocket, datagram: &[u8]) -> Option<[u8; BIND_LEN]> {
+    socket.send_to(datagram, RELAY).unwrap();
+    let mut answer = [0; BIND_LEN];
+    socket.recv(&mut answer).ok().map(|_| answer)
 }
 
 /// The wall clock as the protocol has it.

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use relay_common::BIND_LEN;
 use relay_userspace::identity::NodeKey;
-use relay_userspace::protocol::bind::{BindDatagram, BindKind, Cookie, UnverifiedBind};
-use relay_userspace::protocol::flow_terms::{FlowTerms, RelayAnnounce, RelayConnect};
+use relay_userspace::protocol::bind::{BindKind, Cookie};
+use relay_userspace::protocol::flow_terms::{RelayAnnounce, RelayConnect};
 use xtask::answers::Pings;
 use xtask::lab::Process;
 use xtask::tool::Tool;
 
-use super::hand_agent::{HandAgent, unix_s};
+use super::hand_agent::{HandAgent, HandBind, answer, unix_s};
 use super::raw_agents::run_inside;
 use super::world::{FORWARDED, NATIVE, RELAY, SERVED, World, wait_for, wait_until_said};
 
@@ -116,36 +116,34 @@ fn bind_datagrams_that_prove_nothing_get_no_answer() {
         target.announce().await;
         let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
         connector.connect(target.key.node_id()).await;
-        let terms = connector.terms().await;
-        let socket = data_socket();
-        let elsewhere = data_socket();
+        let side = HandBind::new(connector.terms().await);
+        let elsewhere = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        elsewhere.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
 
         // Another's key: the MAC does not match.
-        let mut forged = bind(&terms, BindKind::Bind, 1, Cookie::NONE);
+        let mut forged = side.datagram(BindKind::Bind, 1, Cookie::NONE);
         forged[BIND_LEN - 1] ^= 1;
-        assert_eq!(answer(&socket, &forged), None);
+        assert_eq!(side.answer(&forged), None);
         wait_refused(&world, [("bind_mac", 1)]);
 
         // A proof without having received the challenge: whose address was forged cannot know the cookie.
-        assert_eq!(answer(&socket, &bind(&terms, BindKind::Proof, 2, Cookie([9; 16]))), None);
+        assert_eq!(side.answer(&side.datagram(BindKind::Proof, 2, Cookie([9; 16]))), None);
         wait_refused(&world, [("bind_cookie", 1)]);
 
         // A challenge that was sent to one place proves nothing about another.
-        let challenge = answer(&socket, &bind(&terms, BindKind::Bind, 3, Cookie::NONE)).unwrap();
-        let challenge = UnverifiedBind::parse(&challenge, &terms.bind_magic).unwrap();
-        let cookie = challenge.verify(&terms.bind_key).unwrap().cookie;
-        let proof = bind(&terms, BindKind::Proof, 3, cookie);
+        let challenge = side.answer(&side.datagram(BindKind::Bind, 3, Cookie::NONE)).unwrap();
+        let proof = side.datagram(BindKind::Proof, 3, side.read(&challenge).cookie);
         assert_eq!(answer(&elsewhere, &proof), None);
         wait_refused(&world, [("bind_cookie", 2)]);
 
         // The right proof is accepted; repeated from elsewhere, it is not.
-        assert!(answer(&socket, &proof).is_some());
+        assert!(side.answer(&proof).is_some());
         assert_eq!(answer(&elsewhere, &proof), None);
         wait_refused(&world, [("bind_replayed", 1)]);
 
         // Begins as a bind datagram, but is none: dropped by the program.
         let before = dropped_as(&world, "bind_malformed");
-        assert_eq!(answer(&socket, &proof[..60]), None);
+        assert_eq!(side.answer(&proof[..60]), None);
         wait_for("the count of the malformed datagram", Duration::from_secs(2), || {
             (dropped_as(&world, "bind_malformed") == before + 1).then_some(())
         });
@@ -281,25 +279,6 @@ fn all_answered(pings: &mut Process) {
     pings.wait_success(Duration::from_secs(20)).unwrap();
     let pings: Pings = serde_json::from_str(&pings.output()).unwrap();
     assert_eq!(pings.sent, pings.received, "the pings of others go on");
-}
-
-fn data_socket() -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    socket
-}
-
-/// Sends `datagram` to the relay and gives the answer, if there is one within 300 ms.
-fn answer(socket: &UdpSocket, datagram: &[u8]) -> Option<[u8; BIND_LEN]> {
-    socket.send_to(datagram, RELAY).unwrap();
-    let mut answer = [0; BIND_LEN];
-    socket.recv(&mut answer).ok().map(|_| answer)
-}
-
-/// A datagram of the agent's.
-fn bind(terms: &FlowTerms, kind: BindKind, counter: u64, cookie: Cookie) -> [u8; BIND_LEN] {
-    let datagram = BindDatagram { kind, side: terms.side, session: terms.session, counter, cookie };
-    datagram.seal(&terms.bind_magic, &terms.bind_key)
 }
 
 /// Packets that program or forwarder dropped for `reason`.
