@@ -872,6 +872,30 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_has_no_say_in_another_relays_sessions() {
+        let said: [Message; 4] = [
+            Disconnect { reason: disconnect_reason::IDLE.into(), note: None, session: Some(SESSION) }.into(),
+            ErrorMessage {
+                session: Some(SESSION),
+                packets: Some(1),
+                bytes: Some(1),
+                ..ErrorMessage::new(ErrorCode::RateLimited, "m")
+            }
+            .into(),
+            RelayError { code: 3007, message: "m".into(), target_id: None, session: Some(SESSION) }.into(),
+            RelayReady::with_terms(&terms(Side::Connector, peer())).into(),
+        ];
+        for message in said {
+            let mut agent = connected_through_the_first_of(2);
+            agent.state.message(RelayIndex(1), message.clone(), NOW);
+            let outputs = agent.outputs();
+            assert!(outputs.is_empty(), "{message:?} led to {outputs:?}");
+            agent.state.message(RelayIndex(0), message.clone(), NOW);
+            assert!(!agent.outputs().is_empty(), "{message:?} counts from its own relay");
+        }
+    }
+
+    #[test]
     fn a_target_drops_a_session_that_nobody_uses() {
         let mut agent = agent(true, 1);
         agent.up(0);
@@ -979,8 +1003,14 @@ mod tests {
     }
 
     fn connected() -> Agent {
-        let mut agent = agent(false, 1);
-        agent.up(0);
+        connected_through_the_first_of(1)
+    }
+
+    fn connected_through_the_first_of(relays: usize) -> Agent {
+        let mut agent = agent(false, relays);
+        for relay in 0..relays {
+            agent.up(relay);
+        }
         agent.state.connect(RequestId(1), peer(), Use::EndToEnd, NOW);
         agent.ready(Side::Connector, peer());
         agent.paired();

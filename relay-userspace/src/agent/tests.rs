@@ -211,6 +211,25 @@ async fn a_relay_that_offers_a_peer_that_is_not_accepted_is_refused_by_the_targe
 }
 
 #[tokio::test]
+async fn a_connector_that_the_relay_passes_off_as_an_accepted_peer_is_refused() {
+    let net = Network::start().await;
+    net.relay.state().passes_off = Some(PassedOff { impostor: node(3), accepted: node(1) });
+    let (mallory, _bob) = (net.dialer(3), net.server(2, &[1], &[]).await);
+    let error = mallory.connect(node(2)).await.unwrap_err();
+    let refused = matches!(error, ConnectError::Handshake { .. } | ConnectError::EndToEnd { .. });
+    assert!(refused, "paired, but refused end to end: {error}");
+}
+
+#[tokio::test]
+async fn a_target_that_the_relay_passes_off_as_the_one_asked_for_is_refused() {
+    let net = Network::start().await;
+    net.relay.state().passes_off = Some(PassedOff { impostor: node(3), accepted: node(2) });
+    let (alice, _mallory) = (net.dialer(1), net.server(3, &[1], &[]).await);
+    let error = alice.connect(node(2)).await.unwrap_err();
+    assert!(matches!(&error, ConnectError::EndToEnd { peer, .. } if *peer == node(2)), "{error}");
+}
+
+#[tokio::test]
 async fn raw_sessions_carry_datagrams_as_they_are() {
     let net = Network::start().await;
     let bob = net.agent(AgentSettings { incoming: Incoming::Raw, ..net.serving(2, &[1], &[]) }).await;
@@ -389,6 +408,7 @@ struct FakeRelay {
 struct RelayState {
     rate_bytes_per_s: u64,
     ignores_allow_lists: bool,
+    passes_off: Option<PassedOff>,
     announces: usize,
     paired: u8,
     goodbyes: usize,
@@ -396,6 +416,13 @@ struct RelayState {
     announced: HashMap<NodeId, (mpsc::UnboundedSender<Message>, Vec<String>)>,
     connections: HashMap<NodeId, (quinn::Connection, mpsc::UnboundedSender<Message>)>,
     sessions: HashMap<SessionId, RelaySession>,
+}
+
+/// The relay says `accepted` wherever it is `impostor` that is the side.
+#[derive(Clone, Copy)]
+struct PassedOff {
+    impostor: NodeId,
+    accepted: NodeId,
 }
 
 struct RelaySession {
@@ -527,10 +554,13 @@ fn take_message(
         }
         Message::RelayConnect(connect) => {
             let target: NodeId = connect.target_id.parse().unwrap();
+            let passed_off = state.passes_off;
+            let reached = passed_off.filter(|it| it.accepted == target).map_or(target, |it| it.impostor);
+            let named = passed_off.filter(|it| it.impostor == source).map_or(source, |it| it.accepted);
             let listed = state
                 .announced
-                .get(&target)
-                .filter(|(_, allow)| state.ignores_allow_lists || allow.contains(&source.to_string()));
+                .get(&reached)
+                .filter(|(_, allow)| state.ignores_allow_lists || allow.contains(&named.to_string()));
             let Some((to_target, _)) = listed else {
                 let (code, message) = (ErrorCode::TargetUnknown.number(), "no such agent".into());
                 let refusal = RelayError { code, message, target_id: Some(connect.target_id), session: None };
@@ -553,11 +583,11 @@ fn take_message(
                 data_addresses: vec![data],
                 bind_now: false,
             };
-            let terms = [terms(Side::Connector, target), terms(Side::Target, source)];
+            let terms = [terms(Side::Connector, target), terms(Side::Target, named)];
             to_target.send(RelayReady::with_terms(&terms[1]).into()).unwrap();
             outgoing.send(RelayReady::with_terms(&terms[0]).into()).unwrap();
             let relayed = RelaySession {
-                nodes: [source, target],
+                nodes: [source, reached],
                 keys: Side::BOTH.map(bind_key),
                 terms,
                 tuples: [None; 2],
