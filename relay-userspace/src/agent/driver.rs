@@ -19,7 +19,7 @@ use super::raw::{self, RawSession};
 use super::session::{Session, SessionNews, SessionUser};
 use super::settings::{AgentSettings, Incoming};
 use super::snapshot::{PeersSnapshot, RelayPeer, SessionsSnapshot};
-use super::state::{Now, Output, RelayIndex, RequestId, State, Use};
+use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, Use};
 use super::verification::unix_s;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
@@ -101,10 +101,11 @@ impl Driver {
             };
             link_tasks.spawn(link::keep_connected(RelayIndex(at), link, events.clone(), stop.clone()));
         }
-        let incoming = match settings.incoming {
+        let carries = match settings.incoming {
             Incoming::EndToEnd => Use::EndToEnd,
             Incoming::Raw => Use::Raw,
         };
+        let incoming = IncomingSessions { carries, per_peer: settings.sessions_per_peer };
         let state = State::new(
             settings.key.node_id(),
             settings.announce,

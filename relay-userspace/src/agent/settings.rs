@@ -25,6 +25,8 @@ pub struct AgentSettings {
     pub allow: Vec<Allow>,
     /// What is done with sessions that others ask for.
     pub incoming: Incoming,
+    /// How many sessions one peer may have here at a time (default 4). Each of its processes has its own.
+    pub sessions_per_peer: usize,
 }
 
 impl AgentSettings {
@@ -44,6 +46,7 @@ impl AgentSettings {
             accept: Vec::new(),
             allow: Vec::new(),
             incoming: Incoming::EndToEnd,
+            sessions_per_peer: 4,
         }
     }
 }

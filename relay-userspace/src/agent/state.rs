@@ -34,6 +34,15 @@ pub enum Use {
     Raw,
 }
 
+/// What becomes of sessions that others ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct IncomingSessions {
+    /// What each carries.
+    pub carries: Use,
+    /// How many one peer may have at a time.
+    pub per_peer: usize,
+}
+
 /// The present, as the driver reads it.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
@@ -86,6 +95,9 @@ pub const PAIRING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A target keeps an unused session this long.
 pub const UNUSED_TARGET: Duration = Duration::from_secs(15);
 
+/// Sessions that others have asked for, from all of them together. Each is a socket and, raw, a queue of datagrams.
+pub const MAX_TARGET_SESSIONS: usize = 64;
+
 /// Documented: a Ping to each connected peer this often,
 pub const PING_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -98,11 +110,12 @@ pub struct State {
     me: NodeId,
     announce: bool,
     accept: BTreeSet<NodeId>,
-    incoming: Use,
+    incoming: IncomingSessions,
     relays: Vec<Relay>,
     sessions: BTreeMap<SessionId, Session>,
     requests: BTreeMap<RequestId, Request>,
     refused_peers: u64,
+    refused_sessions: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -166,7 +179,7 @@ impl State {
         me: NodeId,
         announce: bool,
         accept: impl IntoIterator<Item = NodeId>,
-        incoming: Use,
+        incoming: IncomingSessions,
         relays: Vec<String>,
     ) -> Self {
         State {
@@ -178,6 +191,7 @@ impl State {
             sessions: BTreeMap::new(),
             requests: BTreeMap::new(),
             refused_peers: 0,
+            refused_sessions: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -474,15 +488,45 @@ impl State {
                     refused = self.refused_peers,
                     "a peer was refused; to let it in, add its id to `[agent] accept`"
                 );
-                let refusal = Disconnect {
-                    reason: disconnect_reason::SHUTDOWN.to_owned(),
-                    note: Some("not accepted".to_owned()),
-                    session: Some(id),
-                };
-                self.outputs.push_back(Output::Send(relay, refusal.into()));
+                self.refuse(relay, id, "not accepted");
             }
-            Side::Target => self.start(relay, terms, self.incoming, now),
+            Side::Target => match self.full(terms.peer) {
+                None => self.start(relay, terms, self.incoming.carries, now),
+                Some(full) => {
+                    self.refused_sessions += 1;
+                    tracing::warn!(
+                        peer = %terms.peer,
+                        session = %id,
+                        why = full,
+                        refused = self.refused_sessions,
+                        "a session was refused; more are taken when others have ended"
+                    );
+                    self.refuse(relay, id, full);
+                }
+            },
         }
+    }
+
+    /// Why no other session that `peer` has asked for is taken.
+    fn full(&self, peer: NodeId) -> Option<&'static str> {
+        let taken = || self.sessions.values().filter(|session| session.side == Side::Target);
+        if taken().filter(|session| session.peer == peer).count() >= self.incoming.per_peer {
+            Some("as many sessions as one peer may have")
+        } else if taken().count() >= MAX_TARGET_SESSIONS {
+            Some("as many sessions as this agent takes")
+        } else {
+            None
+        }
+    }
+
+    /// Tells the relay that a session it offers is not taken.
+    fn refuse(&mut self, relay: RelayIndex, session: SessionId, why: &str) {
+        let refusal = Disconnect {
+            reason: disconnect_reason::SHUTDOWN.to_owned(),
+            note: Some(why.to_owned()),
+            session: Some(session),
+        };
+        self.outputs.push_back(Output::Send(relay, refusal.into()));
     }
 
     fn start(&mut self, relay: RelayIndex, terms: FlowTerms, carries: Use, now: Now) {
@@ -662,9 +706,7 @@ impl Session {
     fn deadline(&self) -> Option<MonoTime> {
         match (self.paired, self.side) {
             (false, _) => Some(self.since + PAIRING_TIMEOUT),
-            (true, Side::Target) if self.users == 0 && self.carries == Use::EndToEnd => {
-                Some(self.since + UNUSED_TARGET)
-            }
+            (true, Side::Target) if self.users == 0 => Some(self.since + UNUSED_TARGET),
             (true, _) => None,
         }
     }
@@ -911,6 +953,45 @@ mod tests {
     }
 
     #[test]
+    fn a_raw_session_that_the_application_does_not_take_is_dropped_too() {
+        let mut agent = agent_that_takes(Use::Raw, true, 1);
+        agent.up(0);
+        agent.ready(Side::Target, peer());
+        agent.paired();
+        agent.outputs();
+        assert!(agent.state.deadline() <= Some(NOW.mono + UNUSED_TARGET));
+        agent.state.tick(later(UNUSED_TARGET));
+        assert!(matches!(agent.outputs()[1], Output::End(SESSION, SessionEnd::Closed)));
+    }
+
+    #[test]
+    fn a_peer_has_a_few_sessions_at_a_time_and_further_ones_are_refused() {
+        let mut agent = agent(true, 2);
+        agent.up(0);
+        agent.up(1);
+        for number in 0..4 {
+            assert!(agent.takes(RelayIndex(usize::from(number) % 2), number, peer()));
+        }
+        for relay in [0, 1] {
+            assert!(!agent.takes(RelayIndex(relay), 4, peer()), "whichever relay offers it");
+        }
+        let ended = Disconnect { reason: String::new(), note: None, session: Some(SessionId([0; 16])) };
+        agent.state.message(RelayIndex(0), ended.into(), NOW);
+        agent.outputs();
+        assert!(agent.takes(RelayIndex(0), 5, peer()), "there is room again");
+    }
+
+    #[test]
+    fn all_peers_together_have_no_more_sessions_than_the_agent_takes() {
+        let peers: Vec<NodeId> = (2..=100).map(|byte| NodeId::from_bytes([byte; 32])).collect();
+        let mut agent = agent(true, 1);
+        agent.state.accept = peers.iter().copied().collect();
+        agent.up(0);
+        let taken = (0..).zip(&peers).filter(|(number, peer)| agent.takes(RelayIndex(0), *number, **peer));
+        assert_eq!(taken.count(), MAX_TARGET_SESSIONS);
+    }
+
+    #[test]
     fn pings_go_out_every_minute_and_three_unanswered_ones_end_the_connection() {
         let mut agent = agent(false, 1);
         agent.up(0);
@@ -985,6 +1066,20 @@ mod tests {
             self.state.message(RelayIndex(0), ready.into(), NOW);
         }
 
+        /// Whether a session that a peer asks for is begun; otherwise the relay is told that it is not.
+        fn takes(&mut self, relay: RelayIndex, number: u8, peer: NodeId) -> bool {
+            let terms = FlowTerms { session: SessionId([number; 16]), ..terms(Side::Target, peer) };
+            self.state.message(relay, RelayReady::with_terms(&terms).into(), NOW);
+            match &self.outputs()[..] {
+                [Output::Start { .. }] => true,
+                [Output::Send(to, Message::Disconnect(refusal))] => {
+                    assert_eq!((*to, refusal.session), (relay, Some(terms.session)));
+                    false
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+
         fn paired(&mut self) {
             let reflexive = "192.0.2.1:1".parse().unwrap();
             self.state.bind_event(SESSION, BindEvent::Paired { reflexive }, NOW);
@@ -998,8 +1093,13 @@ mod tests {
     }
 
     fn agent(announce: bool, relays: usize) -> Agent {
+        agent_that_takes(Use::EndToEnd, announce, relays)
+    }
+
+    fn agent_that_takes(carries: Use, announce: bool, relays: usize) -> Agent {
+        let incoming = IncomingSessions { carries, per_peer: 4 };
         let names = (0..relays).map(|at| format!("relay{at}:4433")).collect();
-        Agent { state: State::new(NodeId::from_bytes([1; 32]), announce, [peer()], Use::EndToEnd, names) }
+        Agent { state: State::new(NodeId::from_bytes([1; 32]), announce, [peer()], incoming, names) }
     }
 
     fn connected() -> Agent {
