@@ -1,6 +1,7 @@
 //! The agent's loop: carries inputs to the state and does what it says.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::data_address::data_address;
 use super::data_socket::{DataSocket, local_address_towards};
 use super::error::{ConnectError, SessionEnd};
 use super::known_relays::KnownRelays;
@@ -23,7 +25,7 @@ use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, 
 use super::verification::unix_s;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::bind::BindEvent;
+use crate::protocol::bind::{BindEvent, BindMagic};
 use crate::protocol::flow_terms::FlowTerms;
 use crate::protocol::handshake::Peer;
 use crate::protocol::{Message, SessionId};
@@ -238,8 +240,9 @@ impl Driver {
                 Output::Reconnect(relay) => self.drop_link(relay),
                 Output::Start { relay, terms, carries } => {
                     let id = terms.session;
-                    if let Err(why) = self.start(relay, &terms, carries) {
-                        self.state.start_failed(id, why, now());
+                    if let Err(end) = self.start(relay, &terms, carries) {
+                        tracing::warn!(session = %id, peer = %terms.peer, why = %end, "the session cannot begin");
+                        self.state.start_failed(id, end, now());
                     }
                 }
                 Output::Update(terms) => {
@@ -292,16 +295,19 @@ impl Driver {
         }
     }
 
-    fn start(&mut self, relay: RelayIndex, terms: &FlowTerms, carries: Use) -> Result<(), String> {
-        let Some(Some(link)) = self.links.get(relay.0) else { return Err("the relay is gone".to_owned()) };
-        let reached = link.address;
-        let data = terms.data_addresses.iter().find(|at| at.is_ipv4() == reached.is_ipv4());
-        let data = data.copied().unwrap_or(reached);
-        let socket = DataSocket::open(data, terms, MonoTime::now()).map_err(|error| error.to_string())?;
+    fn start(&mut self, relay: RelayIndex, terms: &FlowTerms, carries: Use) -> Result<(), SessionEnd> {
+        let failed = |why: &dyn fmt::Display| SessionEnd::DataSocket(why.to_string());
+        let Some(Some(link)) = self.links.get(relay.0) else { return Err(failed(&"the relay is gone")) };
+        // With a magic of its choice it could take datagrams of our own, or have us send some that look like others.
+        if terms.bind_magic != BindMagic::of_relay(&link.peer.public_key) {
+            return Err(SessionEnd::ForeignMagic { relay: link.peer.node_id });
+        }
+        let data = data_address(&terms.data_addresses, link.address);
+        let socket = DataSocket::open(data, terms, MonoTime::now()).map_err(|error| failed(&error))?;
         let session = Session::new(terms, socket.clone());
         let received = match carries {
             Use::EndToEnd => {
-                self.endpoint(&session).map_err(|error| error.to_string())?;
+                self.endpoint(&session).map_err(|error| failed(&error))?;
                 None
             }
             Use::Raw => Some(mpsc::channel(RawSession::QUEUE)),

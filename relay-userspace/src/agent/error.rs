@@ -129,6 +129,12 @@ pub enum SessionEnd {
     /// The data socket could not be opened.
     #[error("no data socket: {0}")]
     DataSocket(String),
+    /// The bind magic in the terms does not follow from the relay's key.
+    #[error("the terms of the relay {} have the bind magic of another: it is faulty, or not to be trusted", relay.short())]
+    ForeignMagic {
+        /// The relay that has sent the terms.
+        relay: NodeId,
+    },
     /// The agent is being stopped.
     #[error("the agent has been stopped")]
     Stopped,

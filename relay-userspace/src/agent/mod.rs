@@ -9,6 +9,7 @@
 //! `forward` carries TCP over it.
 
 mod backoff;
+mod data_address;
 mod data_socket;
 mod driver;
 mod error;

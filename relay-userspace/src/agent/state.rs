@@ -338,9 +338,9 @@ impl State {
         }
     }
 
-    /// The data socket of a session could not be opened.
-    pub fn start_failed(&mut self, id: SessionId, why: String, now: Now) {
-        self.end_and_tell(id, SessionEnd::DataSocket(why), disconnect_reason::SHUTDOWN, now);
+    /// A session's terms cannot be used, or its data socket could not be opened.
+    pub fn start_failed(&mut self, id: SessionId, end: SessionEnd, now: Now) {
+        self.end_and_tell(id, end, disconnect_reason::SHUTDOWN, now);
     }
 
     /// The session has one user more, a connection that the peer has opened.

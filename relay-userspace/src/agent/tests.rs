@@ -230,6 +230,17 @@ async fn a_target_that_the_relay_passes_off_as_the_one_asked_for_is_refused() {
 }
 
 #[tokio::test]
+async fn terms_with_another_relays_magic_are_refused() {
+    let net = Network::start().await;
+    net.relay.state().magic = Some(BindMagic::of_relay(&key(201).public()));
+    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &[]).await);
+    let error = alice.connect(node(2)).await.unwrap_err();
+    let foreign = SessionEnd::ForeignMagic { relay: net.relay.id };
+    assert!(matches!(&error, ConnectError::Ended(end) if *end == foreign), "{error}");
+    net.relay.until(|state| state.disconnected.len() == 2).await;
+}
+
+#[tokio::test]
 async fn raw_sessions_carry_datagrams_as_they_are() {
     let net = Network::start().await;
     let bob = net.agent(AgentSettings { incoming: Incoming::Raw, ..net.serving(2, &[1], &[]) }).await;
@@ -407,6 +418,8 @@ struct FakeRelay {
 #[derive(Default)]
 struct RelayState {
     rate_bytes_per_s: u64,
+    /// In the terms; None: its own.
+    magic: Option<BindMagic>,
     ignores_allow_lists: bool,
     passes_off: Option<PassedOff>,
     announces: usize,
@@ -574,7 +587,7 @@ fn take_message(
                 peer,
                 side,
                 bind_key: bind_key(side),
-                bind_magic: BindMagic::of_relay(&key(200).public()),
+                bind_magic: state.magic.unwrap_or_else(|| BindMagic::of_relay(&key(200).public())),
                 rate_bytes_per_s: state.rate_bytes_per_s,
                 burst_bytes: state.rate_bytes_per_s / 4,
                 max_datagram_bytes: 1472,
