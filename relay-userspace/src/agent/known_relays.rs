@@ -1,6 +1,6 @@
 //! The keys of relays seen before.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,8 @@ use crate::identity::NodeId;
 
 /// A file of lines `HOST:PORT atlas_<hex>`; lines that begin with `#` are comments.
 ///
-/// It is read anew for each question and replaced whole for each answer, so that a daemon and commands may share it.
+/// It is read anew for each question and replaced whole for each answer, under a lock (flock(2) on the same name with
+/// `.lock`), so that a daemon and commands may share it.
 #[derive(Clone, Debug)]
 pub struct KnownRelays {
     path: PathBuf,
@@ -34,15 +35,32 @@ impl KnownRelays {
                 false => Err(PinError::NotPinned { place, expected, shown }),
             };
         }
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(self.failed("read", source)),
+        let known = match self.remembered(&self.read()?, &place)? {
+            Some(known) => known,
+            None => self.remember_first(&place, shown)?,
         };
-        match self.remembered(&text, &place)? {
-            Some(expected) if expected == shown => Ok(()),
-            Some(expected) => Err(PinError::Changed { place, expected, shown, file: self.path.clone() }),
-            None => self.remember(text, &place, shown).map_err(|source| self.failed("write", source)),
+        match known == shown {
+            true => Ok(()),
+            false => Err(PinError::Changed { place, expected: known, shown, file: self.path.clone() }),
+        }
+    }
+
+    /// Remembers the relay at `place`, unless somebody else just has. Gives the id that is remembered.
+    fn remember_first(&self, place: &str, shown: NodeId) -> Result<NodeId, PinError> {
+        let _lock = self.lock().map_err(|source| self.failed("lock", source))?;
+        let text = self.read()?;
+        if let Some(known) = self.remembered(&text, place)? {
+            return Ok(known);
+        }
+        self.remember(text, place, shown).map_err(|source| self.failed("write", source))?;
+        Ok(shown)
+    }
+
+    fn read(&self) -> Result<String, PinError> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(source) => Err(self.failed("read", source)),
         }
     }
 
@@ -67,17 +85,37 @@ impl KnownRelays {
             text.push('\n');
         }
         text.push_str(&format!("{place} {id}\n"));
-        let directory =
-            self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(directory)?;
-        let mut draft = self.path.as_os_str().to_owned();
-        draft.push(format!(".{}.new", std::process::id()));
-        let draft = PathBuf::from(draft);
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&draft)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, &self.path)?;
-        File::open(directory)?.sync_all()
+        let draft = self.beside(&format!(".{:016x}.new", getrandom::u64()?));
+        let written = File::create_new(&draft).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&draft, &self.path)
+        });
+        if written.is_err() {
+            // The first error is the one to tell.
+            let _removed = fs::remove_file(&draft);
+        }
+        written?;
+        File::open(self.directory())?.sync_all()
+    }
+
+    /// Keeps other writers out, in this process and in others, until the file is dropped. It is held for a write only,
+    /// so waiting for it takes no longer.
+    fn lock(&self) -> io::Result<File> {
+        fs::create_dir_all(self.directory())?;
+        let file = File::options().create(true).append(true).open(self.beside(".lock"))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    fn directory(&self) -> &Path {
+        self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = self.path.as_os_str().to_owned();
+        path.push(suffix);
+        path.into()
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> PinError {
@@ -126,7 +164,7 @@ pub enum PinError {
     /// The file system said no.
     #[error("cannot {doing} {}: {source}", file.display())]
     File {
-        /// `read` or `write`.
+        /// `read`, `lock` or `write`.
         doing: &'static str,
         /// The file.
         file: PathBuf,
@@ -152,6 +190,47 @@ mod tests {
         }
         known.check(&"relay.example.org:443".parse().unwrap(), id(2)).unwrap();
         known.check(&address, id(1)).unwrap();
+    }
+
+    #[test]
+    fn relays_seen_for_the_first_time_at_the_same_time_are_all_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/known_relays");
+        let relays: Vec<(RelayAddress, NodeId)> =
+            (1..=16).map(|byte| (format!("192.0.2.{byte}:4433").parse().unwrap(), id(byte))).collect();
+        let start = std::sync::Barrier::new(relays.len());
+        std::thread::scope(|threads| {
+            for (address, shown) in &relays {
+                let (known, start) = (KnownRelays::at(&path), &start);
+                threads.spawn(move || {
+                    start.wait();
+                    known.check(address, *shown).unwrap();
+                });
+            }
+        });
+        for (address, _) in &relays {
+            let refused = KnownRelays::at(&path).check(address, id(99));
+            assert!(matches!(refused, Err(PinError::Changed { .. })), "{} is forgotten", address.at);
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["known_relays", "known_relays.lock"], "no drafts are left");
+    }
+
+    #[test]
+    fn of_two_keys_shown_at_the_same_time_for_one_relay_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let known = KnownRelays::at(directory.path().join("known_relays"));
+        let address: RelayAddress = "192.0.2.1:4433".parse().unwrap();
+        let taken = std::thread::scope(|threads| {
+            let checks = [1, 2].map(|byte| {
+                let (known, address) = (&known, &address);
+                threads.spawn(move || known.check(address, id(byte)).is_ok())
+            });
+            checks.map(|check| check.join().unwrap())
+        });
+        assert_eq!(taken.into_iter().filter(|taken| *taken).count(), 1);
     }
 
     #[test]
