@@ -289,7 +289,7 @@ impl BindClient {
 
 #[cfg(test)]
 mod tests {
-    use super::super::secrets::{CookieSecrets, CookieSubject};
+    use super::super::secrets::{CookieCarrier, CookieSecrets, CookieSubject};
     use super::*;
     use crate::identity::NodeId;
 
@@ -536,6 +536,7 @@ mod tests {
 
     fn subject(source: SocketAddr, counter: u64) -> CookieSubject {
         CookieSubject {
+            carrier: CookieCarrier::Challenge,
             agent: source,
             relay: "198.51.100.1:4433".parse().unwrap(),
             session: terms().session,

@@ -26,6 +26,13 @@
 //! | 74 | 6 | 0 |
 //! | 80 | 16 | MAC: HMAC-SHA256 under the side's bind key over bytes 0 to 79, the first 16 bytes |
 //!
+//! A Proof is good only for the one challenge of its side that is outstanding: it has come from the challenge's tuple, with
+//! its counter and cookie, within 5 s. Until then a Bind from the same tuple is answered with the same challenge again, its
+//! counter too, so that a path slower than the agent's retries still gets through; one from another tuple replaces it. No
+//! challenge is good any more once its side has had anything accepted, or another session has proved the tuple since. A
+//! Bound's cookie is good only for the first Bind after it. So what was collected at an address goes on consenting for it
+//! once at most after it was left: with that one cookie, while the last consent lasts.
+//!
 //! The relay accepts a Bind or Proof only with a counter above the highest it has accepted from that side; others get no
 //! answer. When the second side becomes bound, both flows are in place first; then that side hears Bound(paired), and so
 //! does the other side, unasked, with its own highest counter.
@@ -36,4 +43,4 @@ mod secrets;
 
 pub use client::{BindClient, BindEvent, BindOutput};
 pub use datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, UnverifiedBind};
-pub use secrets::{BindKey, BindMagic, COOKIE_PERIOD, Cookie, CookieSecrets, CookieSubject};
+pub use secrets::{BindKey, BindMagic, COOKIE_PERIOD, Cookie, CookieCarrier, CookieSecrets, CookieSubject};

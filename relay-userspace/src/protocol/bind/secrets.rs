@@ -99,9 +99,20 @@ impl fmt::Debug for Cookie {
     }
 }
 
+/// The datagrams that carry cookies to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CookieCarrier {
+    /// Challenge: a Proof brings it back.
+    Challenge,
+    /// Bound: the next Bind brings it back.
+    Bound,
+}
+
 /// What a cookie is bound to: it is good for nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieSubject {
+    /// What carries it: the other's is no good.
+    pub carrier: CookieCarrier,
     /// Where the datagram came from.
     pub agent: SocketAddr,
     /// The relay's address it came to.
@@ -179,6 +190,7 @@ impl CookieSecret {
     fn over(&self, subject: &CookieSubject) -> Hmac<Sha256> {
         // Every field has a fixed length, so no two subjects have the same bytes.
         let mut mac = keyed(&self.0);
+        mac.update(&[subject.carrier as u8]);
         for at in [subject.agent, subject.relay] {
             let address = match at.ip() {
                 std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -261,6 +273,7 @@ mod tests {
         assert!(secrets.accepts(&subject(), &cookie));
         assert!(!secrets.accepts(&subject(), &Cookie::NONE));
         for other in [
+            CookieSubject { carrier: CookieCarrier::Bound, ..subject() },
             CookieSubject { agent: "192.0.2.1:2".parse().unwrap(), ..subject() },
             CookieSubject { agent: "192.0.2.2:1".parse().unwrap(), ..subject() },
             CookieSubject { relay: "198.51.100.2:4433".parse().unwrap(), ..subject() },
@@ -295,6 +308,7 @@ mod tests {
 
     fn subject() -> CookieSubject {
         CookieSubject {
+            carrier: CookieCarrier::Challenge,
             agent: "192.0.2.1:1".parse().unwrap(),
             relay: "198.51.100.1:4433".parse().unwrap(),
             session: SessionId([0; 16]),

@@ -1,7 +1,7 @@
 //! The relay's half of the bind exchange: which tuple is whose.
 //!
 //! What an agent *says* its address is can never be installed. A tuple is a side's own once a datagram that only that
-//! side can make has come from it, carrying a cookie that was sent there.
+//! side can make has come from it, carrying a cookie that was sent there a moment ago.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::bind::{
-    BindDatagram, BindFault, BindKind, Cookie, CookieSubject, PairState, UnverifiedBind,
+    BindDatagram, BindFault, BindKind, Cookie, CookieCarrier, CookieSubject, PairState, UnverifiedBind,
 };
 use crate::relay::datapath::{FlowTuple, Flows, InstallError};
 use crate::relay::family::Family;
@@ -52,6 +52,24 @@ impl<const N: usize> Pace<N> {
     }
 }
 
+/// A challenge is good for this long.
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
+
+/// What a side was asked to prove.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Challenge {
+    tuple: FlowTuple,
+    /// The Bind's.
+    counter: u64,
+    at: MonoTime,
+}
+
+impl Challenge {
+    fn is_fresh(&self, now: MonoTime) -> bool {
+        now.since(self.at) < CHALLENGE_LIFETIME
+    }
+}
+
 impl Rendezvous {
     /// A bind datagram has come from `from` to the relay's address `to`. What is wrong with it is counted and not
     /// answered.
@@ -66,7 +84,7 @@ impl Rendezvous {
     ) {
         self.secrets.renew(now, || randomness.array());
         let tuple = FlowTuple { agent: from, relay: to };
-        let handled = self.question(tuple, bytes).and_then(|(datagram, proved)| match proved {
+        let handled = self.question(tuple, bytes, now).and_then(|(datagram, proved)| match proved {
             true => self.accept(tuple, &datagram, flows, now),
             false => self.challenge(tuple, &datagram, now),
         });
@@ -76,7 +94,12 @@ impl Rendezvous {
     }
 
     /// Checks a datagram: who it is from, and whether it proves the tuple already (else it is to be challenged).
-    fn question(&self, tuple: FlowTuple, bytes: &[u8; BIND_LEN]) -> Result<(BindDatagram, bool), Refusal> {
+    fn question(
+        &self,
+        tuple: FlowTuple,
+        bytes: &[u8; BIND_LEN],
+        now: MonoTime,
+    ) -> Result<(BindDatagram, bool), Refusal> {
         let claim = UnverifiedBind::parse(bytes, &self.magic).map_err(|_| Refusal::BindMalformed)?;
         let session = self.sessions.get(claim.session()).ok_or(Refusal::BindUnknownSession)?;
         let party = session.party(claim.side());
@@ -97,13 +120,38 @@ impl Rendezvous {
         if session.party(datagram.side.other()).bound.is_some_and(|other| other.agent == tuple.agent) {
             return Err(Refusal::BindSourcePeer);
         }
-        let made_for = |counter| self.secrets.accepts(&subject(tuple, &datagram, counter), &datagram.cookie);
+        let made_for = |carrier, counter| {
+            self.secrets.accepts(&subject(carrier, tuple, &datagram, counter), &datagram.cookie)
+        };
         match datagram.kind {
-            BindKind::Proof if !made_for(datagram.counter) => Err(Refusal::BindCookie),
-            BindKind::Proof => Ok((datagram, true)),
+            BindKind::Proof => {
+                let asked = party.challenge.filter(|asked| {
+                    asked.tuple == tuple && asked.counter == datagram.counter && asked.is_fresh(now)
+                });
+                let asked = asked.ok_or(Refusal::BindNoChallenge)?;
+                if !made_for(CookieCarrier::Challenge, datagram.counter) {
+                    return Err(Refusal::BindCookie);
+                }
+                self.is_not_anothers_since(asked, (datagram.session, datagram.side))?;
+                Ok((datagram, true))
+            }
             // The last Bound's cookie is good only while the tuple still is this side's: after another session has
             // proved it, having received there in the past proves nothing.
-            _ => Ok((datagram, party.bound == Some(tuple) && made_for(party.counter))),
+            _ => {
+                let proved = party.bound == Some(tuple) && made_for(CookieCarrier::Bound, party.counter);
+                Ok((datagram, proved))
+            }
+        }
+    }
+
+    /// A challenge is void if another session has proved its tuple since: whoever was asked may not receive there now.
+    fn is_not_anothers_since(&self, asked: Challenge, by: (SessionId, Side)) -> Result<(), Refusal> {
+        let Some((id, side)) = self.sessions.owner(&asked.tuple).filter(|owner| *owner != by) else {
+            return Ok(());
+        };
+        match self.sessions.get(id) {
+            Some(owner) if owner.party(side).proved > asked.at => Err(Refusal::BindNoChallenge),
+            _ => Ok(()),
         }
     }
 
@@ -122,9 +170,15 @@ impl Rendezvous {
             return Err(Refusal::BindChallengeRate);
         }
         party.challenges.record(now);
-        let cookie = self.secrets.cookie(&subject(tuple, bind, bind.counter));
-        let challenge = BindDatagram { kind: BindKind::Challenge, cookie, ..*bind };
-        self.answer(tuple, &challenge);
+        // The same again to the same tuple: else a path slower than the agent's retries would never see its Proof taken.
+        let again = party
+            .challenge
+            .filter(|asked| asked.tuple == tuple && asked.counter <= bind.counter && asked.is_fresh(now));
+        let asked = again.unwrap_or(Challenge { tuple, counter: bind.counter, at: now });
+        party.challenge = Some(asked);
+        let counter = asked.counter;
+        let cookie = self.secrets.cookie(&subject(CookieCarrier::Challenge, tuple, bind, counter));
+        self.answer(tuple, &BindDatagram { kind: BindKind::Challenge, counter, cookie, ..*bind });
         Ok(())
     }
 
@@ -154,6 +208,7 @@ impl Rendezvous {
         let session = self.sessions.get_mut(id).ok_or(Refusal::BindUnknownSession)?;
         let told = session.max_datagram_bytes();
         let party = session.party_mut(side);
+        party.challenge = None;
         party.counter = proof.counter;
         party.proved = now;
         party.family = Family::of(tuple.agent);
@@ -239,7 +294,7 @@ impl Rendezvous {
             counter: party.counter,
             cookie: Cookie::NONE,
         };
-        let cookie = self.secrets.cookie(&subject(tuple, &bound, party.counter));
+        let cookie = self.secrets.cookie(&subject(CookieCarrier::Bound, tuple, &bound, party.counter));
         self.answer(tuple, &BindDatagram { cookie, ..bound });
     }
 
@@ -250,9 +305,9 @@ impl Rendezvous {
     }
 }
 
-fn subject(tuple: FlowTuple, datagram: &BindDatagram, counter: u64) -> CookieSubject {
+fn subject(carrier: CookieCarrier, tuple: FlowTuple, datagram: &BindDatagram, counter: u64) -> CookieSubject {
     let BindDatagram { session, side, .. } = *datagram;
-    CookieSubject { agent: tuple.agent, relay: tuple.relay, session, side, counter }
+    CookieSubject { carrier, agent: tuple.agent, relay: tuple.relay, session, side, counter }
 }
 
 /// Refuses addresses that no agent can have, or that would make the relay send to itself.

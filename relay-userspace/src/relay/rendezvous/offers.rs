@@ -51,6 +51,7 @@ impl Rendezvous {
             family: Family::of(remote),
             bound: None,
             proved: now,
+            challenge: None,
             challenges: Pace::default(),
             moves: Pace::default(),
         };

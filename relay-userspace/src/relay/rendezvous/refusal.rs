@@ -93,6 +93,8 @@ refusals! {
     BindSourceControl = "bind_source_control",
     /// From the tuple of the session's other side.
     BindSourcePeer = "bind_source_peer",
+    /// A Proof that answers no challenge of its side still good: another tuple or counter, too late, or already used.
+    BindNoChallenge = "bind_no_challenge",
     /// A Proof whose cookie is not good.
     BindCookie = "bind_cookie",
     /// More than 8 challenges a second for one side.

@@ -7,7 +7,7 @@ use relay_common::Side;
 
 use super::CONSENT;
 use super::agents::ConnId;
-use super::binds::Pace;
+use super::binds::{Challenge, Pace};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
@@ -62,6 +62,8 @@ pub(super) struct Party {
     pub bound: Option<FlowTuple>,
     /// When it last proved a tuple.
     pub proved: MonoTime,
+    /// The one challenge that a Proof may answer.
+    pub challenge: Option<Challenge>,
     pub challenges: Pace<8>,
     pub moves: Pace<1>,
 }

@@ -77,15 +77,87 @@ fn a_cookie_shown_from_another_address_is_challenged_there() {
 }
 
 #[test]
-fn a_cookie_outlives_one_renewal_of_the_secret_and_not_two() {
+fn a_bounds_cookie_outlives_one_renewal_of_the_secret_and_not_two() {
+    let (mut world, .., terms) = offered();
+    let (_, cookie) = world.bind(&terms[0], A, 1);
+    world.now = world.now + COOKIE_PERIOD;
+    let (_, cookie) = bound(&world.ask(&terms[0], A, 2, cookie));
+    world.now = world.now + 2 * COOKIE_PERIOD;
+    assert_eq!(world.ask(&terms[0], A, 3, cookie)[0].kind, BindKind::Challenge);
+}
+
+#[test]
+fn a_challenge_is_good_for_five_seconds() {
     let (mut world, .., terms) = offered();
     let challenge = world.ask(&terms[0], A, 1, Cookie::NONE);
-    world.now = world.now + COOKIE_PERIOD;
-    assert_eq!(bound(&world.prove(&terms[0], A, 1, challenge[0].cookie)).0, PairState::Half);
-    let challenge = world.ask(&terms[1], B, 1, Cookie::NONE);
-    world.now = world.now + 2 * COOKIE_PERIOD;
-    assert!(world.prove(&terms[1], B, 1, challenge[0].cookie).is_empty());
-    assert_eq!(world.refusals(Refusal::BindCookie), 1);
+    world.pass(seconds(5));
+    assert!(world.prove(&terms[0], A, 1, challenge[0].cookie).is_empty());
+    assert_eq!(world.refusals(Refusal::BindNoChallenge), 1);
+    let challenge = world.ask(&terms[0], A, 2, Cookie::NONE);
+    assert_eq!(challenge[0].counter, 2);
+    world.pass(Duration::from_millis(4999));
+    assert_eq!(bound(&world.prove(&terms[0], A, 2, challenge[0].cookie)).0, PairState::Half);
+}
+
+#[test]
+fn asking_again_meanwhile_gets_the_same_challenge_so_that_a_slow_path_gets_through() {
+    let (mut world, .., terms) = offered();
+    let first = world.ask(&terms[0], A, 10, Cookie::NONE);
+    world.pass(Duration::from_millis(250));
+    assert_eq!(world.ask(&terms[0], A, 11, Cookie::NONE), first);
+    assert_eq!(bound(&world.prove(&terms[0], A, 10, first[0].cookie)).0, PairState::Half);
+    assert!(world.prove(&terms[0], A, 10, first[0].cookie).is_empty(), "once");
+}
+
+#[test]
+fn an_agent_whose_clock_was_set_back_is_challenged_anew() {
+    let (mut world, .., terms) = offered();
+    world.ask(&terms[0], A, 10, Cookie::NONE);
+    assert_eq!(world.bind(&terms[0], A, 5).0, PairState::Half);
+}
+
+#[test]
+fn a_challenge_to_another_tuple_replaces_the_one_before() {
+    let (mut world, .., terms) = offered();
+    let first = world.ask(&terms[0], A, 1, Cookie::NONE);
+    world.ask(&terms[0], "203.0.113.1:2001", 2, Cookie::NONE);
+    assert!(world.prove(&terms[0], A, 1, first[0].cookie).is_empty());
+    assert_eq!(world.refusals(Refusal::BindNoChallenge), 1);
+}
+
+#[test]
+fn challenges_collected_at_a_tuple_do_not_keep_consent_for_it_after_it_was_left() {
+    let mut world = World::new();
+    let (.., terms) = world.paired();
+    world.pass(seconds(2));
+    let hoard: Vec<_> = (10..18).map(|counter| world.ask(&terms[1], B, counter, Cookie::NONE)[0]).collect();
+    let left = world.now;
+    // Nothing is received at B from now on; A stays honest.
+    let mut counter = 100;
+    for challenge in hoard {
+        world.pass(seconds(20));
+        if world.state(&terms).is_none() {
+            break;
+        }
+        counter += 1;
+        world.bind(&terms[0], A, counter);
+        assert!(world.prove(&terms[1], B, challenge.counter, challenge.cookie).is_empty());
+    }
+    assert_eq!(world.ended(), [EndReason::ConsentLost(Side::Target)]);
+    assert!(world.now.since(left) <= seconds(80));
+}
+
+#[test]
+fn a_challenge_is_void_once_another_session_has_proved_its_tuple() {
+    let (mut world, .., first) = offered();
+    let challenge = world.ask(&first[0], A, 5, Cookie::NONE);
+    let second = world.second_offer();
+    world.pass(seconds(1));
+    world.bind(&second[0], A, 1);
+    world.bind(&second[1], "203.0.113.4:2000", 1);
+    assert!(world.prove(&first[0], A, 5, challenge[0].cookie).is_empty());
+    assert_eq!(world.refusals(Refusal::BindNoChallenge), 1);
+    assert_eq!(world.state(&second), Some(SessionState::Paired));
 }
 
 #[test]
@@ -98,7 +170,7 @@ fn a_spoofed_source_gets_nothing_installed() {
     assert_eq!(challenge.len(), 1);
     assert!(world.prove(&terms[0], victim, 1, Cookie([1; 16])).is_empty());
     assert!(world.prove(&terms[0], A, 1, challenge[0].cookie).is_empty(), "nor is it good elsewhere");
-    assert_eq!(world.refusals(Refusal::BindCookie), 2);
+    assert_eq!((world.refusals(Refusal::BindCookie), world.refusals(Refusal::BindNoChallenge)), (1, 1));
     assert!(world.flows.slots.is_empty());
 }
 
