@@ -1,4 +1,4 @@
-//! Replays the named seeds, and what proptest makes of them, through the fuzz targets' invariants.
+//! Replays the named seeds, whole, cut short and with bytes changed, through the fuzz targets' invariants.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is a failure")]
 

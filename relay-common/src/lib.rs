@@ -10,6 +10,11 @@
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", allow(internal_features, reason = "the BPF target has no other atomics"))]
 
+#[cfg(not(any(target_arch = "x86_64", target_arch = "bpf")))]
+compile_error!(
+    "the order of plain loads and stores to the shared tables is that of x86-64: see ARCHITECTURE.md"
+);
+
 pub mod bucket;
 pub mod checksum;
 pub mod flow;

@@ -322,6 +322,7 @@ impl TestRelay {
             accept: accept.to_vec(),
             allow: allow.to_vec(),
             incoming: Incoming::EndToEnd,
+            sessions_per_peer: 4,
         }
     }
 

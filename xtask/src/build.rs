@@ -91,6 +91,9 @@ fn build_bpf_object(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Res
         .in_directory(workspace.root().join("relay-ebpf"))
         .env("RUSTC", &compiler.rustc)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    if std::env::var_os("RELAY_BPF_LOG").is_some() {
+        build = build.words("--features log");
+    }
     if compiler.is_stable {
         // For this child alone: elsewhere it would flip the feature probes of build scripts.
         build = build.env("RUSTC_BOOTSTRAP", "1");

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum ConfigError {
     /// There is no file.
     #[error(
-        "{}: no such file. Create it; an agent needs at least [network] relays and [transport] enable_relay = true",
+        "{}: no such file. Create it: an agent needs at least [network] relays and [transport] enable_relay = true, \
+         a relay [transport] enable_relay = true and offer_relay = true",
         path.display()
     )]
     Missing {

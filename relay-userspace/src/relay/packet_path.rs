@@ -58,7 +58,10 @@ impl PacketPath {
         let sizes = TableSizes::for_sessions(wanted.max_sessions);
         let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_key()?, magic.0)?;
         let name = selection.name();
-        let Selection { tables, program, egress, why, .. } = selection;
+        let Selection { tables, mut program, egress, why, .. } = selection;
+        if let Some(program) = &mut program {
+            program.follow_log()?;
+        }
         let why = obstacle.unwrap_or(why);
         let hops = match egress {
             Some(egress) => {

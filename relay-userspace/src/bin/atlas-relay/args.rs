@@ -21,7 +21,9 @@ const VERSION: &str = if OBJECT.is_some() {
     name = "atlas-relay",
     version = VERSION,
     after_help = "Files are under $ATLAS_ROOT, else $HOME/.atlas: keys/node-key.pem, state/config.toml.\n\
-                  A first relay:\n  atlas-relay id init\n  atlas-relay net listen"
+                  A first relay:\n  atlas-relay id init\n  \
+                  printf '[transport]\\nenable_relay = true\\noffer_relay = true\\n' > ~/.atlas/state/config.toml\n  \
+                  atlas-relay net listen"
 )]
 pub struct Args {
     #[command(subcommand)]

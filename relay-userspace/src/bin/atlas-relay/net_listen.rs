@@ -4,6 +4,7 @@ use relay_userspace::admin::{AdminSocket, Asked, Request};
 use relay_userspace::agent::{Agent, AgentSettings, Inspector};
 use relay_userspace::config::Role;
 use relay_userspace::relay::Relay;
+use relay_userspace::relay::datapath::OBJECT;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,11 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
     if !relay && (options.datapath.is_some() || !options.interface.is_empty()) {
         tracing::warn!(
             "--datapath and --interface have no effect: this node is an agent (transport.offer_relay)"
+        );
+    }
+    if relay && OBJECT.is_none() {
+        tracing::warn!(
+            "built without the BPF program: userspace forwards everything; `cargo xtask build` builds with it"
         );
     }
     if !relay && options.port.is_some_and(|port| port != 0) {

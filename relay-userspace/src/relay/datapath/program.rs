@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use aya::maps::{Array, DevMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
+use aya_log::EbpfLogger;
 use relay_common::siphash::HashKey;
 use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
 
@@ -68,7 +70,7 @@ pub enum XdpError {
     NoInterface,
     /// The kernel refused the object, or may not be asked.
     #[error(
-        "loading the XDP program: {}; it needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.15 or later",
+        "loading the XDP program: {}; it needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.18 or later",
         chain(.0)
     )]
     Load(#[source] Box<EbpfError>),
@@ -191,7 +193,7 @@ impl Program {
         let program = xdp(&mut self.ebpf)?;
         let id = program.attach_to_if_index(port.index, mode).map_err(|error| fail(attach_fault(&error)))?;
         let link = take_link(program, id).map_err(|error| {
-            fail(format!("the kernel gave no link to it ({error}): Linux 5.15 or later is needed"))
+            fail(format!("the kernel gave no link to it ({error}): Linux 5.18 or later is needed"))
         })?;
         entry.write(port.index, port.station, port.mtu);
         self.attached.push((port, hook, link));
@@ -221,6 +223,28 @@ impl Program {
             .map(read)
             .collect::<Result<_, MapError>>()
             .map_err(|error| XdpError::Map { map: maps::TALLIES, fault: error.to_string() })
+    }
+
+    /// Puts what the program logs into our log, if it was built to log (see CONTRIBUTING.md). Must be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// The program's log buffer cannot be read.
+    pub fn follow_log(&mut self) -> Result<(), XdpError> {
+        const BUFFER: &str = "AYA_LOGS";
+        if self.ebpf.map(BUFFER).is_none() {
+            return Ok(());
+        }
+        let fail = |fault: String| XdpError::Map { map: BUFFER, fault };
+        let mut logger = EbpfLogger::init(&mut self.ebpf).map_err(|error| fail(error.to_string()))?;
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                tick.tick().await;
+                logger.flush();
+            }
+        });
+        Ok(())
     }
 
     /// Runs the program once on a copy of `frame` (BPF_PROG_TEST_RUN), as if it came by the loopback interface of this
