@@ -11,9 +11,10 @@
 )]
 #![expect(unsafe_code, reason = "leaving the network namespace is not in std")]
 
+mod skipping;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::rc::Rc;
@@ -359,23 +360,12 @@ fn in_namespace(name: &str, test: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let run = scope.spawn(|| match leave_namespace() {
             Ok(()) => test(),
-            Err(reason) => skip(name, &reason),
+            Err(reason) => skipping::skip(name, &reason),
         });
         if let Err(panic) = run.join() {
             std::panic::resume_unwind(panic);
         }
     });
-}
-
-fn skip(name: &str, reason: &str) {
-    let must_run =
-        std::env::var_os("CI").is_some_and(|ci| ci == "true") || std::env::var_os("RELAY_MUST_RUN").is_some();
-    assert!(!must_run, "{name} cannot run, and here nothing may skip: {reason}");
-    eprintln!("{name} skipped: {reason}");
-    let list = std::env::var_os("RELAY_SKIPPED_LIST");
-    if let Some(mut list) = list.and_then(|list| std::fs::OpenOptions::new().append(true).open(list).ok()) {
-        writeln!(list, "{name}: {reason}").unwrap();
-    }
 }
 
 /// Gives the calling thread a new network namespace, which its children and sockets are in.

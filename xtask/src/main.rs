@@ -137,7 +137,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             lab::interactive::show()
         }
         Task::Test { install, long, filter } => {
-            test::run(&workspace, install.consent(), &Selection { long, filter })
+            test::run(&workspace, install.consent(), &Selection { long, filter, nothing_skips: false })
         }
         Task::Tidy => tidy::check(&workspace),
         Task::Ci => ci::run(&workspace),

@@ -28,6 +28,8 @@ pub struct Selection {
     pub long: bool,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
+    /// A test that cannot run fails.
+    pub nothing_skips: bool,
 }
 
 /// Sets up what is missing, builds, and runs the tests of the workspace, then those in the lab.
@@ -72,6 +74,11 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
             .env("RELAY_BPF_OBJECT", &built.bpf_object)
             .env(RELAY_BINARY, &built.relay_binary)
             .env(SKIPPED_LIST, &skipped_list);
+        // A quick run of the comparison is part of `cargo test`; here it has time.
+        test = test.env("RELAY_DIFFERENTIAL_CASES", if selection.long { "100000000" } else { "1000000" });
+        if selection.nothing_skips {
+            test = test.env(MUST_RUN, "1");
+        }
         if selection.long {
             test = test.arg("--include-ignored");
         }

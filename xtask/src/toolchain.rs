@@ -13,8 +13,8 @@ use crate::workspace::{Workspace, cargo};
 /// The bpf-linker release whose output was checked against the verifier.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// The oldest compiler that builds aya-ebpf, as (major, minor).
-const OLDEST_COMPILER: (u32, u32) = (1, 87);
+/// The oldest compiler that builds relay-common and aya-ebpf, as (major, minor): the workspace's `rust-version`.
+const OLDEST_COMPILER: (u32, u32) = (1, 95);
 
 /// Debian's package of the compiler for its browsers, which is kept recent; Ubuntu has none.
 pub const PACKAGED_COMPILER: &str = "rustc-web";

@@ -79,24 +79,31 @@ pub fn play(scene: &Scene) -> anyhow::Result<Run> {
         ..Run::default()
     };
 
+    if let Err(error) = acts(&deployment, scene, &file, &mut run) {
+        interrupt::check()?;
+        run.complain(format!("{error:#}"));
+        return Ok(run);
+    }
+    judge(scene.datapath, &mut run);
+    Ok(run)
+}
+
+fn acts(deployment: &Deployment, scene: &Scene, file: &Path, run: &mut Run) -> anyhow::Result<()> {
     scene.step("starting the relay without limit, and the target agent");
     let relay = deployment.start_relay(Some(0), &scene.relay_options())?;
-    check_datapath(&deployment, scene, &mut run)?;
+    check_datapath(deployment, scene, run)?;
     let target = deployment.start_target()?;
-    ping(&deployment, scene, &mut run)?;
-    copy_file(&deployment, scene, &file, &mut run)?;
+    ping(deployment, scene, run)?;
+    copy_file(deployment, scene, file, run)?;
     target.stop()?;
     relay.stop()?;
 
     scene.step("starting the relay again, with its default limit");
     let relay = deployment.start_relay(None, &scene.relay_options())?;
     let target = deployment.start_target()?;
-    measure_limit(&deployment, scene, &file, &mut run)?;
+    measure_limit(deployment, scene, file, run)?;
     target.stop()?;
-    relay.stop()?;
-
-    judge(scene.datapath, &mut run);
-    Ok(run)
+    relay.stop()
 }
 
 fn check_datapath(deployment: &Deployment, scene: &Scene, run: &mut Run) -> anyhow::Result<()> {
@@ -167,7 +174,8 @@ fn measure_limit(deployment: &Deployment, scene: &Scene, file: &Path, run: &mut 
     interrupt::sleep(BURST_SPENT)?;
     let (from, relayed_from, arrived_from) = (Instant::now(), Relayed::of(deployment)?.bytes, arrived());
     interrupt::sleep(MEASURED)?;
-    let (relayed, arrived) = (Relayed::of(deployment)?.bytes - relayed_from, arrived() - arrived_from);
+    let (relayed, arrived) =
+        (Relayed::of(deployment)?.bytes.saturating_sub(relayed_from), arrived().saturating_sub(arrived_from));
     let took = from.elapsed().as_secs_f64();
     run.limited_relayed_bytes_per_s = relayed as f64 / took;
     run.limited_throughput_bytes_per_s = arrived as f64 / took;
