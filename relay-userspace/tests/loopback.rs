@@ -134,7 +134,7 @@ async fn a_sender_at_twice_the_limit_is_cut_to_it_and_told() {
     assert!((rate / LIMIT - 1.0).abs() < 0.02, "{rate} bytes/s");
     // The relay tells every 5 s, counted from the pairing.
     let told = async {
-        while session.limited().0 == 0 {
+        while session.limited().1 == 0 {
             tokio::task::yield_now().await;
         }
     };
