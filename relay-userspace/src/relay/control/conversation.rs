@@ -14,10 +14,11 @@ use super::{ControlEvent, Listener, StreamNumber, ToAgent};
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
-use crate::relay::rendezvous::{Authenticated, ConnId, Refusal};
+use crate::relay::rendezvous::{Authenticated, ConnId, MAX_SESSIONS_PER_NODE, Refusal};
 
-/// Messages that may wait for an agent that does not read.
-const OUTBOX_LEN: usize = 64;
+/// Messages that may wait for an agent that does not read. One input makes the rendezvous say at most a few things about
+/// each of an agent's sessions: that alone does not fill it.
+const OUTBOX_LEN: usize = 4 * MAX_SESSIONS_PER_NODE;
 
 /// An agent's address is looked at this often.
 const LOOK_AT_ADDRESS: Duration = Duration::from_secs(1);

@@ -36,6 +36,12 @@ const PING_EVERY: Duration = Duration::from_secs(60);
 /// So many Pings in a row may stay without a Pong.
 const MAX_UNANSWERED_PINGS: u8 = 3;
 
+/// A connection may ask for a session this often in the long run.
+const CONNECT_EVERY: Duration = Duration::from_millis(250);
+
+/// So many it may ask for at once.
+const CONNECT_BURST: u32 = 16;
+
 /// An agent with a control connection.
 #[derive(Debug)]
 pub(super) struct Agent {
@@ -44,6 +50,20 @@ pub(super) struct Agent {
     pub remote: SocketAddr,
     pub since: MonoTime,
     pub unanswered_pings: u8,
+    /// When its connects would have come, had it sent them evenly.
+    connects_until: MonoTime,
+}
+
+impl Agent {
+    /// Whether it may send one more RelayConnect now; if so, that is counted.
+    pub fn may_connect(&mut self, now: MonoTime) -> bool {
+        let until = self.connects_until.max(now) + CONNECT_EVERY;
+        let may = until.since(now) <= CONNECT_BURST * CONNECT_EVERY;
+        if may {
+            self.connects_until = until;
+        }
+        may
+    }
 }
 
 /// An agent that can be reached.
@@ -144,7 +164,8 @@ impl Rendezvous {
     pub fn connected(&mut self, agent: Authenticated, now: MonoTime) {
         let Authenticated { conn, node, name, remote } = agent;
         self.event(Event::Connected { node, name: name.clone(), remote });
-        self.agents.insert(conn, Agent { node, name, remote, since: now, unanswered_pings: 0 });
+        self.agents
+            .insert(conn, Agent { node, name, remote, since: now, unanswered_pings: 0, connects_until: now });
         self.timers.set(Timer::Agent(conn), now + PING_EVERY);
         self.attach_sessions(node, None, conn);
     }

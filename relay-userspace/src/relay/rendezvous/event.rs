@@ -153,6 +153,8 @@ pub enum Event {
 pub enum EndReason {
     /// The two sides did not both bind within [`super::OFFER_LIFETIME`].
     OfferExpired,
+    /// A newer offer has taken its place.
+    Displaced,
     /// There was no room for its flows.
     TableFull,
     /// The packet path cannot forward between its tuples.
@@ -171,6 +173,7 @@ impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EndReason::OfferExpired => f.write_str("not bound by both sides in time"),
+            EndReason::Displaced => f.write_str("a newer offer has taken its place"),
             EndReason::TableFull => f.write_str("no room in the flow table"),
             EndReason::TupleRefused(fault) => write!(f, "a tuple cannot be forwarded: {fault}"),
             EndReason::ConsentLost(side) => write!(f, "the {} has fallen silent", role(*side)),

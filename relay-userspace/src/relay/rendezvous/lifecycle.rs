@@ -128,6 +128,9 @@ impl Rendezvous {
             EndReason::OfferExpired => {
                 return self.tell_failure(conn, session, side, ErrorCode::OfferExpired, reason);
             }
+            EndReason::Displaced => {
+                return self.tell_failure(conn, session, side, ErrorCode::Limited, reason);
+            }
             EndReason::TableFull => {
                 return self.tell_failure(conn, session, side, ErrorCode::TableFull, reason);
             }

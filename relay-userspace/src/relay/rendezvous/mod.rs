@@ -63,8 +63,17 @@ pub const LEASE: Duration = Duration::from_secs(300);
 /// Offers a node may have open as connector.
 pub const MAX_OFFERS_PER_SOURCE: u32 = 8;
 
-/// Offers a node may have open as target.
+/// Offers a node may have open as target. One more takes the place of the oldest whose connector has not bound yet.
 pub const MAX_OFFERS_PER_TARGET: u32 = 32;
+
+/// Offers a node may have open to one target. One more takes the place of the older of them.
+pub const MAX_OFFERS_PER_PAIR: usize = 2;
+
+/// Sessions and offers a node may have, on whichever side. It also bounds what one input makes us tell one agent.
+pub const MAX_SESSIONS_PER_NODE: usize = 64;
+
+/// Sessions and offers that a node may have with one target.
+pub const MAX_SESSIONS_PER_PAIR: usize = 4;
 
 /// So many characters of an agent's own words go to the log.
 const MAX_REPORT_CHARS: usize = 200;
@@ -194,7 +203,7 @@ impl Rendezvous {
         let Some(agent) = self.agents.get_mut(conn) else { return };
         match message {
             Message::RelayAnnounce(announce) => self.announce(conn, &announce, now),
-            Message::RelayConnect(connect) => self.connect(conn, &connect, randomness, now),
+            Message::RelayConnect(connect) => self.connect(conn, &connect, flows, randomness, now),
             Message::Ping(ping) => self.outputs.push_back(Output::Pong { conn, echo: ping.ts }),
             Message::Pong(_) => agent.unanswered_pings = 0,
             Message::Disconnect(Disconnect { session: Some(session), .. }) => {

@@ -8,12 +8,16 @@ use super::agents::{ConnId, own_id};
 use super::binds::Pace;
 use super::refusal::Refusal;
 use super::session::{Party, Session};
-use super::{Event, MAX_OFFERS_PER_SOURCE, MAX_OFFERS_PER_TARGET, Randomness, Rendezvous};
+use super::{
+    EndReason, Event, MAX_OFFERS_PER_PAIR, MAX_OFFERS_PER_SOURCE, MAX_OFFERS_PER_TARGET,
+    MAX_SESSIONS_PER_NODE, MAX_SESSIONS_PER_PAIR, Randomness, Rendezvous,
+};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::bind::BindKey;
 use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError};
 use crate::protocol::{ErrorCode, SessionId};
+use crate::relay::datapath::Flows;
 use crate::relay::family::Family;
 
 impl Rendezvous {
@@ -22,6 +26,7 @@ impl Rendezvous {
         &mut self,
         conn: ConnId,
         connect: &RelayConnect,
+        flows: &mut impl Flows,
         randomness: &mut impl Randomness,
         now: MonoTime,
     ) {
@@ -38,10 +43,19 @@ impl Rendezvous {
             let text = "an agent cannot be paired with itself";
             return self.expel(conn, ErrorCode::InvalidIdentity, Refusal::ConnectToSelf, text, now);
         }
-        let (target_conn, target_remote) = match self.reachable(connect, &source, &target) {
-            Ok(target) => target,
+        let may_connect = self.agents.get_mut(conn).is_some_and(|agent| agent.may_connect(now));
+        if !may_connect {
+            return self.decline(conn, &target, Refusal::ConnectRate, now);
+        }
+        let reachable = self.reachable(connect, &source, &target);
+        let room = reachable.and_then(|reached| Ok((reached, self.room(&source, &target)?)));
+        let ((target_conn, target_remote), displaced) = match room {
+            Ok(room) => room,
             Err(refusal) => return self.decline(conn, &target, refusal, now),
         };
+        if let Some(older) = displaced {
+            self.end(older, EndReason::Displaced, flows, now);
+        }
         let id = SessionId(randomness.array());
         let party = |node, conn, remote, side| Party {
             node,
@@ -75,9 +89,6 @@ impl Rendezvous {
         if connect.flow != Some(FLOW) {
             return Err(Refusal::DocumentedOnly);
         }
-        if self.sessions.open_offers(source, Side::Connector) >= MAX_OFFERS_PER_SOURCE {
-            return Err(Refusal::SourceOffers);
-        }
         // Absent and not allowed look the same from outside, whatever else is the matter with the target.
         let announcement = self.agents.announcement(target).ok_or(Refusal::TargetAbsent)?;
         if announcement.allow.as_ref().is_some_and(|allowed| !allowed.contains(source)) {
@@ -86,11 +97,42 @@ impl Rendezvous {
         if !announcement.speaks_flow {
             return Err(Refusal::DocumentedOnly);
         }
-        if self.sessions.open_offers(target, Side::Target) >= MAX_OFFERS_PER_TARGET {
-            return Err(Refusal::TargetOffers);
-        }
         let agent = self.agents.get(announcement.conn).ok_or(Refusal::TargetAbsent)?;
         Ok((announcement.conn, agent.remote))
+    }
+
+    /// Whether there may be one more offer of `source` to `target`, and which older one it takes the place of.
+    fn room(&self, source: &NodeId, target: &NodeId) -> Result<Option<SessionId>, Refusal> {
+        let is_offer = |session: &&Session| session.offer_until.is_some();
+        let (pair_sessions, pair_offers) = (
+            self.sessions.of_pair(source, target).count(),
+            self.sessions.of_pair(source, target).filter(is_offer).count(),
+        );
+        if pair_offers >= MAX_OFFERS_PER_PAIR {
+            let oldest =
+                self.sessions.of_pair(source, target).filter(is_offer).min_by_key(|offer| offer.since);
+            return Ok(oldest.map(|offer| offer.id));
+        }
+        if pair_sessions >= MAX_SESSIONS_PER_PAIR {
+            return Err(Refusal::PairSessions);
+        }
+        if self.sessions.open_offers(source, Side::Connector) >= MAX_OFFERS_PER_SOURCE {
+            return Err(Refusal::SourceOffers);
+        }
+        if self.sessions.count(source) >= MAX_SESSIONS_PER_NODE {
+            return Err(Refusal::SourceSessions);
+        }
+        if self.sessions.open_offers(target, Side::Target) >= MAX_OFFERS_PER_TARGET {
+            // Whoever means it binds within a second or two: identities made only to fill the target's offers do not
+            // keep others out.
+            let unbound = |offer: &&Session| is_offer(offer) && offer.party(Side::Connector).counter == 0;
+            let oldest = self.sessions.with_target(target).filter(unbound).min_by_key(|offer| offer.since);
+            return oldest.map(|offer| Some(offer.id)).ok_or(Refusal::TargetOffers);
+        }
+        if self.sessions.count(target) >= MAX_SESSIONS_PER_NODE {
+            return Err(Refusal::TargetSessions);
+        }
+        Ok(None)
     }
 
     /// Answers RelayConnect with an error; the connection stays.
@@ -103,6 +145,16 @@ impl Rendezvous {
             ),
             Refusal::SourceOffers => {
                 (ErrorCode::Limited, "too many offers of this agent are open: wait 10 s")
+            }
+            Refusal::ConnectRate => (ErrorCode::Limited, "too many connects: send at most 4 a second"),
+            Refusal::PairSessions => {
+                (ErrorCode::Limited, "as many sessions with that agent as may be: end one first")
+            }
+            Refusal::SourceSessions => {
+                (ErrorCode::Limited, "this agent has as many sessions as it may: end one first")
+            }
+            Refusal::TargetSessions => {
+                (ErrorCode::Limited, "that agent has as many sessions as it may: try again later")
             }
             Refusal::TargetOffers => (ErrorCode::Busy, "too many offers to that agent are open: try again"),
             _ => (ErrorCode::Refused, "this relay pairs only agents that bind data sockets (flow: 1)"),

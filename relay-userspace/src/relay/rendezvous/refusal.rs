@@ -67,8 +67,16 @@ refusals! {
     TargetDenies = "target_denies",
     /// The source has as many offers open as it may.
     SourceOffers = "source_offers",
-    /// The target has as many offers open as it may.
+    /// The target has as many offers open as it may, and the connectors of all have bound.
     TargetOffers = "target_offers",
+    /// The source has as many sessions as it may.
+    SourceSessions = "source_sessions",
+    /// The target has as many sessions as it may.
+    TargetSessions = "target_sessions",
+    /// The source has as many sessions with the target as it may.
+    PairSessions = "pair_sessions",
+    /// More than 4 connects a second on one connection, after the first 16.
+    ConnectRate = "connect_rate",
     /// The flow table has no room.
     TableFull = "table_full",
     /// The packet path cannot forward between the two tuples.

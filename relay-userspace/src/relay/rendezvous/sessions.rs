@@ -54,6 +54,26 @@ impl Sessions {
         counts.get(node).copied().unwrap_or(0)
     }
 
+    /// How many sessions and offers `node` has.
+    pub fn count(&self, node: &NodeId) -> usize {
+        self.by_node.get(node).map_or(0, BTreeSet::len)
+    }
+
+    /// All sessions and offers between this connector and this target.
+    pub fn of_pair<'a>(
+        &'a self,
+        connector: &'a NodeId,
+        target: &'a NodeId,
+    ) -> impl Iterator<Item = &'a Session> {
+        self.with_target(target).filter(move |session| session.party(Side::Connector).node == *connector)
+    }
+
+    /// All sessions and offers with this target.
+    pub fn with_target<'a>(&'a self, target: &'a NodeId) -> impl Iterator<Item = &'a Session> {
+        let sessions = self.by_node.get(target).into_iter().flatten().filter_map(|id| self.all.get(id));
+        sessions.filter(move |session| session.party(Side::Target).node == *target)
+    }
+
     pub fn insert(&mut self, session: Session) {
         for (party, offers) in session.parties.iter().zip(&mut self.offers) {
             self.by_node.entry(party.node).or_default().insert(session.id);

@@ -183,12 +183,12 @@ fn one_refusal_is_logged_once_a_second_with_the_number_of_them() {
     let conn = world.connect(1);
     world.clear();
     for _ in 0..1000 {
-        world.message(conn, connect(1, 2));
+        world.message(conn, BootstrapDiscoverRequest {});
     }
     world.pass(seconds(1));
-    world.message(conn, connect(1, 2));
+    world.message(conn, BootstrapDiscoverRequest {});
     let refused = |times| Event::Refused {
-        refusal: Refusal::TargetAbsent,
+        refusal: Refusal::UnexpectedMessage,
         times,
         node: Some(node(1)),
         from: Some(addr("203.0.113.1:1000")),

@@ -146,43 +146,146 @@ fn an_offer_dies_after_ten_seconds_and_both_are_told() {
 fn a_source_has_at_most_eight_offers_open() {
     let mut world = World::new();
     let source = world.connect(1);
-    world.reachable(2);
-    for _ in 0..8 {
-        world.offer(source, 1, 2);
+    for target in 2..=10 {
+        world.reachable(target);
     }
-    world.message(source, connect(1, 2));
+    for target in 2..=9 {
+        world.offer(source, 1, target);
+    }
+    world.message(source, connect(1, 10));
     // The bound is the node's, not the connection's.
     let other = world.connect_from(1, addr("203.0.113.1:1001"));
-    world.message(other, connect(1, 2));
+    world.message(other, connect(1, 10));
     assert_eq!((world.relay_error_codes(source), world.relay_error_codes(other)), (vec![3005], vec![3005]));
     assert_eq!(world.refusals(Refusal::SourceOffers), 2);
     world.pass(seconds(10));
-    world.offer(source, 1, 2);
+    world.offer(source, 1, 10);
 }
 
 #[test]
-fn a_target_has_at_most_thirty_two_offers_open() {
+fn a_third_offer_to_one_target_takes_the_place_of_the_first() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    let target = world.reachable(2);
+    let [first, second] = [(); 2].map(|()| {
+        world.pass(Duration::from_millis(1));
+        world.offer(source, 1, 2)
+    });
+    world.pass(Duration::from_millis(1));
+    let third = world.offer(source, 1, 2);
+    assert_eq!([&first, &second, &third].map(|terms| world.state(terms).is_some()), [false, true, true]);
+    assert_eq!(world.ended(), [EndReason::Displaced]);
+    assert_eq!((world.relay_error_codes(source), world.relay_error_codes(target)), (vec![3005], vec![3005]));
+}
+
+#[test]
+fn identities_that_do_not_bind_keep_nobody_out_of_a_target() {
     let mut world = World::new();
     world.reachable(200);
-    for source in 1..=4 {
+    let mut first = None;
+    for source in 1..=16 {
         let conn = world.connect(source);
-        for _ in 0..8 {
-            world.offer(conn, source, 200);
+        for _ in 0..2 {
+            world.pass(Duration::from_millis(1));
+            let terms = world.offer(conn, source, 200);
+            first.get_or_insert(terms);
         }
     }
-    let late = world.connect(5);
-    world.message(late, connect(5, 200));
+    // The first of all is being bound: it stays.
+    let first = first.unwrap();
+    world.bind(&first[0], A, 1);
+    let late = world.connect(100);
+    world.clear();
+    world.offer(late, 100, 200);
+    assert!(world.relay_error_codes(late).is_empty());
+    assert_eq!(world.state(&first), Some(SessionState::Half));
+    assert_eq!(world.ended(), [EndReason::Displaced]);
+}
+
+#[test]
+fn a_target_has_at_most_thirty_two_offers_open_whose_connectors_have_bound() {
+    let mut world = World::new();
+    world.reachable(200);
+    for source in 1..=32 {
+        let conn = world.connect(source);
+        let terms = world.offer(conn, source, 200);
+        world.bind(&terms[0], &format!("203.0.113.{source}:2000"), 1);
+    }
+    let late = world.connect(100);
+    world.message(late, connect(100, 200));
     assert_eq!(world.relay_error_codes(late), [3002]);
     assert_eq!(world.refusals(Refusal::TargetOffers), 1);
+}
+
+#[test]
+fn a_pair_has_at_most_four_sessions() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    world.reachable(2);
+    for port in 3000..3004 {
+        pair_up(&mut world, source, [1, 2], port);
+    }
+    world.message(source, connect(1, 2));
+    assert_eq!(world.relay_error_codes(source), [3005]);
+    assert_eq!(world.refusals(Refusal::PairSessions), 1);
+    world.reachable(3);
+    world.offer(source, 1, 3);
+}
+
+#[test]
+fn a_node_has_at_most_sixty_four_sessions_as_either_side() {
+    let mut world = World::new();
+    world.reachable(200);
+    for source in 1..=16 {
+        let conn = world.connect(source);
+        for port in 3000..3004 {
+            pair_up(&mut world, conn, [source, 200], port);
+        }
+    }
+    let conn = world.connect(100);
+    world.reachable(101);
+    world.message(conn, connect(100, 200));
+    assert_eq!(world.refusals(Refusal::TargetSessions), 1);
+    let full = world.connect_from(200, addr("203.0.113.200:1001"));
+    world.message(full, connect(200, 101));
+    assert_eq!(world.refusals(Refusal::SourceSessions), 1);
+    assert_eq!((world.relay_error_codes(conn), world.relay_error_codes(full)), (vec![3005], vec![3005]));
+}
+
+#[test]
+fn a_connection_asks_at_most_four_times_a_second_after_the_first_sixteen() {
+    let mut world = World::new();
+    let source = world.connect(1);
+    for _ in 0..17 {
+        world.message(source, connect(1, 2));
+    }
+    let codes = world.relay_error_codes(source);
+    assert_eq!((codes[..16].to_vec(), codes[16]), (vec![3001; 16], 3005));
+    assert_eq!(world.refusals(Refusal::ConnectRate), 1);
+    world.clear();
+    world.pass(seconds(1));
+    for _ in 0..5 {
+        world.message(source, connect(1, 2));
+    }
+    assert_eq!(world.relay_error_codes(source), [3001, 3001, 3001, 3001, 3005]);
+}
+
+/// A paired session between two nodes, at ports of their own.
+fn pair_up(world: &mut World, conn: ConnId, [source, target]: [u8; 2], port: u16) {
+    let terms = world.offer(conn, source, target);
+    world.bind(&terms[0], &format!("203.0.113.{source}:{port}"), 1);
+    world.bind(&terms[1], &format!("198.18.{source}.{target}:{port}"), 1);
+    world.clear();
 }
 
 #[test]
 fn a_paired_session_is_no_offer_any_more() {
     let mut world = World::new();
     let (source, ..) = world.paired();
-    for _ in 0..8 {
+    for _ in 0..2 {
         world.offer(source, 1, 2);
     }
+    assert!(world.ended().is_empty());
 }
 
 #[test]
