@@ -188,10 +188,10 @@ async fn more_agents_than_are_allowed_are_refused_and_places_become_free_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_many_handshakes_under_way_addresses_are_validated_and_agents_still_get_in() {
+async fn with_many_handshakes_of_one_source_under_way_addresses_are_validated_and_agents_still_get_in() {
     let relay = TestRelay::start("");
     let mut silent = Vec::new();
-    for _ in 0..65 {
+    for _ in 0..17 {
         silent.push(Agent::dialled(&relay, 1).await);
     }
     assert_eq!(relay.ask::<Status>(Request::Status).await.control["retry_demanded"], 0);
@@ -199,6 +199,18 @@ async fn with_many_handshakes_under_way_addresses_are_validated_and_agents_still
     relay.has_refused("retry_demanded").await;
     agent.send(&announce(2)).await;
     assert!(matches!(agent.receive().await, Message::RelayReady(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_source_cannot_take_every_place() {
+    let relay = TestRelay::start("max_connections = 40");
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        held.push(Agent::connected(&relay, 1).await);
+    }
+    let error = Agent::dial(&relay, 1).await.unwrap_err();
+    assert!(matches!(error, ConnectionError::ConnectionClosed(_)), "{error:?}");
+    relay.has_refused("prefix_connections_full").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,7 +72,8 @@ pub struct Network {
 /// `[transport]`: connections and relaying.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transport {
-    /// `max_connections`: control connections the relay holds at once. Default 200.
+    /// `max_connections`: control connections the relay holds at once; one source address (IPv6: /64) gets a quarter of
+    /// them, or 32 if that is more. Default 200.
     pub max_connections: usize,
     /// `max_streams_per_conn`: streams an agent may have open at once. Default 100.
     pub max_streams_per_conn: u32,

@@ -6,6 +6,7 @@
 mod conversation;
 mod frames;
 mod introduction;
+mod places;
 mod unfinished;
 
 use std::io;
@@ -14,12 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::frames::say_and_close;
 use self::introduction::{Introduced, Rejection};
+use self::places::{Full, Place, Places};
 use super::forwarder::{ConnectionIds, QuicSocket};
 use super::rendezvous::{Authenticated, ConnId, Refusal};
 use crate::identity::{NodeId, NodeKey};
@@ -127,6 +129,16 @@ const MAX_PENDING: usize = 256;
 /// With more handshakes under way than this, an address has to prove itself by a Retry first.
 const RETRY_ABOVE: usize = 64;
 
+/// Handshakes under way at once from one source prefix.
+const MAX_PENDING_PER_PREFIX: usize = MAX_PENDING / 4;
+
+/// With more handshakes under way than this from one source prefix, its addresses have to prove themselves by a Retry
+/// first: else whoever forges the prefix could take all its places.
+const RETRY_ABOVE_PER_PREFIX: usize = MAX_PENDING_PER_PREFIX / 4;
+
+/// A source prefix may have this many connections, or a quarter of all if that is more.
+const CONNECTIONS_PER_PREFIX: usize = 32;
+
 /// Unread bytes that a connection may have on its way to us.
 const RECEIVE_WINDOW: VarInt = VarInt::from_u32(256 * 1024);
 
@@ -187,8 +199,11 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let listener = Arc::new(Listener {
-        pending: Arc::new(Semaphore::new(MAX_PENDING)),
-        places: Arc::new(Semaphore::new(settings.max_connections)),
+        pending: Places::new(MAX_PENDING, MAX_PENDING_PER_PREFIX),
+        places: Places::new(
+            settings.max_connections,
+            CONNECTIONS_PER_PREFIX.max(settings.max_connections / 4),
+        ),
         settings,
         events,
     });
@@ -214,38 +229,43 @@ struct Listener {
     settings: ControlSettings,
     events: mpsc::Sender<ControlEvent>,
     /// Handshakes under way.
-    pending: Arc<Semaphore>,
+    pending: Arc<Places>,
     /// Connections.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 impl Listener {
     /// Decides whether a connection attempt is worth a handshake.
-    async fn admit(&self, incoming: Incoming) -> Option<(Incoming, OwnedSemaphorePermit)> {
+    async fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place)> {
         let from = incoming.remote_address();
-        if self.places.available_permits() == 0 {
+        if let Some(full) = self.places.full(from.ip()) {
             incoming.refuse();
-            self.refused(Refusal::ConnectionsFull, None, from).await;
+            self.refused(connections_full(full), None, from).await;
             return None;
         }
-        let under_way = MAX_PENDING - self.pending.available_permits();
-        if under_way > RETRY_ABOVE && !incoming.remote_address_validated() {
+        let (under_way, of_prefix) = self.pending.taken(from.ip());
+        let many = under_way > RETRY_ABOVE || of_prefix > RETRY_ABOVE_PER_PREFIX;
+        if many && !incoming.remote_address_validated() {
             let _cannot_fail = incoming.retry();
             self.refused(Refusal::RetryDemanded, None, from).await;
             return None;
         }
-        match Arc::clone(&self.pending).try_acquire_owned() {
+        match self.pending.take(from.ip()) {
             Ok(pending) => Some((incoming, pending)),
-            Err(_) => {
+            Err(full) => {
                 incoming.ignore();
-                self.refused(Refusal::HandshakesFull, None, from).await;
+                let refusal = match full {
+                    Full::All => Refusal::HandshakesFull,
+                    Full::Prefix => Refusal::PrefixHandshakesFull,
+                };
+                self.refused(refusal, None, from).await;
                 None
             }
         }
     }
 
     /// A connection from its first packet to its end.
-    async fn attend(&self, conn: ConnId, incoming: Incoming, pending: OwnedSemaphorePermit) {
+    async fn attend(&self, conn: ConnId, incoming: Incoming, pending: Place) {
         let from = incoming.remote_address();
         let introduced = self.introduce(incoming).await;
         drop(pending);
@@ -257,18 +277,28 @@ impl Listener {
                 return self.refused(refusal, node, from).await;
             }
         };
-        let Ok(_place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let text = "the relay has as many agents as it may";
-            let error = ErrorMessage::new(ErrorCode::Limited, text);
-            let Introduced { connection, mut send, peer, .. } = introduced;
-            say_and_close(&connection, &mut send, &[error.into()], ErrorCode::Limited, text).await;
-            return self.refused(Refusal::ConnectionsFull, Some(peer.node_id), from).await;
+        let _place = match self.places.take(from.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                let text = "the relay has as many agents as it may";
+                let error = ErrorMessage::new(ErrorCode::Limited, text);
+                let Introduced { connection, mut send, peer, .. } = introduced;
+                say_and_close(&connection, &mut send, &[error.into()], ErrorCode::Limited, text).await;
+                return self.refused(connections_full(full), Some(peer.node_id), from).await;
+            }
         };
         self.converse(conn, introduced).await;
     }
 
     async fn refused(&self, refusal: Refusal, node: Option<NodeId>, from: SocketAddr) {
         let _driver_gone = self.events.send(ControlEvent::Refused { refusal, node, from }).await;
+    }
+}
+
+fn connections_full(full: Full) -> Refusal {
+    match full {
+        Full::All => Refusal::ConnectionsFull,
+        Full::Prefix => Refusal::PrefixConnectionsFull,
     }
 }
 

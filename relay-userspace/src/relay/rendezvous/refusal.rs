@@ -29,6 +29,10 @@ macro_rules! refusals {
 refusals! {
     /// `transport.max_connections` agents are connected.
     ConnectionsFull = "connections_full",
+    /// One source address (IPv6: /64) has a quarter of the connections, and at least 32.
+    PrefixConnectionsFull = "prefix_connections_full",
+    /// One source address (IPv6: /64) has a quarter of the handshakes under way that are looked at.
+    PrefixHandshakesFull = "prefix_handshakes_full",
     /// As many handshakes are under way as are looked at.
     HandshakesFull = "handshakes_full",
     /// An address not validated yet was sent a Retry, because many handshakes were pending.
