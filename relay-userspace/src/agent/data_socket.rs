@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -13,6 +14,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use relay_common::BIND_LEN;
 use tokio::io::Interest;
 use tokio::sync::Notify;
+use tokio::time::Sleep;
 
 use super::lock;
 use super::pacing::Pacer;
@@ -32,6 +34,8 @@ pub struct DataSocket {
     bind: std::sync::Mutex<BindClient>,
     bind_changed: Notify,
     pacer: std::sync::Mutex<Pacer>,
+    /// Until receiving is tried again after an error.
+    receive_pause: std::sync::Mutex<Option<Pin<Box<Sleep>>>>,
     counters: Counters,
 }
 
@@ -51,6 +55,9 @@ struct Counters {
 
 /// A burst of a fast path fits: 4 MiB are 30 ms at 1 Gbit/s.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// An error of receiving may persist, and the socket is still said to be ready: without a pause the task would spin.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The binding looks at its clock at least this often, so that notes of sending and hearing need not wake it.
 const BIND_TICK: Duration = Duration::from_secs(1);
@@ -78,6 +85,7 @@ impl DataSocket {
             bind: BindClient::new(terms, now).into(),
             bind_changed: Notify::new(),
             pacer: Pacer::new(terms.rate_bytes_per_s, terms.burst_bytes, Instant::now()).into(),
+            receive_pause: None.into(),
             counters: Counters::default(),
         }))
     }
@@ -183,15 +191,27 @@ impl DataSocket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        self.poll_recv_with(cx, buffers, metas, |buffers, metas| {
+            self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas))
+        })
+    }
+
+    fn poll_recv_with(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+        mut receive: impl FnMut(&mut [IoSliceMut<'_>], &mut [RecvMeta]) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
+            ready!(self.poll_receive_pause(cx));
             ready!(self.io.poll_recv_ready(cx))?;
-            let received =
-                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas));
-            let count = match received {
+            let count = match receive(buffers, metas) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
                     tracing::debug!(relay = %self.relay, %error, "receiving failed");
+                    *lock(&self.receive_pause) = Some(Box::pin(tokio::time::sleep(RECEIVE_PAUSE)));
                     continue;
                 }
             };
@@ -205,6 +225,15 @@ impl DataSocket {
                 return Poll::Ready(Ok(count));
             }
         }
+    }
+
+    fn poll_receive_pause(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut pause = lock(&self.receive_pause);
+        if let Some(over) = pause.as_mut() {
+            ready!(over.as_mut().poll(cx));
+            *pause = None;
+        }
+        Poll::Ready(())
     }
 
     /// What went through so far, bind datagrams not counted.
@@ -372,6 +401,27 @@ mod tests {
         socket.try_send(&[0x40; 10], None, None, Pace::Free).unwrap();
         let traffic = socket.traffic();
         assert_eq!((traffic.datagrams_sent, traffic.bytes_sent, traffic.unsent), (4, 2510, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_of_receiving_that_persists_is_met_again_only_after_a_pause() {
+        let socket = socket();
+        let port = socket.io.local_addr().unwrap().port();
+        socket.io.send_to(b"ready", (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        socket.io.readable().await.unwrap();
+        let mut attempts = 0;
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for pauses in 1..=3 {
+            for _ in 0..2 {
+                let polled = socket.poll_recv_with(&mut cx, &mut [], &mut [], |_, _| {
+                    attempts += 1;
+                    Err(io::ErrorKind::NetworkDown.into())
+                });
+                assert!(polled.is_pending());
+                assert_eq!(attempts, pauses);
+            }
+            tokio::time::advance(RECEIVE_PAUSE).await;
+        }
     }
 
     fn socket() -> Arc<DataSocket> {
