@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::error::Elapsed;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::ConnectError;
@@ -23,7 +24,7 @@ use crate::config::{Allow, HostPort};
 use crate::identity::NodeId;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::ErrorMessage;
-use crate::protocol::frames::{FrameReader, write_frame};
+use crate::protocol::frames::{FrameError, FrameReader, write_frame};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::{AckStatus, AtlasMessage, Body, MessageAck};
 use crate::protocol::{ErrorCode, Message};
@@ -268,9 +269,13 @@ pub(super) async fn answer(
     from_peer: quinn::RecvStream,
 ) {
     let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
-    let request = match tokio::time::timeout(ANSWER_TIMEOUT, from_peer.next()).await {
+    let request = match first_message(&mut from_peer).await {
         Ok(Ok(Some(message))) => message,
-        Ok(Ok(None)) | Err(_) => return,
+        Ok(Ok(None)) => return,
+        Err(_elapsed) => {
+            tracing::warn!(%peer, "a stream of the peer does not begin with a whole message in time");
+            return;
+        }
         Ok(Err(error)) => {
             if let Some(code) = error.code() {
                 tracing::warn!(%peer, %error, "a stream of the peer begins with no message");
@@ -279,7 +284,7 @@ pub(super) async fn answer(
             return;
         }
     };
-    match open(peer, allow, &request).await {
+    match open(peer, allow, request).await {
         Ok((message_id, to, tcp)) => {
             let accepted = MessageAck { msg_id: message_id, status: AckStatus::Accepted };
             if let Err(error) = write_frame(&mut to_peer, &accepted.into()).await {
@@ -299,16 +304,24 @@ pub(super) async fn answer(
     }
 }
 
+/// What a stream begins with; None if it has ended instead. Whoever opens streams and says nothing does not keep them.
+async fn first_message<R: AsyncRead + Unpin>(
+    from_peer: &mut FrameReader<R>,
+) -> Result<Result<Option<Message>, FrameError>, Elapsed> {
+    tokio::time::timeout(ANSWER_TIMEOUT, from_peer.next()).await
+}
+
 struct Refusal {
     code: ErrorCode,
     why: String,
     message_id: Option<String>,
 }
 
+/// Connects to what is asked for. The request, as large as the peer likes, is not kept for as long as the forward lives.
 async fn open(
     peer: NodeId,
     allow: &[Allow],
-    request: &Message,
+    request: Message,
 ) -> Result<(String, HostPort, TcpStream), Refusal> {
     let rejected = |why: String| Refusal { code: ErrorCode::MessageRejected, why, message_id: None };
     let Message::Message(request) = request else {
@@ -323,6 +336,7 @@ async fn open(
     let Some(to): Option<HostPort> = to else {
         return Err(rejected("the body must be {\"to\": \"HOST:PORT\"}".to_owned()));
     };
+    drop(request);
     if !allow.iter().any(|rule| rule.peer == peer && rule.to == to) {
         return Err(rejected(format!(
             "not permitted; to permit it, the peer's configuration needs: [[agent.allow]] peer = \"{peer}\", to = \"{to}\""
@@ -446,7 +460,7 @@ mod tests {
         let peer = NodeId::from_bytes([1; 32]);
         let allow = [Allow { peer, to: "127.0.0.1:1".parse().unwrap() }];
         for (peer, to) in [(peer, "127.0.0.1:2"), (NodeId::from_bytes([2; 32]), "127.0.0.1:1")] {
-            let refusal = open(peer, &allow, &request(to)).await.err().unwrap();
+            let refusal = open(peer, &allow, request(to)).await.err().unwrap();
             assert_eq!(refusal.code, ErrorCode::MessageRejected);
             assert!(refusal.why.contains("[[agent.allow]]") && refusal.why.contains(&peer.to_string()));
             assert_eq!(refusal.message_id.as_deref(), Some("msg_1"));
@@ -464,9 +478,26 @@ mod tests {
             crate::protocol::message::Ping { ts: 0 }.into(),
         ];
         for message in wrong {
-            let refusal = open(peer, &[], &message).await.err().unwrap();
-            assert_eq!(refusal.code, ErrorCode::MessageRejected, "{message:?}");
+            let shown = format!("{message:?}");
+            let refusal = open(peer, &[], message).await.err().unwrap();
+            assert_eq!(refusal.code, ErrorCode::MessageRejected, "{shown}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_does_not_say_what_it_wants_is_given_up_in_time() {
+        let (mut near, far) = tokio::io::duplex(64);
+        let begun = tokio::time::Instant::now();
+        let dripping = tokio::spawn(async move {
+            // Enough of a frame to look like one, again and again a little more.
+            for byte in [0xac, 1, 1, 0x10, 0, 0, 0, 60, 0x85] {
+                near.write_all(&[byte]).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        });
+        assert!(first_message(&mut FrameReader::new(far, MAX_CONTROL_PAYLOAD_LEN)).await.is_err());
+        assert_eq!(begun.elapsed(), ANSWER_TIMEOUT);
+        dripping.abort();
     }
 
     fn request(to: &str) -> Message {
