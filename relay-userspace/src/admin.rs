@@ -3,15 +3,17 @@
 //! A Unix socket that its owner and group may use. One JSON object on one line is asked ([`Request`]), one JSON value on
 //! one line is answered; then the connection ends. Relay and agent daemon answer the same requests, each in its own terms.
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead as _, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -48,14 +50,21 @@ pub struct AdminSocket {
 /// Only so many connections are served at once.
 const MAX_CONNECTIONS: usize = 8;
 
+/// Owner and group may connect.
+const SOCKET_MODE: u32 = 0o660;
+
 /// Longest request line, in bytes.
 const MAX_REQUEST_BYTES: u64 = 4096;
+
+/// Connections that may wait to be served.
+const MAX_WAITING: i32 = 128;
 
 /// A connection is given up after this, on either side.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl AdminSocket {
-    /// Takes the lock of `path` (a file beside it, which stays), and binds the socket, mode 0660. A socket that a dead
+    /// Takes the lock of `path` (a file beside it, which stays, mode 0600), and binds the socket, mode 0660; directories
+    /// that are missing are made, mode 0700. A socket that a dead
     /// daemon left behind is replaced. Must be called within a tokio runtime.
     ///
     /// # Errors
@@ -63,12 +72,17 @@ impl AdminSocket {
     pub fn bind(path: &Path) -> Result<AdminSocket, BindError> {
         let failed = |source| BindError::Io { path: path.to_owned(), source };
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            fs::create_dir_all(directory).map_err(failed)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         }
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(BindError::Taken { path: path.to_owned() }),
@@ -79,8 +93,9 @@ impl AdminSocket {
             Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(source)),
             _ => {}
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
+        let listener = listen(path).and_then(UnixListener::from_std).map_err(failed)?;
+        // What the umask has taken away beyond what others may have.
+        fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
         Ok(AdminSocket { listener, path: path.to_owned(), _lock: lock })
     }
 
@@ -107,6 +122,18 @@ impl AdminSocket {
             });
         }
     }
+}
+
+/// A listening socket at `path` that at no time anyone may use beyond [`SOCKET_MODE`]: Linux gives the file the mode of the
+/// socket at the time it is bound, less the umask.
+fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let socket = File::from(OwnedFd::from(Socket::new(Domain::UNIX, Type::STREAM, None)?));
+    socket.set_permissions(Permissions::from_mode(SOCKET_MODE))?;
+    let socket = Socket::from(OwnedFd::from(socket));
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(MAX_WAITING)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 impl Drop for AdminSocket {
@@ -251,6 +278,23 @@ mod tests {
         assert_eq!(answer, json!({ "asked": { "request": "peers" } }));
         let refusal = asking(&path, Request::Status).await.unwrap_err();
         assert_eq!(refusal.to_string(), "no datapath here");
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn nobody_but_owner_and_group_gets_at_the_socket_and_nobody_else_at_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/admin.sock");
+        let _socket = AdminSocket::bind(&path).unwrap();
+        assert_eq!(mode(&path), 0o660);
+        assert_eq!(mode(&directory.path().join("state")), 0o700);
+        assert_eq!(mode(&directory.path().join("state/admin.sock.lock")), 0o600);
+        let bare = directory.path().join("bare.sock");
+        let _listener = listen(&bare).unwrap();
+        assert_eq!(mode(&bare) & !SOCKET_MODE, 0, "before anything else is done to it");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -296,9 +296,16 @@ impl HandshakeError {
     }
 }
 
-/// Text from a peer, made fit for logs and terminals: no control characters, at most `max_chars` characters.
+/// Text from a peer, made fit for logs and terminals: nothing that controls a terminal, breaks a line or turns the direction
+/// of writing; at most `max_chars` characters.
 pub fn printable(text: &str, max_chars: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(max_chars).collect()
+    text.chars().filter(|c| !c.is_control() && !breaks_lines_or_turns(*c)).take(max_chars).collect()
+}
+
+/// Line and paragraph separator, and the characters of Unicode's property Bidi_Control (UAX #9).
+fn breaks_lines_or_turns(c: char) -> bool {
+    matches!(c, '\u{2028}' | '\u{2029}' | '\u{61c}' | '\u{200e}' | '\u{200f}')
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn identified(
@@ -344,6 +351,13 @@ mod tests {
 
     const NOW: MonoTime = MonoTime(5_000_000_000);
     const UNIX_S: i64 = 1_712_150_400;
+
+    #[test]
+    fn a_peers_text_cannot_break_lines_or_turn_their_direction() {
+        let text = "a\x1b[31m\r\n\u{2028}\u{2029}\u{202e}\u{2066}\u{2069}\u{200f}\u{61c}é漢";
+        assert_eq!(super::printable(text, 64), "a[31mé漢");
+        assert_eq!(super::printable("ééé", 2), "éé");
+    }
 
     #[test]
     fn four_messages_make_both_sides_know_each_other() {

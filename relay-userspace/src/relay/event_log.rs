@@ -23,8 +23,8 @@ pub fn log(event: &Event) {
         Event::Replaced { node, remote } => {
             tracing::warn!(%node, %remote, "agent replaced: the same identity has announced itself again");
         }
-        Event::AgentReports { node, code, message } => {
-            tracing::warn!(%node, code, message, "agent reports an error");
+        Event::AgentReports { node, code, message, times } => {
+            tracing::warn!(%node, code, message, times, "agent reports an error");
         }
         Event::Offered { session, connector, target } => {
             tracing::info!(%session, %connector, %target, "session offered");

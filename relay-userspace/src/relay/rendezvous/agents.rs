@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::refusal::Refusal;
+use super::refusal::{Refusal, Tally};
 use super::timers::Timer;
 use super::{EndReason, Event, Output, PeerStatus, Rendezvous, goodbye};
 use crate::clock::MonoTime;
@@ -50,6 +50,8 @@ pub(super) struct Agent {
     pub remote: SocketAddr,
     pub since: MonoTime,
     pub unanswered_pings: u8,
+    /// Errors it has reported.
+    pub reports: Tally,
     /// When its connects would have come, had it sent them evenly.
     connects_until: MonoTime,
 }
@@ -164,8 +166,18 @@ impl Rendezvous {
     pub fn connected(&mut self, agent: Authenticated, now: MonoTime) {
         let Authenticated { conn, node, name, remote } = agent;
         self.event(Event::Connected { node, name: name.clone(), remote });
-        self.agents
-            .insert(conn, Agent { node, name, remote, since: now, unanswered_pings: 0, connects_until: now });
+        self.agents.insert(
+            conn,
+            Agent {
+                node,
+                name,
+                remote,
+                since: now,
+                unanswered_pings: 0,
+                reports: Tally::default(),
+                connects_until: now,
+            },
+        );
         self.timers.set(Timer::Agent(conn), now + PING_EVERY);
         self.attach_sessions(node, None, conn);
     }

@@ -61,6 +61,8 @@ pub enum Event {
         code: u32,
         /// Its words.
         message: String,
+        /// How many reports it has sent since this was last said of its connection. This is the last of them.
+        times: u64,
     },
     /// Two agents are offered to each other.
     Offered {

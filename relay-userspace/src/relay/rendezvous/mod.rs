@@ -212,8 +212,10 @@ impl Rendezvous {
             Message::Disconnect(_) => self.depart(conn, flows, now),
             Message::Error(error) => {
                 let node = agent.node;
-                let message = printable(&error.message, MAX_REPORT_CHARS);
-                self.event(Event::AgentReports { node, code: error.code, message });
+                if let Some(times) = agent.reports.count(now) {
+                    let message = printable(&error.message, MAX_REPORT_CHARS);
+                    self.event(Event::AgentReports { node, code: error.code, message, times });
+                }
             }
             other => self.not_taken(conn, NotTaken::from(&other), now),
         }

@@ -121,14 +121,29 @@ pub struct Refusals {
     tallies: Vec<Tally>,
 }
 
+/// How often something has happened, and how often that is said.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tally {
+pub(super) struct Tally {
     total: u64,
     logged: u64,
     logged_at: Option<MonoTime>,
 }
 
-/// One refusal is logged at most this often; the line says how many there were.
+impl Tally {
+    /// Counts one more. If it is to be logged, how many it is since the last line.
+    pub fn count(&mut self, now: MonoTime) -> Option<u64> {
+        self.total += 1;
+        if self.logged_at.is_some_and(|at| now.since(at) < LOG_EVERY) {
+            return None;
+        }
+        let times = self.total - self.logged;
+        self.logged = self.total;
+        self.logged_at = Some(now);
+        Some(times)
+    }
+}
+
+/// One thing is logged at most this often; the line says how many there were.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 impl Default for Refusals {
@@ -151,13 +166,6 @@ impl Refusals {
     /// Counts one more. If it is to be logged, how many it is since the last line.
     pub(super) fn count(&mut self, refusal: Refusal, now: MonoTime) -> Option<u64> {
         let tally = self.tallies.get_mut(refusal as usize)?;
-        tally.total += 1;
-        if tally.logged_at.is_some_and(|at| now.since(at) < LOG_EVERY) {
-            return None;
-        }
-        let times = tally.total - tally.logged;
-        tally.logged = tally.total;
-        tally.logged_at = Some(now);
-        Some(times)
+        tally.count(now)
     }
 }

@@ -172,9 +172,17 @@ fn an_agents_error_is_logged_and_not_answered() {
     let conn = world.connect(1);
     world.clear();
     world.message(conn, ErrorMessage::new(ErrorCode::Internal, "out of memory"));
-    let event = Event::AgentReports { node: node(1), code: 5001, message: "out of memory".to_owned() };
-    assert_eq!(world.events, [event]);
+    let event =
+        |times| Event::AgentReports { node: node(1), code: 5001, message: "out of memory".to_owned(), times };
+    assert_eq!(world.events, [event(1)]);
     assert!(world.messages.is_empty());
+    // One line a second for each connection, however many it sends.
+    for _ in 0..1000 {
+        world.message(conn, ErrorMessage::new(ErrorCode::Internal, "out of memory"));
+    }
+    world.pass(seconds(1));
+    world.message(conn, ErrorMessage::new(ErrorCode::Internal, "out of memory"));
+    assert_eq!(world.events, [event(1), event(1001)]);
 }
 
 #[test]
