@@ -32,13 +32,17 @@ impl Listener {
         let Introduced { connection, peer, send, reader, unfinished } = introduced;
         let mut remote = connection.remote_address();
         let (outbox, mut to_agent) = mpsc::channel(OUTBOX_LEN);
-        let agent = Authenticated { conn, node: peer.node_id, name: peer.name, remote };
+        let relay = connection.local_ip();
+        let agent = Authenticated { conn, node: peer.node_id, name: peer.name, remote, relay };
         if self.events.send(ControlEvent::Connected { agent, outbox }).await.is_err() {
             return connection.close(VarInt::from_u32(0), b"the relay stops");
         }
         let mut streams = BTreeMap::from([(StreamNumber(0), send)]);
         let mut readers = JoinSet::new();
         readers.spawn(read(conn, StreamNumber(0), reader, self.events.clone()));
+        // Another address is believed once it is still there at the next look: anybody who forges a packet can make it
+        // change until QUIC has validated the path.
+        let mut seen = remote;
         let mut opened = 0;
         let mut look = interval(LOOK_AT_ADDRESS);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,7 +100,7 @@ impl Listener {
                 },
                 _ = look.tick() => {
                     let now = connection.remote_address();
-                    if now != remote {
+                    if std::mem::replace(&mut seen, now) == now && now != remote {
                         remote = now;
                         let _driver_gone = self.events.send(ControlEvent::Moved { conn, remote }).await;
                     }

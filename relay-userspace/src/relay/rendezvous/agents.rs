@@ -1,7 +1,7 @@
 //! Who is connected, and who can be reached.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::refusal::{Refusal, Tally};
@@ -11,7 +11,7 @@ use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::ErrorCode;
 use crate::protocol::flow_terms::{FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason};
-use crate::relay::datapath::Flows;
+use crate::relay::datapath::{FlowTuple, Flows};
 
 /// A control connection. The driver chooses numbers and never uses one twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +28,8 @@ pub struct Authenticated {
     pub name: String,
     /// Where its control connection comes from.
     pub remote: SocketAddr,
+    /// The relay's address that it goes to, where that is known.
+    pub relay: Option<IpAddr>,
 }
 
 /// An agent is asked for a sign of life this often.
@@ -48,6 +50,8 @@ pub(super) struct Agent {
     pub node: NodeId,
     pub name: String,
     pub remote: SocketAddr,
+    /// The relay's address that it goes to, where that is known.
+    pub relay: Option<IpAddr>,
     pub since: MonoTime,
     pub unanswered_pings: u8,
     /// Errors it has reported.
@@ -82,8 +86,9 @@ pub(super) struct Announcement {
 pub(super) struct Agents {
     connected: BTreeMap<ConnId, Agent>,
     by_node: BTreeMap<NodeId, BTreeSet<ConnId>>,
-    /// How many control connections come from a tuple. More than one only while a dead one has not been noticed.
-    by_remote: BTreeMap<SocketAddr, u32>,
+    /// The control connections from an address and port. Several if they go to different addresses of the relay, or while
+    /// a dead one has not been noticed.
+    by_remote: BTreeMap<SocketAddr, BTreeSet<ConnId>>,
     announced: BTreeMap<NodeId, Announcement>,
 }
 
@@ -109,9 +114,12 @@ impl Agents {
         self.by_node.get(node)?.last().copied()
     }
 
-    /// Whether a control connection comes from this address and port.
-    pub fn is_control(&self, remote: SocketAddr) -> bool {
-        self.by_remote.contains_key(&remote)
+    /// Whether this tuple is a control connection's.
+    pub fn is_control(&self, tuple: FlowTuple) -> bool {
+        let mut agents =
+            self.by_remote.get(&tuple.agent).into_iter().flatten().filter_map(|conn| self.get(*conn));
+        let here = tuple.relay.ip().to_canonical();
+        agents.any(|agent| agent.relay.is_none_or(|relay| relay.to_canonical() == here))
     }
 
     pub fn statuses(&self, now: MonoTime) -> Vec<PeerStatus> {
@@ -127,7 +135,7 @@ impl Agents {
 
     fn insert(&mut self, conn: ConnId, agent: Agent) {
         self.by_node.entry(agent.node).or_default().insert(conn);
-        *self.by_remote.entry(agent.remote).or_default() += 1;
+        self.by_remote.entry(agent.remote).or_default().insert(conn);
         self.connected.insert(conn, agent);
     }
 
@@ -139,17 +147,17 @@ impl Agents {
                 self.by_node.remove(&agent.node);
             }
         }
-        self.forget_remote(agent.remote);
+        self.forget_remote(conn, agent.remote);
         if self.announced.get(&agent.node).is_some_and(|announcement| announcement.conn == conn) {
             self.announced.remove(&agent.node);
         }
         Some(agent)
     }
 
-    fn forget_remote(&mut self, remote: SocketAddr) {
-        if let Some(count) = self.by_remote.get_mut(&remote) {
-            *count -= 1;
-            if *count == 0 {
+    fn forget_remote(&mut self, conn: ConnId, remote: SocketAddr) {
+        if let Some(conns) = self.by_remote.get_mut(&remote) {
+            conns.remove(&conn);
+            if conns.is_empty() {
                 self.by_remote.remove(&remote);
             }
         }
@@ -164,7 +172,7 @@ impl Agents {
 impl Rendezvous {
     /// An agent has finished the handshake. If it is a side of sessions that lost their connection, it is told of them.
     pub fn connected(&mut self, agent: Authenticated, now: MonoTime) {
-        let Authenticated { conn, node, name, remote } = agent;
+        let Authenticated { conn, node, name, remote, relay } = agent;
         self.event(Event::Connected { node, name: name.clone(), remote });
         self.agents.insert(
             conn,
@@ -172,6 +180,7 @@ impl Rendezvous {
                 node,
                 name,
                 remote,
+                relay,
                 since: now,
                 unanswered_pings: 0,
                 reports: Tally::default(),
@@ -190,8 +199,8 @@ impl Rendezvous {
         if before == remote {
             return;
         }
-        self.agents.forget_remote(before);
-        *self.agents.by_remote.entry(remote).or_default() += 1;
+        self.agents.forget_remote(conn, before);
+        self.agents.by_remote.entry(remote).or_default().insert(conn);
         self.event(Event::Migrated { node, remote });
         for session in self.sessions.of_node(&node) {
             if let Some(side) = self.sessions.get(session).and_then(|session| session.side_on(conn)) {

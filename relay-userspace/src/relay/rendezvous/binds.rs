@@ -114,7 +114,7 @@ impl Rendezvous {
             return Err(Refusal::BindReplayed);
         }
         source_is_an_agents(tuple)?;
-        if self.agents.is_control(tuple.agent) {
+        if self.agents.is_control(tuple) {
             return Err(Refusal::BindSourceControl);
         }
         if session.party(datagram.side.other()).bound.is_some_and(|other| other.agent == tuple.agent) {
@@ -197,13 +197,20 @@ impl Rendezvous {
         if changed && !first && !party.moves.permits(now) {
             return Err(Refusal::BindMoveRate);
         }
-        self.take_over(tuple, (id, side), flows, now);
+        // Whoever has the tuple now keeps it if it cannot be moved here. Flows of its own have to go first: one tuple has
+        // one line in the tables. But then their line and address are what the new ones need.
+        let owner = self.sessions.owner(&tuple).filter(|owner| *owner != (id, side));
+        let in_the_way = owner.and_then(|(owner, _)| self.sessions.get(owner)?.slot).is_some();
+        if in_the_way {
+            self.take_over(tuple, (id, side), flows, now);
+        }
         if let Some(slot) = slot.filter(|_| changed) {
             flows.rebind(slot, side, tuple).map_err(|error| match error {
                 InstallError::TableFull => Refusal::TableFull,
                 InstallError::Tuple(_) => Refusal::TupleRefused,
             })?;
         }
+        self.take_over(tuple, (id, side), flows, now);
         self.sessions.own(id, side, tuple);
         let session = self.sessions.get_mut(id).ok_or(Refusal::BindUnknownSession)?;
         let told = session.max_datagram_bytes();

@@ -283,6 +283,32 @@ fn a_bind_from_a_live_control_tuple_is_refused() {
 }
 
 #[test]
+fn a_control_connection_to_another_address_of_the_relay_leaves_the_tuple_free() {
+    let (mut world, .., terms) = offered();
+    let remote = addr("203.0.113.1:1001");
+    let relay = Some(addr("198.51.100.2:4433").ip());
+    let agent = Authenticated { conn: ConnId(77), node: node(3), name: String::new(), remote, relay };
+    world.rendezvous.connected(agent, world.now);
+    world.drain();
+    assert_eq!(world.ask(&terms[0], "203.0.113.1:1001", 1, Cookie::NONE).len(), 1);
+}
+
+#[test]
+fn a_move_that_finds_no_room_leaves_the_tuple_to_whoever_has_it() {
+    let mut world = World::new();
+    let (.., terms) = world.paired();
+    let second = world.second_offer();
+    let there = "203.0.113.77:1";
+    world.bind(&second[0], there, 1);
+    world.pass(seconds(1));
+    let challenge = world.ask(&terms[0], there, 2, Cookie::NONE);
+    world.flows.refuse = Some(InstallError::TableFull);
+    assert!(world.prove(&terms[0], there, 2, challenge[0].cookie).is_empty());
+    assert_eq!(world.state(&second), Some(SessionState::Half));
+    assert_eq!(world.state(&terms), Some(SessionState::Paired));
+}
+
+#[test]
 fn a_bind_from_the_other_sides_tuple_is_refused() {
     let (mut world, .., terms) = offered();
     world.bind(&terms[0], A, 1);

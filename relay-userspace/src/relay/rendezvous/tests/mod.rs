@@ -232,7 +232,9 @@ impl World {
     fn connect_from(&mut self, seed: u8, remote: SocketAddr) -> ConnId {
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
-        let agent = Authenticated { conn, node: node(seed), name: format!("agent-{seed}"), remote };
+        let name = format!("agent-{seed}");
+        let agent =
+            Authenticated { conn, node: node(seed), name, remote, relay: Some(relay_of(remote).ip()) };
         self.rendezvous.connected(agent, self.now);
         self.drain();
         conn

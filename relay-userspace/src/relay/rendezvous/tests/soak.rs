@@ -148,8 +148,13 @@ impl Simulation {
         self.open.insert(conn);
         // The one before, if any, lingers until it is replaced or found dead.
         self.agents[who].conn = Some(conn);
-        let agent =
-            Authenticated { conn, node: node(who), name: String::new(), remote: control_address(who, conn) };
+        let agent = Authenticated {
+            conn,
+            node: node(who),
+            name: String::new(),
+            remote: control_address(who, conn),
+            relay: None,
+        };
         self.rendezvous.connected(agent, self.now);
         let allow =
             (self.random.below(4) == 0).then(|| (0..AGENTS / 2).map(|n| node(n).to_string()).collect());
