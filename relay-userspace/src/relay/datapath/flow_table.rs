@@ -197,7 +197,8 @@ impl<R: Routes> FlowTable<R> {
     fn local(&self, address: IpAddr) -> Result<u16, InstallError> {
         match address {
             IpAddr::V4(_) => Ok(0),
-            IpAddr::V6(address) => Local::number(&self.tables.locals, address).ok_or(InstallError::TableFull),
+            IpAddr::V6(address) => Local::number(&self.tables.locals, address)
+                .ok_or(InstallError::Tuple(TupleFault::RelayAddresses)),
         }
     }
 }
@@ -392,7 +393,7 @@ mod tests {
     use proptest::prelude::*;
     use relay_common::Reason;
     use std::collections::HashMap;
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
     const RELAY: &str = "10.9.0.2:4433";
     const LATER: MonoTime = MonoTime(u64::MAX);
@@ -451,6 +452,22 @@ mod tests {
         table.remove(slot, at(2));
         assert_eq!(install(&mut table, 3, 4, at(2)), Err(InstallError::TableFull));
         assert!(install(&mut table, 3, 4, at(2) + QUARANTINE).is_ok());
+    }
+
+    #[test]
+    fn too_many_addresses_of_the_relay_are_the_tuples_fault_and_leave_room_for_others() {
+        let (_tables, mut table) = table(300);
+        let tuple = |number: u16, relay: u16| FlowTuple {
+            agent: (Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number), 5).into(),
+            relay: (Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, relay), 4433).into(),
+        };
+        let mut join = |number: u16, relay: u16| {
+            let sides = [tuple(2 * number, relay), tuple(2 * number + 1, relay)];
+            table.install(sides, Limit::UNLIMITED, [at(100); 2], at(1))
+        };
+        let refused = (1..=257).find_map(|number| join(number, number).err());
+        assert_eq!(refused, Some(InstallError::Tuple(TupleFault::RelayAddresses)));
+        assert!(join(258, 1).is_ok());
     }
 
     #[test]

@@ -105,6 +105,9 @@ pub enum TupleFault {
     /// The two addresses of a tuple are of different families.
     #[error("the address families differ")]
     Family,
+    /// The relay's address is one more than the tables can have: binds have come to too many of its IPv6 addresses.
+    #[error("the relay forwards at as many of its IPv6 addresses as it can: bind to one that is in use")]
+    RelayAddresses,
 }
 
 /// What a session has carried.
