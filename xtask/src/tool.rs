@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -104,7 +104,11 @@ impl Tool {
         }
         let mut child = command.spawn().with_context(|| format!("cannot start `{self}`"))?;
         if let (Some(input), Some(mut stdin)) = (&self.input, child.stdin.take()) {
-            stdin.write_all(input.as_bytes()).with_context(|| format!("cannot write to `{self}`"))?;
+            match stdin.write_all(input.as_bytes()) {
+                // It ended before it had read all: how, its status tells.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                written => written.with_context(|| format!("cannot write to `{self}`"))?,
+            }
         }
         let output = child.wait_with_output().with_context(|| format!("cannot wait for `{self}`"))?;
         if !output.status.success() {

@@ -62,7 +62,8 @@ impl Namespace {
     /// # Errors
     /// One of them failed.
     pub fn ip(&self, commands: &str) -> anyhow::Result<()> {
-        Tool::new("ip").args(["-netns", &self.name, "-batch", "-"]).input(commands).output()?;
+        // Not by `ip -netns`: that changes mounts, which is not possible everywhere.
+        self.run(&Tool::new("ip").words("-batch -").input(commands))?;
         Ok(())
     }
 

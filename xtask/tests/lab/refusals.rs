@@ -249,7 +249,7 @@ fn refused_after_handshake(world: &World, misbehave: impl AsyncFnOnce(&mut HandA
 
 /// Waits until control has counted so many refusals for each reason: it counts after it has told the agent.
 fn wait_refused<const N: usize>(world: &World, counts: [(&str, u64); N]) {
-    wait_for("the counts of the refusals", Duration::from_secs(5), || {
+    wait_for(&format!("the counts {counts:?}"), Duration::from_secs(5), || {
         let as_expected = counts.iter().all(|(reason, count)| world.refused(reason) == *count);
         as_expected.then_some(())
     });
