@@ -126,15 +126,19 @@ fn bind_datagrams_that_prove_nothing_get_no_answer() {
         assert_eq!(side.answer(&forged), None);
         wait_refused(&world, [("bind_mac", 1)]);
 
-        // A proof without having received the challenge: whose address was forged cannot know the cookie.
+        // A proof that nobody asked for.
         assert_eq!(side.answer(&side.datagram(BindKind::Proof, 2, Cookie([9; 16]))), None);
+        wait_refused(&world, [("bind_no_challenge", 1)]);
+
+        // A proof without having received the challenge: who forged its address cannot know the cookie.
+        let challenge = side.answer(&side.datagram(BindKind::Bind, 3, Cookie::NONE)).unwrap();
+        assert_eq!(side.answer(&side.datagram(BindKind::Proof, 3, Cookie([9; 16]))), None);
         wait_refused(&world, [("bind_cookie", 1)]);
 
         // A challenge that was sent to one place proves nothing about another.
-        let challenge = side.answer(&side.datagram(BindKind::Bind, 3, Cookie::NONE)).unwrap();
         let proof = side.datagram(BindKind::Proof, 3, side.read(&challenge).cookie);
         assert_eq!(answer(&elsewhere, &proof), None);
-        wait_refused(&world, [("bind_cookie", 2)]);
+        wait_refused(&world, [("bind_no_challenge", 2)]);
 
         // The right proof is accepted; repeated from elsewhere, it is not.
         assert!(side.answer(&proof).is_some());
