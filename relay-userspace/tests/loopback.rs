@@ -152,6 +152,26 @@ async fn a_sender_at_twice_the_limit_is_cut_to_it_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_processes_of_one_identity_reach_one_peer_at_once() {
+    let relay = TestRelay::start("relay_bandwidth_limit = 0");
+    let echo = echo_server().await;
+    let permitted = Allow { peer: key(1).node_id(), to: echo.to_string().parse().unwrap() };
+    let _target = relay.agent(2, &[key(1).node_id()], &[permitted]);
+    relay.until_announced(2).await;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let dialer = || Agent::spawn(AgentSettings { announce: false, ..relay.settings(1, &[], &[]) });
+    let (first, second) = (dialer(), dialer());
+    let to = || echo.to_string().parse().unwrap();
+    let one = first.forward(any, key(2).node_id(), to()).await.unwrap();
+    echoes(one.local_addr(), 10_000).await;
+    let other = second.forward(any, key(2).node_id(), to()).await.unwrap();
+    echoes(other.local_addr(), 10_000).await;
+    echoes(one.local_addr(), 300_000).await;
+    echoes(other.local_addr(), 300_000).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn agents_reach_each_other_whichever_version_of_ip_they_speak() {
     let relay = TestRelay::start("relay_bandwidth_limit = 0");
     let echo = echo_server().await;

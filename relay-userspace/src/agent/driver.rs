@@ -337,7 +337,7 @@ impl Driver {
     fn endpoint(&mut self, session: &Session) -> Result<(), peer::EndpointError> {
         let peer = session.peer();
         if let Some(endpoint) = self.endpoints.get(&peer) {
-            endpoint.add_path(session.id(), session.socket().clone());
+            endpoint.add_path(session.id(), session.side(), session.socket().clone());
             return Ok(());
         }
         let serve = self.settings.announce && self.settings.accept.contains(&peer);

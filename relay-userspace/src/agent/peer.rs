@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use relay_common::Side;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -196,7 +197,8 @@ const MAX_STREAMS: u32 = 256;
 impl PeerEndpoint {
     pub fn new(key: &NodeKey, session: &Session, serve: bool) -> Result<Arc<Self>, EndpointError> {
         let peer = session.peer();
-        let socket = VirtualSocket::new(&key.node_id(), &peer, session.id(), session.socket().clone());
+        let socket =
+            VirtualSocket::new(&key.node_id(), &peer, session.id(), session.side(), session.socket().clone());
         let mut config = quinn::EndpointConfig::default();
         // Relay and packet path tell QUIC from bind datagrams by this bit.
         config.grease_quic_bit(false);
@@ -207,8 +209,8 @@ impl PeerEndpoint {
             false => None,
             true => {
                 let mut server = tls::server_config(key, tls::ALPN_PEER)?;
-                // The address is made up and never changes; and only this peer can reach it.
-                server.migration(false).max_incoming(16).transport_config(transport(session));
+                // Only this peer can reach it. A peer that moves to another session comes by another address.
+                server.migration(true).max_incoming(16).transport_config(transport(session));
                 Some(server)
             }
         };
@@ -222,8 +224,8 @@ impl PeerEndpoint {
         Ok(Arc::new(PeerEndpoint { peer, socket, endpoint, end: OnceLock::new() }))
     }
 
-    pub fn add_path(&self, session: SessionId, path: Arc<DataSocket>) {
-        self.socket.add(session, path);
+    pub fn add_path(&self, session: SessionId, side: Side, path: Arc<DataSocket>) {
+        self.socket.add(session, side, path);
     }
 
     pub fn prefer_path(&self, session: SessionId) {

@@ -1,4 +1,4 @@
-//! The socket that QUIC between two agents runs on: one made-up peer address above, the present data sockets below.
+//! The socket that QUIC between two agents runs on: made-up peer addresses above, the present data sockets below.
 
 use std::cell::Cell;
 use std::fmt;
@@ -6,45 +6,76 @@ use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use relay_common::Side;
 
 use super::data_socket::{DataSocket, Pace};
 use super::{lock, peer_address::peer_address};
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
 
-/// Whatever path there is to one peer. Sends on the first, receives on all.
+/// Whatever path there is to one peer. Receives on all.
+///
+/// Sessions that this agent asked for are one address: it sends on the one it prefers, and the application does not
+/// notice which. Each session that the peer asked for is an address of its own, since another process of the same
+/// identity may be behind it: what came by it is answered on it.
 #[derive(Debug)]
 pub struct VirtualSocket {
     local: SocketAddr,
     peer: SocketAddr,
-    paths: RwLock<Vec<(SessionId, Arc<DataSocket>)>>,
+    paths: RwLock<Vec<Path>>,
+    /// The port that the next session of the peer's is given.
+    next_port: AtomicU16,
     /// Whoever waits for datagrams, to be told when there is another path.
     reader: Mutex<Option<Waker>>,
     max_segments: (usize, usize),
 }
 
+/// One session's path.
+#[derive(Debug)]
+struct Path {
+    session: SessionId,
+    socket: Arc<DataSocket>,
+    /// The address that QUIC knows its far end by.
+    address: SocketAddr,
+}
+
 impl VirtualSocket {
-    /// A socket between two nodes with a first path.
-    pub fn new(me: &NodeId, peer: &NodeId, session: SessionId, path: Arc<DataSocket>) -> Arc<Self> {
+    /// A socket between two nodes with a first path, on which this agent is `side`.
+    pub fn new(
+        me: &NodeId,
+        peer: &NodeId,
+        session: SessionId,
+        side: Side,
+        path: Arc<DataSocket>,
+    ) -> Arc<Self> {
         let max_segments = (path.max_transmit_segments(), path.max_receive_segments());
-        Arc::new(VirtualSocket {
+        let socket = VirtualSocket {
             local: peer_address(me),
             peer: peer_address(peer),
-            paths: vec![(session, path)].into(),
+            paths: Vec::new().into(),
+            next_port: FIRST_PORT.into(),
             reader: None.into(),
             max_segments,
-        })
+        };
+        socket.add(session, side, path);
+        Arc::new(socket)
     }
 
-    /// Another path, received on from now on.
-    pub fn add(&self, session: SessionId, path: Arc<DataSocket>) {
-        self.with_paths(|paths| paths.push((session, path)));
+    /// Another path, received on from now on, on which this agent is `side`.
+    pub fn add(&self, session: SessionId, side: Side, path: Arc<DataSocket>) {
+        let mut address = self.peer;
+        if side == Side::Target {
+            // Never the peer's own port, and after 2^15 sessions an old one's, which is long gone.
+            address.set_port(FIRST_PORT | self.next_port.fetch_add(1, Ordering::Relaxed));
+        }
+        self.with_paths(|paths| paths.push(Path { session, socket: path, address }));
         if let Some(reader) = lock(&self.reader).take() {
             reader.wake();
         }
@@ -53,7 +84,7 @@ impl VirtualSocket {
     /// Sends on that session's path from now on.
     pub fn prefer(&self, session: SessionId) {
         self.with_paths(|paths| {
-            if let Some(at) = paths.iter().position(|(id, _)| *id == session)
+            if let Some(at) = paths.iter().position(|path| path.session == session)
                 && let Some(head) = paths.get_mut(..=at)
             {
                 head.rotate_right(1);
@@ -64,40 +95,42 @@ impl VirtualSocket {
     /// Drops a path. Gives how many are left.
     pub fn remove(&self, session: SessionId) -> usize {
         self.with_paths(|paths| {
-            paths.retain(|(id, _)| *id != session);
+            paths.retain(|path| path.session != session);
             paths.len()
         })
     }
 
     /// The session that is sent on.
     pub fn session(&self) -> Option<SessionId> {
-        self.read_paths(|paths| paths.first().map(|(id, _)| *id))
+        self.read_paths(|paths| paths.first().map(|path| path.session))
     }
 
-    fn sending_path(&self) -> Option<Arc<DataSocket>> {
-        self.read_paths(|paths| paths.first().map(|(_, path)| path.clone()))
+    /// The preferred of the paths to `destination`.
+    fn path_to(&self, destination: SocketAddr) -> Option<Arc<DataSocket>> {
+        self.read_paths(|paths| {
+            paths.iter().find(|path| path.address == destination).map(|path| path.socket.clone())
+        })
     }
 
-    fn with_paths<T>(&self, change: impl FnOnce(&mut Vec<(SessionId, Arc<DataSocket>)>) -> T) -> T {
+    fn with_paths<T>(&self, change: impl FnOnce(&mut Vec<Path>) -> T) -> T {
         change(&mut self.paths.write().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    fn read_paths<T>(&self, read: impl FnOnce(&[(SessionId, Arc<DataSocket>)]) -> T) -> T {
+    fn read_paths<T>(&self, read: impl FnOnce(&[Path]) -> T) -> T {
         read(&self.paths.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 
 impl AsyncUdpSocket for VirtualSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Poller { socket: self, wait: None })
+        Box::pin(Poller { wait: None })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         // Without a path the datagram is lost, and QUIC sends its content again.
-        let sent = self.sending_path().map_or(Ok(()), |path| {
-            path.try_send(transmit.contents, transmit.segment_size, transmit.ecn, Pace::AtRate)
-        });
-        REFUSED.set(sent.is_err());
+        let Some(path) = self.path_to(transmit.destination) else { return Ok(()) };
+        let sent = path.try_send(transmit.contents, transmit.segment_size, transmit.ecn, Pace::AtRate);
+        REFUSED.set(sent.is_err().then_some(path));
         sent
     }
 
@@ -109,11 +142,11 @@ impl AsyncUdpSocket for VirtualSocket {
     ) -> Poll<io::Result<usize>> {
         *lock(&self.reader) = Some(cx.waker().clone());
         self.read_paths(|paths| {
-            for (_, path) in paths {
+            for path in paths {
                 // An error is of one path, and its session will end for it; an Err here would end the whole endpoint.
-                if let Poll::Ready(Ok(count)) = path.poll_recv(cx, buffers, metas) {
+                if let Poll::Ready(Ok(count)) = path.socket.poll_recv(cx, buffers, metas) {
                     for meta in metas.iter_mut().take(count) {
-                        meta.addr = self.peer;
+                        meta.addr = path.address;
                         meta.dst_ip = None;
                     }
                     return Poll::Ready(Ok(count));
@@ -128,7 +161,7 @@ impl AsyncUdpSocket for VirtualSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.sending_path().map_or(self.max_segments.0, |path| path.max_transmit_segments())
+        self.max_segments.0
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -141,28 +174,25 @@ impl AsyncUdpSocket for VirtualSocket {
 }
 
 thread_local! {
-    /// Whether this thread's last send was refused.
+    /// The path that refused this thread's last send.
     ///
     /// A connection asks its poller before each send, and again right after a refused one, on the same thread. Only the
     /// latter is to wait: small datagrams are sent while larger ones of another connection have to be held back, and
     /// before the send nobody knows how large it will be.
-    static REFUSED: Cell<bool> = const { Cell::new(false) };
+    static REFUSED: Cell<Option<Arc<DataSocket>>> = const { Cell::new(None) };
 }
 
 /// Waits, after a `WouldBlock`, for the pace and for the socket. One for each connection.
 struct Poller {
-    socket: Arc<VirtualSocket>,
     wait: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
 }
 
 impl UdpPoller for Poller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let refused = REFUSED.take();
-        if !refused && self.wait.is_none() {
-            return Poll::Ready(Ok(()));
+        if let Some(path) = REFUSED.take() {
+            self.wait = Some(Box::pin(writable(path)));
         }
-        let socket = self.socket.clone();
-        let wait = self.wait.get_or_insert_with(|| Box::pin(writable(socket)));
+        let Some(wait) = &mut self.wait else { return Poll::Ready(Ok(())) };
         let polled = wait.as_mut().poll(cx);
         if polled.is_ready() {
             self.wait = None;
@@ -177,10 +207,12 @@ impl fmt::Debug for Poller {
     }
 }
 
-async fn writable(socket: Arc<VirtualSocket>) -> io::Result<()> {
-    let Some(path) = socket.sending_path() else { return Ok(()) };
+async fn writable(path: Arc<DataSocket>) -> io::Result<()> {
     while let Some(delay) = path.pacing_delay(usize::MAX) {
         tokio::time::sleep(delay.max(Duration::from_millis(1))).await;
     }
     path.writable().await
 }
+
+/// The ports of the peer's sessions are this and above.
+const FIRST_PORT: u16 = 1 << 15;
