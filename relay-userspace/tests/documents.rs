@@ -36,7 +36,10 @@ fn the_configurations_in_the_documents_are_understood() {
             text.split("```toml").skip(1).filter_map(|rest| rest.split("```").next()).collect();
         assert!(!blocks.is_empty(), "{document} shows a configuration");
         for block in blocks {
-            let filled = block.replace("atlas_<id of a peer>", id).replace("<relay_ip>", "192.0.2.1");
+            let filled = block
+                .replace("atlas_<id of a peer>", id)
+                .replace("<relay_ip>", "192.0.2.1")
+                .replace("atlas_<id>", id);
             assert_eq!(parse(&filled, document).role(), Role::Agent);
         }
     }
