@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -356,7 +356,12 @@ impl Network {
 }
 
 /// Runs `test` in a network namespace of its own, or says why it cannot. Where nothing may skip, it fails then.
+///
+/// One at a time: a command that one test starts has, until it executes, copies of the sockets of all, and a port that
+/// another test has just closed would still be in use.
 fn in_namespace(name: &str, test: impl FnOnce() + Send) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     thread::scope(|scope| {
         let run = scope.spawn(|| match leave_namespace() {
             Ok(()) => test(),
