@@ -336,9 +336,9 @@ fn terminate(process: &Child) {
 
 fn signal(process: &Child, name: &str) {
     assert!(
-        Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(process.id().to_string())
+        // The shell's own: the program `kill` is not on every system.
+        Command::new("sh")
+            .args(["-c", &format!("kill -{name} {}", process.id())])
             .status()
             .unwrap()
             .success()
