@@ -26,8 +26,13 @@ use crate::clock::MonoTime;
 /// How long a removed session's slot rests: far longer than any packet is being looked at.
 pub const QUARANTINE: Duration = Duration::from_secs(1);
 
-/// Up to this many entries the first bucket of a tuple is used alone; above, the emptier of its two.
-const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 3 / 4;
+/// Up to this many entries the first bucket of a tuple is used alone; above, the emptier of its two. A look-up asks the
+/// first bucket first, so the fewer entries are in second ones the better; with more than this, the index would refuse
+/// sessions before it is filled to two thirds.
+const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 5 / 8;
+
+/// A new session's entry leaves so many of a bucket's places free: a tenth, for sides that move.
+const KEPT_FOR_MOVES: u32 = 2;
 
 /// Which next hop leads to an agent.
 pub trait Routes {
@@ -144,16 +149,20 @@ impl<R: Routes> FlowTable<R> {
         Place::of(tuple.hash(self.tables.hash_key()), self.tables.bucket_mask())
     }
 
-    /// Puts an entry for `tuple` into one of its buckets. Whether there was room.
-    fn put(&self, tuple: &AnyTuple, at: SlotSide) -> bool {
+    /// Puts an entry for `tuple` into one of its buckets if that leaves `kept_free` of its places free. Whether there was
+    /// room.
+    fn put(&self, tuple: &AnyTuple, at: SlotSide, kept_free: u32) -> bool {
         let place = self.place(tuple);
         let [Some(first), Some(second)] = place.buckets.map(|number| self.tables.bucket(number)) else {
             return false;
         };
         let (first_used, second_used) = (first.used(), second.used());
         let first_is_better = first_used < FIRST_BUCKET_FILL || first_used <= second_used;
-        let order = if first_is_better { [first, second] } else { [second, first] };
-        order.into_iter().any(|bucket| bucket.put(place.fingerprint, at))
+        let used = [(first, first_used), (second, second_used)];
+        let order = if first_is_better { used } else { [used[1], used[0]] };
+        order
+            .into_iter()
+            .any(|(bucket, used)| used + kept_free < ENTRIES as u32 && bucket.put(place.fingerprint, at))
     }
 
     fn take_out(&self, tuple: &AnyTuple, at: SlotSide) {
@@ -253,8 +262,8 @@ impl<R: Routes> Flows for FlowTable<R> {
             line.write(slot, side);
         }
         let at = |side| SlotSide { slot: number, side };
-        let entered = self.put(&connector, at(Side::Connector));
-        if !entered || !self.put(&target, at(Side::Target)) {
+        let entered = self.put(&connector, at(Side::Connector), KEPT_FOR_MOVES);
+        if !entered || !self.put(&target, at(Side::Target), KEPT_FOR_MOVES) {
             if entered {
                 self.take_out(&connector, at(Side::Connector));
             }
@@ -266,6 +275,7 @@ impl<R: Routes> Flows for FlowTable<R> {
         for (word, deadline) in slot.deadline.iter().zip(deadlines) {
             word.store(deadline.0);
         }
+        sides.iter().for_each(|tuple| tables.previous.forget(tuple));
         self.installed += 1;
         Ok(SlotId(number))
     }
@@ -276,7 +286,13 @@ impl<R: Routes> Flows for FlowTable<R> {
         }
     }
 
-    fn rebind(&mut self, id: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError> {
+    fn rebind(
+        &mut self,
+        id: SlotId,
+        side: Side,
+        tuple: FlowTuple,
+        now: MonoTime,
+    ) -> Result<(), InstallError> {
         let new = self.check(tuple, Some(id))?;
         let tables = Arc::clone(&self.tables);
         let Some(slot) = tables.slot(id.0) else { return Err(InstallError::TableFull) };
@@ -294,10 +310,12 @@ impl<R: Routes> Flows for FlowTable<R> {
         let lines = self.lines(if side == Side::Connector { [new, other] } else { [other, new] })?;
         let at = SlotSide { slot: id.0, side };
         // The new entry first: until the line is written it describes the old tuple, and the new one's packets miss.
-        if !self.put(&new, at) {
+        if !self.put(&new, at, 0) {
             self.release(lines);
             return Err(InstallError::TableFull);
         }
+        tables.previous.forget(&tuple);
+        tables.previous.keep(FlowTuple { agent: old.source(), relay: old.destination() }, at, now);
         for (line, side) in lines.iter().zip(Side::BOTH) {
             let before = slot.side(side).hop();
             line.write(slot, side);
@@ -319,6 +337,7 @@ impl<R: Routes> Flows for FlowTable<R> {
         for deadline in &slot.deadline {
             deadline.store(0);
         }
+        tables.previous.forget_slot(id.0, now);
         for side in Side::BOTH {
             if let Some(tuple) = slot.side(side).tuple(&*tables) {
                 self.take_out(&tuple, SlotSide { slot: id.0, side });
@@ -389,9 +408,11 @@ fn write_limit(slot: &Slot, limit: Limit, now: MonoTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::datapath::PREVIOUS_TUPLE_KEPT;
     use crate::relay::datapath::tables::{Arrival, Relayed, TableSizes};
     use proptest::prelude::*;
     use relay_common::Reason;
+    use relay_common::index::IndexBucket;
     use std::collections::HashMap;
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -428,9 +449,9 @@ mod tests {
         tables.decide(&Arrival { from: from.agent, to: from.relay, payload, tos: 0, ttl: 64 }, now)
     }
 
-    /// Where a datagram of `from` goes.
+    /// Where a datagram of `from` goes, long after the last move.
     fn destination(tables: &Tables, from: FlowTuple) -> Option<SocketAddr> {
-        decide(tables, from, b"data", at(1)).ok().map(|relayed| relayed.to)
+        decide(tables, from, b"data", at(1_000_000)).ok().map(|relayed| relayed.to)
     }
 
     #[test]
@@ -483,10 +504,57 @@ mod tests {
     fn a_rebound_side_is_reached_at_its_new_tuple_only() {
         let (tables, mut table) = table(4);
         let slot = install(&mut table, 1, 2, at(1)).unwrap();
-        table.rebind(slot, Side::Connector, agent(9)).unwrap();
+        table.rebind(slot, Side::Connector, agent(9), at(1)).unwrap();
         assert_eq!(destination(&tables, agent(1)), None);
         assert_eq!(destination(&tables, agent(9)), Some(agent(2).agent));
         assert_eq!(destination(&tables, agent(2)), Some(agent(9).agent));
+    }
+
+    #[test]
+    fn what_was_sent_before_a_move_is_relayed_for_a_while_and_charged_to_the_same_bucket() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        let limit = Limit { bytes_per_s: 1000, burst_bytes: 10_000 };
+        table.set_limit(slot, limit, at(1));
+        table.rebind(slot, Side::Connector, agent(9), at(1)).unwrap();
+        let late = decide(&tables, agent(1), &[0; 200], at(1)).unwrap();
+        assert_eq!((late.to, late.from, late.at.side), (agent(2).agent, agent(2).relay, Side::Connector));
+        let present = (0..100).filter(|_| decide(&tables, agent(9), &[0; 200], at(1)).is_ok()).count();
+        assert_eq!(present, 10_000 / 200 - 1, "the late datagram was charged");
+        assert_eq!(decide(&tables, agent(1), b"late", at(1) + PREVIOUS_TUPLE_KEPT), Err(Reason::NoFlow));
+    }
+
+    #[test]
+    fn a_previous_tuple_is_its_sides_no_more_once_another_session_has_it_or_its_own_is_over() {
+        let (tables, mut table) = table(4);
+        let slot = install(&mut table, 1, 2, at(1)).unwrap();
+        table.rebind(slot, Side::Connector, agent(9), at(1)).unwrap();
+        install(&mut table, 1, 5, at(1)).unwrap();
+        assert_eq!(decide(&tables, agent(1), b"data", at(1)).unwrap().to, agent(5).agent);
+        table.rebind(slot, Side::Connector, agent(10), at(2)).unwrap();
+        assert!(decide(&tables, agent(9), b"data", at(2)).is_ok());
+        table.remove(slot, at(2));
+        assert_eq!(decide(&tables, agent(9), b"data", at(2)), Err(Reason::NoFlow));
+    }
+
+    #[test]
+    fn new_sessions_leave_a_tenth_of_each_bucket_to_sides_that_move() {
+        // Two buckets, so that every tuple has the same two places.
+        let sizes = TableSizes { slots: 64, buckets: 2 };
+        let tables = Arc::new(Tables::private(sizes, [3, 4], *b"\x01magic!!"));
+        let mut table = FlowTable::new(Arc::clone(&tables), NoRoutes);
+        let mut sessions = Vec::new();
+        for number in 0..64 {
+            sessions.extend(install(&mut table, 2 * number, 2 * number + 1, at(1)));
+        }
+        let entries: u32 = tables.index.iter().map(IndexBucket::used).sum();
+        assert!((24..=28).contains(&entries), "{entries} of 32 entries are in use");
+        let moved = sessions
+            .iter()
+            .zip(200..)
+            .take(8)
+            .filter(|(slot, to)| table.rebind(**slot, Side::Connector, agent(*to), at(1)).is_ok());
+        assert!(moved.count() >= 6, "sides still move");
     }
 
     #[test]
@@ -496,7 +564,7 @@ mod tests {
         install(&mut table, 3, 4, at(1)).unwrap();
         for taken in [agent(2), agent(3)] {
             assert_eq!(
-                table.rebind(slot, Side::Connector, taken),
+                table.rebind(slot, Side::Connector, taken, at(1)),
                 Err(InstallError::Tuple(TupleFault::InUse))
             );
         }
@@ -573,8 +641,8 @@ mod tests {
         let first = table.install([agent(0), agent(4)], Limit::UNLIMITED, far, at(1)).unwrap();
         let second = table.install([agent(8), agent(12)], Limit::UNLIMITED, far, at(1)).unwrap();
         assert!(table.install([agent(16), agent(20)], Limit::UNLIMITED, far, at(1)).is_err());
-        table.rebind(first, Side::Connector, agent(24)).unwrap();
-        assert!(table.rebind(first, Side::Connector, agent(8)).is_err());
+        table.rebind(first, Side::Connector, agent(24), at(1)).unwrap();
+        assert!(table.rebind(first, Side::Connector, agent(8), at(1)).is_err());
         table.routes().shift = 100;
         table.reroute();
         let in_use = |table: &mut FlowTable<Counted>| {
@@ -617,8 +685,8 @@ mod tests {
     }
 
     #[test]
-    fn the_table_fills_to_three_quarters_without_a_refusal() {
-        let sessions = 3 * 4096 * 16 / 4 / 2;
+    fn the_table_fills_to_two_thirds_without_a_refusal() {
+        let sessions = 2 * 4096 * 16 / 3 / 2;
         let (tables, mut table) = table(sessions);
         assert_eq!(tables.bucket_mask() + 1, 4096);
         for number in 0..sessions {
@@ -656,7 +724,7 @@ mod tests {
                         let (slot, mut sides) = sessions[chosen];
                         let side = if side { Side::Target } else { Side::Connector };
                         let free = !used(b) || sides[side.index()] == b;
-                        prop_assert_eq!(table.rebind(slot, side, agent(b)).is_ok(), free);
+                        prop_assert_eq!(table.rebind(slot, side, agent(b), now).is_ok(), free);
                         if free { sides[side.index()] = b; sessions[chosen] = (slot, sides); }
                     }
                     _ => {}

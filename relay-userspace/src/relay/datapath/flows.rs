@@ -25,11 +25,18 @@ pub trait Flows {
     /// Moves the time until which packets from and to `side` are forwarded.
     fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime);
 
-    /// `side`'s agent has proved another tuple. The old tuple is forwarded no more.
+    /// `side`'s agent has proved another tuple. What still comes from the old one is forwarded for
+    /// [`PREVIOUS_TUPLE_KEPT`](super::PREVIOUS_TUPLE_KEPT); nothing is sent there any more.
     ///
     /// # Errors
     /// As for [`Flows::install`]; the old tuple stays in place then.
-    fn rebind(&mut self, slot: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError>;
+    fn rebind(
+        &mut self,
+        slot: SlotId,
+        side: Side,
+        tuple: FlowTuple,
+        now: MonoTime,
+    ) -> Result<(), InstallError>;
 
     /// Changes the session's limit; what was already charged stays charged, at most one new burst of it.
     fn set_limit(&mut self, slot: SlotId, limit: Limit, now: MonoTime);

@@ -15,7 +15,9 @@ use relay_common::slot::Slot;
 use relay_common::tuple::AnyTuple;
 use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
 
+use super::flows::FlowTuple;
 use super::mapping::SharedArray;
+use super::previous_tuples::PreviousTuples;
 use crate::clock::MonoTime;
 
 /// The memory that program, forwarder and daemon share, and what only the forwarder counts.
@@ -26,6 +28,7 @@ pub struct Tables {
     pub(super) interfaces: SharedArray<Interface>,
     pub(super) locals: SharedArray<Local>,
     pub(super) carried: Box<[[Carried; 2]]>,
+    pub(super) previous: PreviousTuples,
     pub(super) hash_key: HashKey,
     pub(super) bind_magic: u64,
 }
@@ -53,10 +56,11 @@ pub struct TableSizes {
 }
 
 impl TableSizes {
-    /// The sizes for `sessions` sessions, between 1 and 2^21: the index is filled to three quarters at most.
+    /// The sizes for `sessions` sessions, between 1 and 2^21: the index is filled to two thirds at most. So full, no bucket
+    /// refuses a new session although it keeps places for sides that move.
     pub fn for_sessions(sessions: u32) -> TableSizes {
         let slots = sessions.clamp(1, MAX_SLOTS);
-        let entries = u64::from(slots) * 2 * 4 / 3;
+        let entries = u64::from(slots) * 2 * 3 / 2;
         let buckets = entries.div_ceil(ENTRIES as u64).next_power_of_two().max(2);
         TableSizes { slots, buckets: u32::try_from(buckets).unwrap_or(MAX_BUCKETS).min(MAX_BUCKETS) }
     }
@@ -109,6 +113,7 @@ impl Tables {
             interfaces: SharedArray::private(INTERFACES),
             locals: SharedArray::private(LOCALS),
             carried: Tables::carried(sizes),
+            previous: PreviousTuples::default(),
             hash_key,
             bind_magic: u64::from_ne_bytes(bind_magic),
         }
@@ -129,7 +134,10 @@ impl Tables {
             classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
         }
         let tuple = AnyTuple::new(arrival.from, arrival.to).ok_or(Reason::NoFlow)?;
-        let flow = self.find(&tuple)?;
+        let flow = match self.find(&tuple) {
+            Err(Reason::NoFlow) => self.find_previous(arrival, now)?,
+            found => found?,
+        };
         if arrival.ttl <= 1 {
             return Err(Reason::TtlExpired);
         }

@@ -205,7 +205,7 @@ impl Rendezvous {
             self.take_over(tuple, (id, side), flows, now);
         }
         if let Some(slot) = slot.filter(|_| changed) {
-            flows.rebind(slot, side, tuple).map_err(|error| match error {
+            flows.rebind(slot, side, tuple, now).map_err(|error| match error {
                 InstallError::TableFull => Refusal::TableFull,
                 InstallError::Tuple(_) => Refusal::TupleRefused,
             })?;

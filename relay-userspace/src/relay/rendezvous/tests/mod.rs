@@ -127,7 +127,13 @@ impl Flows for Ledger {
             deadline;
     }
 
-    fn rebind(&mut self, slot: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError> {
+    fn rebind(
+        &mut self,
+        slot: SlotId,
+        side: Side,
+        tuple: FlowTuple,
+        _now: MonoTime,
+    ) -> Result<(), InstallError> {
         if let Some(error) = self.refuse.take() {
             return Err(error);
         }

@@ -15,7 +15,8 @@ use crate::protocol::bind::{BindClient, BindOutput};
 use crate::protocol::flow_terms::{FLOW, FlowTerms, RelayAnnounce, RelayConnect, RelayReady};
 use crate::protocol::message::Pong;
 use crate::relay::datapath::{
-    Arrival, FlowTable, FlowTuple, InstallError, NoRoutes, SlotId, TableSizes, Tables, Traffic, TupleFault,
+    Arrival, FlowTable, FlowTuple, InstallError, NoRoutes, PREVIOUS_TUPLE_KEPT, SlotId, TableSizes, Tables,
+    Traffic, TupleFault,
 };
 
 const AGENTS: usize = 300;
@@ -388,13 +389,16 @@ impl Simulation {
         self.nobody_else_is_forwarded(|source| source.port() % 64 == sample);
     }
 
-    /// Of the addresses that have ever sent something, only those of paired sessions are forwarded.
+    /// Of the addresses that have ever sent something, only those of paired sessions are forwarded, and for a while those
+    /// that their sides have just moved away from.
     fn nobody_else_is_forwarded(&self, chosen: impl Fn(&SocketAddr) -> bool) {
         for from in self.sources.iter().copied().filter(chosen) {
             let tuple = FlowTuple { agent: from, relay: super::relay_of(from) };
             if !self.flows.ledger.by_tuple.contains_key(&tuple) {
                 let arrival = Arrival { from, to: tuple.relay, payload: b"x", tos: 0, ttl: 64 };
-                assert_eq!(self.flows.tables.decide(&arrival, self.now), Err(Reason::NoFlow), "{from}");
+                let expected = self.flows.destination_of_previous(&tuple, self.now).ok_or(Reason::NoFlow);
+                let found = self.flows.tables.decide(&arrival, self.now).map(|relayed| relayed.to);
+                assert_eq!(found, expected, "{from}");
             }
         }
     }
@@ -461,13 +465,15 @@ struct Books {
     table: FlowTable<NoRoutes>,
     /// The table's slot of each of the ledger's.
     slots: BTreeMap<SlotId, SlotId>,
+    /// What each side moved away from last, and when.
+    left: BTreeMap<(SlotId, Side), (FlowTuple, MonoTime)>,
 }
 
 impl Books {
     fn new() -> Books {
         let tables = Arc::new(Tables::private(TableSizes::for_sessions(4096), [1, 2], super::magic().0));
         let table = FlowTable::new(Arc::clone(&tables), NoRoutes);
-        Books { ledger: Ledger::default(), tables, table, slots: BTreeMap::new() }
+        Books { ledger: Ledger::default(), tables, table, slots: BTreeMap::new(), left: BTreeMap::new() }
     }
 
     /// What either side sends now arrives at the other.
@@ -477,6 +483,20 @@ impl Books {
             let arrival = Arrival { from: from.agent, to: from.relay, payload: b"x", tos: 0, ttl: 64 };
             assert_eq!(self.tables.decide(&arrival, now).map(|relayed| relayed.to), Ok(to.agent));
         }
+    }
+}
+
+impl Books {
+    /// Where a datagram goes that a side sent just before it moved.
+    fn destination_of_previous(&self, tuple: &FlowTuple, now: MonoTime) -> Option<SocketAddr> {
+        let of_tuple = self.left.iter().find(|(_, (left, _))| left == tuple);
+        let ((slot, side), _) = of_tuple.filter(|(_, (_, at))| now < *at + PREVIOUS_TUPLE_KEPT)?;
+        Some(self.ledger.slots[slot].tuples[side.other().index()].agent)
+    }
+
+    /// Somebody has proved `tuple`.
+    fn not_left(&mut self, tuple: FlowTuple) {
+        self.left.retain(|_, (left, _)| *left != tuple);
     }
 }
 
@@ -491,6 +511,7 @@ impl Flows for Books {
         let slot = self.ledger.install(tuples, limit, deadlines, now)?;
         let of_table = self.table.install(tuples, limit, deadlines, now).expect("the tables have room");
         self.slots.insert(slot, of_table);
+        tuples.into_iter().for_each(|tuple| self.not_left(tuple));
         Ok(slot)
     }
 
@@ -499,9 +520,20 @@ impl Flows for Books {
         self.table.extend(self.slots[&slot], side, deadline);
     }
 
-    fn rebind(&mut self, slot: SlotId, side: Side, tuple: FlowTuple) -> Result<(), InstallError> {
-        self.ledger.rebind(slot, side, tuple)?;
-        self.table.rebind(self.slots[&slot], side, tuple).expect("the tables have room");
+    fn rebind(
+        &mut self,
+        slot: SlotId,
+        side: Side,
+        tuple: FlowTuple,
+        now: MonoTime,
+    ) -> Result<(), InstallError> {
+        let before = self.ledger.slots[&slot].tuples[side.index()];
+        self.ledger.rebind(slot, side, tuple, now)?;
+        self.not_left(tuple);
+        if before != tuple {
+            self.left.insert((slot, side), (before, now));
+        }
+        self.table.rebind(self.slots[&slot], side, tuple, now).expect("the tables have room");
         Ok(())
     }
 
@@ -512,6 +544,7 @@ impl Flows for Books {
 
     fn remove(&mut self, slot: SlotId, now: MonoTime) {
         self.ledger.remove(slot, now);
+        self.left.retain(|(of, _), _| *of != slot);
         self.table.remove(self.slots.remove(&slot).unwrap(), now);
         assert_eq!(self.table.installed() as usize, self.slots.len());
     }
