@@ -11,7 +11,7 @@ use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
     FlowTable, HopWriter, NetworkChange, NetworkEvents, NextHops, Port, PortError, Program, Selection,
-    TableSizes, XdpError, ports,
+    TableSizes, Tables, XdpError, ports,
 };
 use super::forwarder::{BindSender, Forwarder, RelayPort, Started};
 use super::report;
@@ -22,6 +22,7 @@ use crate::protocol::bind::BindMagic;
 pub struct PacketPath {
     /// Where flows are installed.
     pub flows: FlowTable<Option<NextHops<HopWriter>>>,
+    tables: Arc<Tables>,
     network: Option<NetworkEvents>,
     program: Option<Program>,
     name: &'static str,
@@ -76,8 +77,14 @@ impl PacketPath {
         let Started { forwarder, quic, binds, bind_sender } =
             Forwarder::start(relay_port, Arc::clone(&tables)).map_err(PathError::Forwarder)?;
         let network = network.filter(|_| program.is_some());
-        let flows = FlowTable::new(tables, hops);
-        let packets = PacketPath { flows, network, program, name, why, forwarder, bind_sender };
+        let flows = FlowTable::new(Arc::clone(&tables), hops);
+        tracing::info!(
+            max_sessions = sizes.slots,
+            mib = sizes.bytes() >> 20,
+            bytes_per_session = sizes.bytes() / u64::from(sizes.slots),
+            "flow tables made"
+        );
+        let packets = PacketPath { flows, tables, network, program, name, why, forwarder, bind_sender };
         Ok(Opened { packets, quic, binds })
     }
 
@@ -106,9 +113,22 @@ impl PacketPath {
 
     /// Makes the next hops follow a change.
     pub fn follow(&mut self, change: &NetworkChange) {
-        if let Some(hops) = self.flows.routes()
-            && hops.refresh(change)
-        {
+        let Some(hops) = self.flows.routes() else { return };
+        let routes_changed = hops.refresh(change);
+        if let Some(program) = &self.program {
+            for index in
+                hops.table().ingress().filter(|index| change.everything || change.links.contains(index))
+            {
+                match hops.table().link(index) {
+                    Some(link) => program.describe(&self.tables, link),
+                    None => tracing::error!(
+                        index,
+                        "an interface that the program was attached to is gone: restart the relay once it is back"
+                    ),
+                }
+            }
+        }
+        if routes_changed {
             self.flows.reroute();
         }
     }
@@ -135,6 +155,11 @@ impl PacketPath {
             datapath: self.name.to_owned(),
             why: self.why.clone(),
             interfaces,
+            table: report::Table {
+                sessions: self.flows.installed(),
+                max_sessions: self.flows.capacity(),
+                bytes: self.tables.sizes().bytes(),
+            },
             kernel,
             userspace,
             control: BTreeMap::new(),

@@ -89,12 +89,25 @@ pub struct Status {
     pub why: String,
     /// Where the XDP program is attached.
     pub interfaces: Vec<Interface>,
+    /// How full the flow tables are.
+    pub table: Table,
     /// Packets by what became of them in the XDP program.
     pub kernel: BTreeMap<String, u64>,
     /// The same in the userspace forwarder.
     pub userspace: BTreeMap<String, u64>,
     /// What control has refused, by reason.
     pub control: BTreeMap<String, u64>,
+}
+
+/// The flow tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Sessions in them.
+    pub sessions: u32,
+    /// Sessions they have room for.
+    pub max_sessions: u32,
+    /// The memory they take, in the kernel or, without the XDP program, in the daemon.
+    pub bytes: u64,
 }
 
 /// An interface with the XDP program.

@@ -44,6 +44,13 @@ fn status(format: Format) -> anyhow::Result<()> {
     for interface in &status.interfaces {
         output::line(format_args!("Attached : {} ({})", interface.name, interface.mode));
     }
+    let table = status.table;
+    output::line(format_args!(
+        "Table    : {} of {} sessions, {:.1} MiB",
+        table.sessions,
+        table.max_sessions,
+        table.bytes as f64 / f64::from(1 << 20)
+    ));
     output::line("");
     let rows = packet_rows(&status.kernel, &status.userspace);
     output::table(["PACKETS", "KERNEL", "USERSPACE"], rows, "no packets yet");

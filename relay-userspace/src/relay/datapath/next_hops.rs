@@ -179,6 +179,16 @@ impl<A: HopArray> HopTable<A> {
         self.update_all();
     }
 
+    /// The interfaces that the program is attached to, by index.
+    pub fn ingress(&self) -> impl Iterator<Item = u32> + '_ {
+        self.ingress.keys().copied()
+    }
+
+    /// What was told about an interface last.
+    pub fn link(&self, index: u32) -> Option<&Link> {
+        self.links.get(&index)
+    }
+
     /// The next hops in use.
     pub fn keys(&self) -> impl Iterator<Item = HopKey> + '_ {
         self.ids.keys().copied()

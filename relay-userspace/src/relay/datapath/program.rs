@@ -14,6 +14,9 @@ use relay_common::siphash::HashKey;
 use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
 
 use super::mapping::{Mapping, Shared, SharedArray};
+use super::netlink::Netlink;
+use super::next_hops::Link;
+use super::previous_tuples::PreviousTuples;
 use super::tables::{TableSizes, Tables};
 use crate::clock::MonoTime;
 
@@ -161,6 +164,7 @@ impl Program {
             interfaces: mapped(&mut ebpf, maps::INTERFACES)?,
             locals: mapped(&mut ebpf, maps::LOCALS)?,
             carried: Tables::carried(sizes),
+            previous: PreviousTuples::default(),
             hash_key,
             bind_magic: magic,
         };
@@ -191,13 +195,24 @@ impl Program {
             Hook::Generic => XdpMode::Skb,
         };
         let program = xdp(&mut self.ebpf)?;
-        let id = program.attach_to_if_index(port.index, mode).map_err(|error| fail(attach_fault(&error)))?;
+        let id = program
+            .attach_to_if_index(port.index, mode)
+            .map_err(|error| fail(attach_fault(&error, &port)))?;
         let link = take_link(program, id).map_err(|error| {
             fail(format!("the kernel gave no link to it ({error}): Linux 5.18 or later is needed"))
         })?;
         entry.write(port.index, port.station, port.mtu);
         self.attached.push((port, hook, link));
         Ok(())
+    }
+
+    /// Describes an interface it is attached to anew: its facts have changed.
+    pub fn describe(&self, tables: &Tables, link: &Link) {
+        let attached = self.attached.iter().any(|(port, ..)| port.index == link.index);
+        let entry = tables.interfaces.iter().find(|entry| entry.index.load() == link.index);
+        if let (true, Some(entry), Some(station)) = (attached, entry, link.mac) {
+            entry.write(link.index, station, link.mtu);
+        }
     }
 
     /// What it is attached to.
@@ -304,20 +319,34 @@ fn take_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink, LinkError> {
 }
 
 /// What went wrong, in words an operator can act on.
-fn attach_fault(error: &ProgramError) -> String {
+fn attach_fault(error: &ProgramError, port: &Port) -> String {
     let code = match error {
         ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
         _ => None,
     };
     match code {
-        Some(libc::EBUSY) => {
-            "another XDP program is attached to it: `ip link show` names it, remove it or use --datapath userspace".into()
-        }
+        // EEXIST: one is attached at the other hook, native or generic.
+        Some(libc::EBUSY | libc::EEXIST) => format!(
+            "another XDP program is attached to it: {}; detach it with the tool that attached it (`ip link set dev {} \
+             xdp off` if that was ip), or use --datapath userspace",
+            holder(port).unwrap_or_else(|| "the kernel does not say which".into()),
+            port.name
+        ),
         Some(libc::EOPNOTSUPP) => "its driver has no XDP support of this kind: use xdp-generic".into(),
         Some(libc::EPERM) => "not permitted: it needs root or CAP_BPF and CAP_NET_ADMIN".into(),
         Some(libc::ENODEV) => "there is no such interface".into(),
         _ => chain(error),
     }
+}
+
+/// Who holds an interface's hook, as far as the kernel tells: the name of a program is for CAP_SYS_ADMIN only.
+fn holder(port: &Port) -> Option<String> {
+    let held = Netlink::open().ok()?.link(port.index).ok()??.xdp?;
+    let named = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == held.id)
+        .and_then(|program| program.name_as_str().map(|name| format!("`{name}`, ")));
+    Some(format!("{}program {} at the hook of {}", named.unwrap_or_default(), held.id, held.hook.name()))
 }
 
 /// An error with its causes: the kernel's own words are the innermost.

@@ -81,7 +81,12 @@ impl<A: HopArray> NextHops<A> {
     /// Looks again at what has changed. Returns whether routes may have: then every user's hop is to be asked for again.
     pub fn refresh(&mut self, change: &NetworkChange) -> bool {
         let keys: Vec<HopKey> = self.table.keys().collect();
-        let links: BTreeSet<u32> = self.table.links().chain(keys.iter().map(|key| key.interface)).collect();
+        let links: BTreeSet<u32> = self
+            .table
+            .links()
+            .chain(self.table.ingress())
+            .chain(keys.iter().map(|key| key.interface))
+            .collect();
         for link in links.into_iter().filter(|link| change.everything || change.links.contains(link)) {
             self.read_link(link);
         }

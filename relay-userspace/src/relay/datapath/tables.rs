@@ -165,6 +165,16 @@ impl Tables {
         }
     }
 
+    /// The session whose side has sent this just before it moved to another tuple.
+    fn find_previous(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Flow<'_>, Reason> {
+        let tuple = FlowTuple { agent: arrival.from, relay: arrival.to };
+        let at = self.previous.find(&tuple, now).ok_or(Reason::NoFlow)?;
+        let line = tables::Tables::slot(self, at.slot).ok_or(Reason::NoFlow)?.side(at.side);
+        // Should it move again at this moment, half of its tuple finds nothing.
+        let present = line.tuple(self).ok_or(Reason::NoFlow)?;
+        self.find(&present).and_then(|flow| if flow.at == at { Ok(flow) } else { Err(Reason::NoFlow) })
+    }
+
     /// Counts datagrams of a session that userspace has sent, with their payload bytes.
     pub fn count(&self, at: SlotSide, packets: u64, bytes: u64) {
         if let Some(sides) = self.carried.get(at.slot as usize) {
@@ -175,6 +185,11 @@ impl Tables {
             carried.packets.fetch_add(packets, Ordering::Relaxed);
             carried.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// How large they are.
+    pub fn sizes(&self) -> TableSizes {
+        TableSizes { slots: self.slots.len() as u32, buckets: self.index.len() as u32 }
     }
 
     /// The next hops, for their one writer.
