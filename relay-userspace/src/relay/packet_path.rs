@@ -1,7 +1,7 @@
 //! What carries relayed packets, as the driver holds it: flow tables, XDP program, next hops and forwarder together.
 
 use std::collections::BTreeMap;
-use std::future::pending;
+use std::future::{pending, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -103,10 +103,16 @@ impl PacketPath {
         self.bind_sender.send_bind(from, to, bytes);
     }
 
-    /// Waits until something changes in the host's network that next hops depend on. Cancelling loses nothing.
+    /// Waits until something changes in the host's network that next hops depend on, or until the consequences of such
+    /// a change are to be drawn for more sessions. Cancelling loses nothing.
     pub async fn network_change(&mut self) -> NetworkChange {
+        let rerouting = self.flows.is_rerouting();
         match &mut self.network {
-            Some(network) => network.next().await,
+            Some(network) => tokio::select! {
+                biased;
+                change = network.next() => change,
+                () = ready(()), if rerouting => NetworkChange::default(),
+            },
             None => pending().await,
         }
     }
@@ -131,6 +137,7 @@ impl PacketPath {
         if routes_changed {
             self.flows.reroute();
         }
+        self.flows.reroute_some();
     }
 
     /// What forwards, and what became of the packets.

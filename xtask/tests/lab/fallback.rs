@@ -24,6 +24,7 @@ fn an_interface_whose_hook_is_taken_gives_userspace_and_the_reason() {
 
     assert_eq!(status.datapath, "userspace");
     assert!(status.why.contains("r0"), "names the interface: {}", status.why);
+    assert!(status.why.contains("`relay`, program "), "names who holds the hook: {}", status.why);
     // Asked for by name, it is an error.
     drop(_process);
     let error =

@@ -31,6 +31,9 @@ pub const QUARANTINE: Duration = Duration::from_secs(1);
 /// sessions before it is filled to two thirds.
 const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 5 / 8;
 
+/// Sessions whose next hops are asked for at once: a few milliseconds of the driver's time.
+const REROUTED_AT_ONCE: u32 = 256;
+
 /// A new session's entry leaves so many of a bucket's places free: a tenth, for sides that move.
 const KEPT_FOR_MOVES: u32 = 2;
 
@@ -77,12 +80,32 @@ pub struct FlowTable<R> {
     free: Vec<u32>,
     resting: VecDeque<(MonoTime, u32)>,
     installed: u32,
+    rerouting: Rerouting,
+}
+
+/// How far sessions have got their next hops anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rerouting {
+    Done,
+    /// Slots from this one on have not. `again`: routes have changed since, so that all are to be done once more.
+    From {
+        slot: u32,
+        again: bool,
+    },
 }
 
 impl<R: Routes> FlowTable<R> {
     /// A writer of `tables`, which must be empty.
     pub fn new(tables: Arc<Tables>, routes: R) -> Self {
-        FlowTable { tables, routes, touched: 0, free: Vec::new(), resting: VecDeque::new(), installed: 0 }
+        FlowTable {
+            tables,
+            routes,
+            touched: 0,
+            free: Vec::new(),
+            resting: VecDeque::new(),
+            installed: 0,
+            rerouting: Rerouting::Done,
+        }
     }
 
     /// The routes, to be told of changes.
@@ -100,23 +123,47 @@ impl<R: Routes> FlowTable<R> {
         self.tables.slots.len() as u32
     }
 
-    /// Asks for every session's next hops again: to be called when routes have changed.
+    /// Routes have changed: every session's next hops are to be asked for again. The kernel answers for one destination
+    /// at a time, so that is done in portions, by [`FlowTable::reroute_some`].
     pub fn reroute(&mut self) {
+        match self.rerouting {
+            Rerouting::Done => self.rerouting = Rerouting::From { slot: 0, again: false },
+            Rerouting::From { slot, .. } => self.rerouting = Rerouting::From { slot, again: true },
+        }
+    }
+
+    /// Whether some sessions' next hops are still to be asked for.
+    pub fn is_rerouting(&self) -> bool {
+        self.rerouting != Rerouting::Done
+    }
+
+    /// Asks for the next hops of a portion of the sessions.
+    pub fn reroute_some(&mut self) {
+        let Rerouting::From { slot: first, again } = self.rerouting else { return };
+        let end = first.saturating_add(REROUTED_AT_ONCE).min(self.touched);
         let tables = Arc::clone(&self.tables);
-        for slot in tables.slots.iter().take(self.touched as usize) {
-            let [Some(connector), Some(target)] = Side::BOTH.map(|side| slot.side(side).tuple(&*tables))
-            else {
-                continue;
-            };
-            // The locals are those the lines have already, so this cannot fail.
-            let Ok(lines) = self.lines([connector, target]) else { continue };
-            for (line, side) in lines.iter().zip(Side::BOTH) {
-                let before = slot.side(side).hop();
-                if before != line.route.hop {
-                    line.write(slot, side);
-                }
-                self.routes.release(before);
+        for slot in (first..end).filter_map(|number| tables.slot(number)) {
+            self.reroute_slot(slot, &tables);
+        }
+        self.rerouting = match (end < self.touched, again) {
+            (true, again) => Rerouting::From { slot: end, again },
+            (false, true) => Rerouting::From { slot: 0, again: false },
+            (false, false) => Rerouting::Done,
+        };
+    }
+
+    fn reroute_slot(&mut self, slot: &Slot, tables: &Tables) {
+        let [Some(connector), Some(target)] = Side::BOTH.map(|side| slot.side(side).tuple(tables)) else {
+            return;
+        };
+        // The locals are those the lines have already, so this cannot fail.
+        let Ok(lines) = self.lines([connector, target]) else { return };
+        for (line, side) in lines.iter().zip(Side::BOTH) {
+            let before = slot.side(side).hop();
+            if before != line.route.hop {
+                line.write(slot, side);
             }
+            self.routes.release(before);
         }
     }
 
@@ -644,7 +691,7 @@ mod tests {
         table.rebind(first, Side::Connector, agent(24), at(1)).unwrap();
         assert!(table.rebind(first, Side::Connector, agent(8), at(1)).is_err());
         table.routes().shift = 100;
-        table.reroute();
+        reroute_all(&mut table);
         let in_use = |table: &mut FlowTable<Counted>| {
             let mut hops: Vec<u16> =
                 table.routes().users.iter().filter(|(_, users)| **users > 0).map(|(hop, _)| *hop).collect();
@@ -655,6 +702,34 @@ mod tests {
         table.remove(first, at(2));
         table.remove(second, at(2));
         assert_eq!(in_use(&mut table), [0u16; 0]);
+    }
+
+    #[test]
+    fn a_change_of_routes_while_sessions_are_rerouted_reroutes_all_of_them_again() {
+        let (tables, _) = table(2 * REROUTED_AT_ONCE);
+        let mut table = FlowTable::new(tables, Counted::default());
+        for number in 0..2 * REROUTED_AT_ONCE {
+            let sides = [agent(4 * (2 * number % 40)), agent(4 * (2 * number % 40) + 4)]
+                .map(|tuple| FlowTuple { agent: (tuple.agent.ip(), 1000 + number as u16).into(), ..tuple });
+            table.install(sides, Limit::UNLIMITED, [LATER, LATER], at(1)).unwrap();
+        }
+        table.routes().shift = 100;
+        table.reroute();
+        table.reroute_some();
+        table.routes().shift = 200;
+        table.reroute();
+        assert!(table.is_rerouting());
+        reroute_all(&mut table);
+        assert!(table.routes().users.iter().all(|(hop, users)| *users == 0 || *hop >= 200));
+    }
+
+    fn reroute_all(table: &mut FlowTable<Counted>) {
+        if !table.is_rerouting() {
+            table.reroute();
+        }
+        while table.is_rerouting() {
+            table.reroute_some();
+        }
     }
 
     #[test]
