@@ -12,7 +12,7 @@ use xtask::tool::Tool;
 
 use super::hand_agent::{HandAgent, HandBind};
 use super::raw_agents::run_inside;
-use super::world::{CONSENT, FORWARDED, NATIVE, RELAY, SERVED, World, wait_for, wait_until_said};
+use super::world::{NOTICED_WITHIN, FORWARDED, NATIVE, RELAY, SERVED, World, wait_for, wait_until_said};
 
 /// How `net forward` begins to say why its peer is gone.
 const LOST: &str = "{\"event\":\"lost\",\"why\":\"";
@@ -39,13 +39,13 @@ fn the_connector_dies(world: World) {
 
     let since = Instant::now();
     wait_for_end(&mut sender, Duration::from_secs(5));
-    world.wait_for_no_session(CONSENT + Duration::from_secs(5));
+    world.wait_for_no_session(NOTICED_WITHIN.saturating_sub(since.elapsed()));
     println!("connector killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
-    wait_for("the end of the target's session", CONSENT, || {
+    wait_for("the end of the target's session", NOTICED_WITHIN, || {
         sessions_of_target(&world).is_empty().then_some(())
     });
-    wait_for_end(&mut receiver, CONSENT);
+    wait_for_end(&mut receiver, NOTICED_WITHIN);
     wait_until_said(&mut target, "the session has ended", Duration::from_secs(1));
     // Nobody else is disturbed: the next transfer works.
     transfer_works(&world);
@@ -72,9 +72,10 @@ fn the_target_dies(world: World) {
         (forwarded_from_target() > Some(before)).then_some(())
     });
 
-    world.wait_for_no_session(CONSENT + Duration::from_secs(1));
-    println!("target killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
-    assert!(since.elapsed() <= CONSENT + Duration::from_secs(1), "closed after {:?}", since.elapsed());
+    world.wait_for_no_session(NOTICED_WITHIN.saturating_sub(since.elapsed()));
+    let closed_after = since.elapsed();
+    println!("target killed: the relay ended the session after {:.1} s", closed_after.as_secs_f64());
+    assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
     let forwarded = || world.status().kernel.get("forwarded").copied().unwrap_or(0);
     let no_flow = || world.status().kernel.get("no_flow").copied().unwrap_or(0);
     let (forwarded_before, no_flow_before) = (forwarded(), no_flow());
@@ -87,8 +88,8 @@ fn the_target_dies(world: World) {
     assert_eq!(forwarded(), forwarded_before, "a datagram from the old tuple was forwarded");
 
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
-    wait_for_end(&mut sender, CONSENT);
-    wait_until_said(&mut forward, LOST, CONSENT);
+    wait_for_end(&mut sender, NOTICED_WITHIN);
+    wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
     let _ = receiver.ended(); // it died with the target's socket or waits for nobody: the lab ends it
     forward.stop().unwrap();
     relay.stop().unwrap();
@@ -109,12 +110,12 @@ fn the_relay_dies(world: World) {
         gone.then_some(())
     });
     let since = Instant::now();
-    wait_until_said(&mut target, "not connected to the relay", CONSENT);
-    wait_until_said(&mut target, "the session has ended", CONSENT);
-    wait_until_said(&mut forward, LOST, CONSENT);
+    wait_until_said(&mut target, "not connected to the relay", NOTICED_WITHIN);
+    wait_until_said(&mut target, "the session has ended", NOTICED_WITHIN);
+    wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
     println!("relay killed: the agents ended the session after {:.1} s", since.elapsed().as_secs_f64());
-    wait_for_end(&mut sender, CONSENT);
-    wait_for_end(&mut receiver, CONSENT);
+    wait_for_end(&mut sender, NOTICED_WITHIN);
+    wait_for_end(&mut receiver, NOTICED_WITHIN);
     assert!(sessions_of_target(&world).is_empty());
     forward.stop().unwrap();
 
@@ -146,7 +147,7 @@ fn a_side_falls_silent(world: World) {
 
         // The connector goes on proving its tuple, and both control connections stay.
         let mut proved = Instant::now();
-        while !world.sessions().is_empty() && silent_since.elapsed() < 2 * CONSENT {
+        while !world.sessions().is_empty() && silent_since.elapsed() < 2 * NOTICED_WITHIN {
             if proved.elapsed() > Duration::from_secs(20) {
                 near.prove();
                 proved = Instant::now();
@@ -160,8 +161,8 @@ fn a_side_falls_silent(world: World) {
     });
 
     println!("a side fell silent: the relay closed the session after {:.1} s", closed_after.as_secs_f64());
-    assert!(closed_after <= CONSENT + Duration::from_secs(1), "closed after {closed_after:?}");
-    assert!(closed_after >= CONSENT - Duration::from_secs(15), "closed after {closed_after:?}");
+    assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
+    assert!(closed_after >= NOTICED_WITHIN - Duration::from_secs(15), "closed after {closed_after:?}");
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
     relay.stop().unwrap();
 }

@@ -24,8 +24,8 @@ pub const NATIVE: &str = "--datapath xdp-native --interface r0";
 pub const GENERIC: &str = "--datapath xdp-generic --interface r0";
 pub const USERSPACE: &str = "--datapath userspace";
 
-/// A side's proof is good for so long; whoever falls silent is noticed by then.
-pub const CONSENT: Duration = Duration::from_secs(75);
+/// Whoever falls silent is noticed, and its session closed, within this time.
+pub const NOTICED_WITHIN: Duration = Duration::from_secs(75);
 
 /// A lab with identities and configurations in it.
 pub struct World {

@@ -52,7 +52,11 @@ use crate::relay::datapath::{Flows, Limit};
 pub const OFFER_LIFETIME: Duration = Duration::from_secs(10);
 
 /// A side's proof of its tuple is good for this long; then the session ends.
-pub const CONSENT: Duration = Duration::from_secs(75);
+///
+/// A silent side's session has to be closed within 75 s. The rest is for what lies between this deadline and whoever
+/// looks: a coarse clock, a late timer, a loaded host. Agents are told this number. From [`KEEPALIVE`] on they ask until
+/// they are answered, at least every 2 s, so some twenty attempts have to fail before a session ends.
+pub const CONSENT: Duration = Duration::from_secs(73);
 
 /// Agents prove their tuples again after this.
 pub const KEEPALIVE: Duration = Duration::from_secs(30);

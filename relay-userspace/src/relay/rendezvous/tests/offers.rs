@@ -15,7 +15,7 @@ fn a_connect_offers_both_sides_to_each_other_with_keys_of_their_own() {
     assert!(connector.bind_key != target_terms.bind_key);
     assert_eq!(connector.bind_magic, magic());
     assert_eq!((connector.rate_bytes_per_s, connector.burst_bytes), (LIMIT.bytes_per_s, LIMIT.burst_bytes));
-    assert_eq!((connector.consent, connector.keepalive), (seconds(75), seconds(30)));
+    assert_eq!((connector.consent, connector.keepalive), (CONSENT, KEEPALIVE));
     assert_eq!(connector.max_datagram_bytes, 1472);
     assert_eq!(world.rendezvous.sessions(&world.flows, world.now)[0].state, SessionState::Offered);
     assert!(world.flows.slots.is_empty(), "no flow before both tuples are proved");
