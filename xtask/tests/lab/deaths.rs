@@ -5,33 +5,73 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use relay_userspace::identity::NodeKey;
-use xtask::answers::AgentSessions;
+use xtask::answers::{AgentSessions, RelaySide};
 use xtask::lab::Process;
 use xtask::tcp_copy;
 use xtask::tool::Tool;
 
 use super::hand_agent::{HandAgent, HandBind};
 use super::raw_agents::run_inside;
-use super::world::{NOTICED_WITHIN, FORWARDED, NATIVE, RELAY, SERVED, World, wait_for, wait_until_said};
+use super::world::{
+    FORWARDED, NATIVE, NOTICED_WITHIN, RELAY, SERVED, USERSPACE, World, wait_for, wait_until_said,
+};
 
 /// How `net forward` begins to say why its peer is gone.
 const LOST: &str = "{\"event\":\"lost\",\"why\":\"";
 
-/// They wait for the same minute: one after the other they would take four.
+/// They wait for the same minute: one after the other they would take eight.
 #[test]
 fn a_death_in_the_middle_of_a_transfer_leaves_nothing_behind() {
     const NAME: &str = "a_death_in_the_middle_of_a_transfer_leaves_nothing_behind";
-    let deaths: [fn(World); 4] = [the_connector_dies, the_target_dies, the_relay_dies, a_side_falls_silent];
+    let deaths: [fn(World, Forwarder); 4] =
+        [the_connector_dies, the_target_dies, the_relay_dies, a_side_falls_silent];
     std::thread::scope(|scope| {
-        for death in deaths {
-            let Some(world) = World::new(NAME) else { return };
-            scope.spawn(move || death(world));
+        for forwarder in [Forwarder::Kernel, Forwarder::Daemon] {
+            for death in deaths {
+                let Some(world) = World::new(NAME) else { return };
+                scope.spawn(move || death(world, forwarder));
+            }
         }
     });
 }
 
-fn the_connector_dies(world: World) {
-    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+/// What forwards the packets of a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forwarder {
+    Kernel,
+    Daemon,
+}
+
+impl Forwarder {
+    fn start_relay(self, world: &World) -> Process {
+        let options = match self {
+            Forwarder::Kernel => NATIVE,
+            Forwarder::Daemon => USERSPACE,
+        };
+        world.deployment.start_relay(None, options).unwrap()
+    }
+
+    /// The packets it has counted under `reason`.
+    fn counted(self, world: &World, reason: &str) -> u64 {
+        let status = world.status();
+        let counters = match self {
+            Forwarder::Kernel => status.kernel,
+            Forwarder::Daemon => status.userspace,
+        };
+        counters.get(reason).copied().unwrap_or(0)
+    }
+
+    /// The packets it has forwarded from a side.
+    fn forwarded_from(self, side: &RelaySide) -> u64 {
+        match self {
+            Forwarder::Kernel => side.packets_kernel,
+            Forwarder::Daemon => side.packets_userspace,
+        }
+    }
+}
+
+fn the_connector_dies(world: World, forwarder: Forwarder) {
+    let mut relay = forwarder.start_relay(&world);
     let mut target = world.deployment.start_target().unwrap();
     let Transfer { forward, mut sender, mut receiver } = start_transfer(&world);
 
@@ -40,7 +80,7 @@ fn the_connector_dies(world: World) {
     let since = Instant::now();
     wait_for_end(&mut sender, Duration::from_secs(5));
     world.wait_for_no_session(NOTICED_WITHIN.saturating_sub(since.elapsed()));
-    println!("connector killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    println!("{forwarder:?}, connector killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
     wait_for("the end of the target's session", NOTICED_WITHIN, || {
         sessions_of_target(&world).is_empty().then_some(())
@@ -53,8 +93,8 @@ fn the_connector_dies(world: World) {
     relay.stop().unwrap();
 }
 
-fn the_target_dies(world: World) {
-    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+fn the_target_dies(world: World, forwarder: Forwarder) {
+    let mut relay = forwarder.start_relay(&world);
     let target = world.deployment.start_target().unwrap();
     let Transfer { mut forward, mut sender, mut receiver } = start_transfer(&world);
     let [session] = world.sessions().try_into().unwrap();
@@ -65,7 +105,8 @@ fn the_target_dies(world: World) {
     let since = Instant::now();
     // The second NAT keeps ports, so whoever takes the dead process's port has its tuple.
     let thief = world.lab.agents[1].inside(|| UdpSocket::bind(("0.0.0.0", tuple.port())).unwrap()).unwrap();
-    let forwarded_from_target = || world.sessions().first().map(|session| session.sides[1].packets_kernel);
+    let forwarded_from_target =
+        || world.sessions().first().map(|session| forwarder.forwarded_from(&session.sides[1]));
     let before = forwarded_from_target().unwrap();
     thief.send_to(b"from the old tuple", RELAY).unwrap();
     wait_for("a datagram from the tuple while consent is fresh", Duration::from_secs(2), || {
@@ -74,10 +115,10 @@ fn the_target_dies(world: World) {
 
     world.wait_for_no_session(NOTICED_WITHIN.saturating_sub(since.elapsed()));
     let closed_after = since.elapsed();
-    println!("target killed: the relay ended the session after {:.1} s", closed_after.as_secs_f64());
+    println!("{forwarder:?}, target killed: the relay ended the session after {:.1} s", closed_after.as_secs_f64());
     assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
-    let forwarded = || world.status().kernel.get("forwarded").copied().unwrap_or(0);
-    let no_flow = || world.status().kernel.get("no_flow").copied().unwrap_or(0);
+    let forwarded = || forwarder.counted(&world, "forwarded");
+    let no_flow = || forwarder.counted(&world, "no_flow");
     let (forwarded_before, no_flow_before) = (forwarded(), no_flow());
     for _ in 0..10 {
         thief.send_to(b"from the old tuple", RELAY).unwrap();
@@ -95,13 +136,14 @@ fn the_target_dies(world: World) {
     relay.stop().unwrap();
 }
 
-fn the_relay_dies(world: World) {
-    let relay = world.deployment.start_relay(None, NATIVE).unwrap();
+fn the_relay_dies(world: World, forwarder: Forwarder) {
+    let relay = forwarder.start_relay(&world);
     let mut target = world.deployment.start_target().unwrap();
     let Transfer { mut forward, mut sender, mut receiver } = start_transfer(&world);
     let maps = maps_of(&relay);
-    assert!(!maps.is_empty(), "the relay has maps");
-    assert!(has_xdp_program(&world), "the interface has a program");
+    let in_kernel = forwarder == Forwarder::Kernel;
+    assert_eq!(!maps.is_empty(), in_kernel, "the relay has maps");
+    assert_eq!(has_xdp_program(&world), in_kernel, "the interface has a program");
 
     relay.kill();
 
@@ -113,14 +155,14 @@ fn the_relay_dies(world: World) {
     wait_until_said(&mut target, "not connected to the relay", NOTICED_WITHIN);
     wait_until_said(&mut target, "the session has ended", NOTICED_WITHIN);
     wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
-    println!("relay killed: the agents ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    println!("{forwarder:?}, relay killed: the agents ended the session after {:.1} s", since.elapsed().as_secs_f64());
     wait_for_end(&mut sender, NOTICED_WITHIN);
     wait_for_end(&mut receiver, NOTICED_WITHIN);
     assert!(sessions_of_target(&world).is_empty());
     forward.stop().unwrap();
 
     // A relay in its place is found by the agents themselves.
-    let relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let relay = forwarder.start_relay(&world);
     wait_for("the target's announcement", Duration::from_secs(60), || {
         world.deployment.is_announced(world.deployment.target.id()).then_some(())
     });
@@ -130,8 +172,8 @@ fn the_relay_dies(world: World) {
 }
 
 /// The target's control connection stays, but its data socket proves nothing any more, as behind a NAT that forgot it.
-fn a_side_falls_silent(world: World) {
-    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+fn a_side_falls_silent(world: World, forwarder: Forwarder) {
+    let mut relay = forwarder.start_relay(&world);
 
     let closed_after = run_inside(&world.lab.agents[0], async || {
         let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
@@ -160,7 +202,10 @@ fn a_side_falls_silent(world: World) {
         closed_after
     });
 
-    println!("a side fell silent: the relay closed the session after {:.1} s", closed_after.as_secs_f64());
+    println!(
+        "{forwarder:?}, a side fell silent: the relay closed the session after {:.1} s",
+        closed_after.as_secs_f64()
+    );
     assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
     assert!(closed_after >= NOTICED_WITHIN - Duration::from_secs(15), "closed after {closed_after:?}");
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
