@@ -22,7 +22,7 @@ impl Rendezvous {
 
     /// A session's time has come: ends it if it is over, else looks at its traffic.
     pub(super) fn examine(&mut self, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
-        let idle_timeout = self.settings.idle_timeout;
+        let (idle_timeout, sessions) = (self.settings.idle_timeout, self.sessions.total());
         let Some(session) = self.sessions.get_mut(id) else { return };
         if let Some(until) = session.offer_until {
             return match until <= now {
@@ -33,7 +33,7 @@ impl Rendezvous {
         if let Some(side) = session.silent_side(now) {
             return self.end(id, EndReason::ConsentLost(side), flows, now);
         }
-        let dropped = session.look(flows, now);
+        let dropped = session.look(flows, sessions, now);
         if session.is_idle(idle_timeout, now) {
             return self.end(id, EndReason::Idle, flows, now);
         }

@@ -15,8 +15,15 @@ use crate::protocol::bind::BindKey;
 use crate::relay::datapath::{FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
 use crate::relay::family::Family;
 
-/// Traffic is looked at this often, for idleness and for what the limit dropped.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The traffic of a busy session is looked at this often, for what the limit dropped; and agents are told of that at most
+/// this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// So many sessions that are not busy are looked at in a second, if there are that many.
+const LOOKS_PER_SECOND: u32 = 4096;
+
+/// However many there are, each is looked at this often. Until then a session that was quiet may be limited unnoticed.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
 /// What fits on an Ethernet path between two IPv4 agents: 1500 - 20 - 8.
 const MAX_DATAGRAM_V4: u32 = 1472;
@@ -40,10 +47,13 @@ pub(super) struct Session {
     carried: Traffic,
     /// Relayed packets at the last look.
     seen_packets: u64,
+    /// Their bytes.
+    seen_bytes: u64,
     /// When packets were last found to be relayed.
     active: MonoTime,
-    /// What the limit had dropped at the last look.
-    seen_dropped: Dropped,
+    /// What the limit had dropped when that was told last.
+    told_dropped: Dropped,
+    told_at: Option<MonoTime>,
     next_look: MonoTime,
 }
 
@@ -131,8 +141,10 @@ impl Session {
             slot: None,
             carried: Traffic::default(),
             seen_packets: 0,
+            seen_bytes: 0,
             active: now,
-            seen_dropped: Dropped::default(),
+            told_dropped: Dropped::default(),
+            told_at: None,
             next_look: now,
         }
     }
@@ -210,21 +222,30 @@ impl Session {
         Side::BOTH.into_iter().find(|side| self.party(*side).proved + CONSENT <= now)
     }
 
-    /// Looks at what it has carried. Returns what the limit has dropped since the last look.
-    pub fn look(&mut self, flows: &impl Flows, now: MonoTime) -> Dropped {
-        self.next_look = now + LOOK_EVERY;
+    /// Looks at what it has carried; it is one of `sessions`. Returns what the limit has dropped since that was last
+    /// returned, if it is time to tell the agents.
+    pub fn look(&mut self, flows: &impl Flows, sessions: usize, now: MonoTime) -> Dropped {
         let traffic = self.traffic(flows);
         let packets = traffic.sides.iter().map(|side| side.packets_kernel + side.packets_userspace).sum();
+        let bytes: u64 = traffic.sides.iter().map(|side| side.bytes).sum();
         if packets != self.seen_packets {
             self.seen_packets = packets;
             self.active = now;
         }
-        let dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
-        let before = std::mem::replace(&mut self.seen_dropped, dropped);
-        Dropped {
-            packets: dropped.packets.saturating_sub(before.packets),
-            bytes: dropped.bytes.saturating_sub(before.bytes),
+        // Whoever spends less than a burst between two looks is not about to be limited.
+        let is_fast = self.limit.bytes_per_s > 0
+            && bytes.saturating_sub(std::mem::replace(&mut self.seen_bytes, bytes)) > self.limit.burst_bytes;
+        let dropped = Dropped {
+            packets: traffic.limited_packets.saturating_sub(self.told_dropped.packets),
+            bytes: traffic.limited_bytes.saturating_sub(self.told_dropped.bytes),
+        };
+        self.next_look = now + pause(is_fast || dropped.packets > 0, sessions);
+        if dropped.packets == 0 || self.told_at.is_some_and(|at| now.since(at) < LOOK_EVERY) {
+            return Dropped::default();
         }
+        self.told_dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
+        self.told_at = Some(now);
+        dropped
     }
 
     /// Whether no packet was found to be relayed for this long.
@@ -262,6 +283,12 @@ impl Session {
     }
 }
 
+/// How long one of `sessions` goes unlooked at: all of them together must not keep the relay awake.
+fn pause(is_busy: bool, sessions: usize) -> Duration {
+    let share = Duration::from_secs(sessions as u64) / LOOKS_PER_SECOND;
+    if is_busy { LOOK_EVERY } else { share.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY) }
+}
+
 /// What two slots of one session have carried.
 fn sum(a: Traffic, b: Traffic) -> Traffic {
     let [a_connector, a_target] = a.sides;
@@ -276,5 +303,19 @@ fn sum(a: Traffic, b: Traffic) -> Traffic {
         limited_packets: a.limited_packets + b.limited_packets,
         limited_bytes: a.limited_bytes + b.limited_bytes,
         marked_packets: a.marked_packets + b.marked_packets,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_sessions_are_looked_at_less_often_the_more_there_are_and_busy_ones_every_second() {
+        let (second, longest) = (Duration::from_secs(1), Duration::from_secs(5));
+        for (sessions, idle) in [(1, second), (4096, second), (12_288, 3 * second), (1_000_000, longest)] {
+            assert_eq!(pause(false, sessions), idle, "{sessions}");
+            assert_eq!(pause(true, sessions), second, "{sessions}");
+        }
     }
 }

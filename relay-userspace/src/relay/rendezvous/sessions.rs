@@ -31,6 +31,11 @@ impl Sessions {
         self.all.get_mut(&id)
     }
 
+    /// How many there are.
+    pub fn total(&self) -> usize {
+        self.all.len()
+    }
+
     pub fn ids(&self) -> Vec<SessionId> {
         self.all.keys().copied().collect()
     }

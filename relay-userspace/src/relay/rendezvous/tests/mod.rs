@@ -19,7 +19,9 @@ use super::{
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindDatagram, BindKind, BindMagic, Cookie, PairState, UnverifiedBind};
-use crate::protocol::flow_terms::{Disconnect, FLOW, FlowTerms, RelayAnnounce, RelayConnect, RelayError};
+use crate::protocol::flow_terms::{
+    Disconnect, ErrorMessage, FLOW, FlowTerms, RelayAnnounce, RelayConnect, RelayError,
+};
 use crate::protocol::message::Pong;
 use crate::protocol::{Message, SessionId};
 use crate::relay::datapath::{FlowTuple, Flows, InstallError, Limit, SlotId, Traffic};
@@ -418,6 +420,14 @@ impl World {
             _ => None,
         };
         self.messages.iter().filter_map(code).collect()
+    }
+
+    /// What `conn` was told that the limit has dropped.
+    fn notices(&self, conn: ConnId) -> Vec<&ErrorMessage> {
+        let to_conn = self.messages.iter().filter(|(to, _)| *to == conn);
+        to_conn
+            .filter_map(|(_, message)| if let Message::Error(error) = message { Some(error) } else { None })
+            .collect()
     }
 
     /// Disconnects sent to `conn`: reason and session.

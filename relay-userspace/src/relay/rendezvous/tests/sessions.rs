@@ -1,6 +1,5 @@
 use super::super::*;
 use super::*;
-use crate::protocol::flow_terms::ErrorMessage;
 
 #[test]
 fn a_proof_extends_its_side_by_the_lease() {
@@ -74,7 +73,7 @@ fn a_relayed_packet_keeps_a_session_for_another_idle_timeout() {
     world.flows.carry(slot, 1);
     world.pass_with_keepalives(IDLE - seconds(1), &terms, &mut counter);
     assert_eq!(world.state(&terms), Some(SessionState::Paired));
-    // Traffic is looked at every 5 s, so that much later at most.
+    // Traffic is looked at every 5 s at least, so that much later at most.
     world.pass_with_keepalives(seconds(6), &terms, &mut counter);
     assert_eq!(world.ended(), [EndReason::Idle]);
 }
@@ -131,19 +130,59 @@ fn agents_are_told_once_what_the_limit_has_dropped() {
     world.pass(seconds(11));
     let session = terms[0].session;
     for conn in [source, target] {
-        let notices: Vec<&ErrorMessage> = world
-            .messages
-            .iter()
-            .filter_map(|(to, message)| match message {
-                Message::Error(error) if *to == conn => Some(error),
-                _ => None,
-            })
-            .collect();
+        let notices = world.notices(conn);
         let [notice] = notices[..] else { panic!("{notices:?}") };
         assert_eq!((notice.code, notice.session), (4001, Some(session)));
         assert_eq!((notice.packets, notice.bytes), (Some(10), Some(12_000)));
     }
     assert!(world.events.contains(&Event::Limited { session, packets: 10, bytes: 12_000 }));
+}
+
+#[test]
+fn a_limited_agent_hears_within_a_second_and_then_once_a_second() {
+    let mut world = World::new();
+    let (source, _, terms) = world.paired();
+    let slot = world.slot();
+    // Whatever was seen before it began: long enough to lie at any place between two looks.
+    world.pass(Duration::from_millis(3_300));
+    let (mut told, mut heard_at) = (0, Vec::new());
+    let began = world.now;
+    for _ in 0..50 {
+        let traffic = &mut world.flows.slots.get_mut(&slot).unwrap().traffic;
+        traffic.limited_packets += 3;
+        traffic.limited_bytes += 3_600;
+        world.pass(Duration::from_millis(100));
+        for notice in world.notices(source) {
+            told += notice.packets.unwrap();
+            heard_at.push(world.now.since(began));
+        }
+        world.messages.clear();
+    }
+    world.pass(seconds(1));
+    told += world.notices(source).iter().map(|notice| notice.packets.unwrap()).sum::<u64>();
+    assert!(heard_at[0] <= seconds(1), "{heard_at:?}");
+    assert!(heard_at.windows(2).all(|pair| pair[1] - pair[0] >= seconds(1)), "{heard_at:?}");
+    assert_eq!(heard_at.len(), 5, "{heard_at:?}");
+    assert_eq!(told, 150, "and of all packets");
+    assert_eq!(world.state(&terms), Some(SessionState::Paired));
+}
+
+#[test]
+fn an_event_between_two_looks_does_not_make_a_notice_come_early() {
+    let mut world = World::new();
+    let (source, _, terms) = world.paired();
+    let slot = world.slot();
+    let mut notices = 0;
+    for _ in 0..20 {
+        world.flows.slots.get_mut(&slot).unwrap().traffic.limited_packets += 1;
+        world.now = world.now + Duration::from_millis(100);
+        // As when a consent or idle deadline falls between two looks.
+        world.rendezvous.examine(terms[0].session, &mut world.flows, world.now);
+        world.drain();
+        notices += world.notices(source).len();
+        world.messages.clear();
+    }
+    assert_eq!(notices, 2);
 }
 
 #[test]
