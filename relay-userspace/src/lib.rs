@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod identity;
 pub mod protocol;
+pub mod refusals;
 pub mod relay;
 mod socket_queue;
 pub mod tls;

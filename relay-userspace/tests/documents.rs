@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use relay_userspace::config::{AtlasRoot, Config, Role};
+use relay_userspace::refusals::Reason;
+use relay_userspace::{agent, relay};
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
@@ -53,4 +55,21 @@ fn no_document_has_a_gap_left_to_fill() {
             assert!(!gap, "{document}: {line}");
         }
     }
+}
+
+#[test]
+fn the_tables_of_refusals_are_the_lists_in_the_code() {
+    table_is_list::<relay::rendezvous::Refusal>("## What a relay's control side refuses");
+    table_is_list::<agent::Refusal>("## What an agent refuses");
+}
+
+/// The table under `heading` in ARCHITECTURE.md is the list `R`.
+fn table_is_list<R: Reason>(heading: &str) {
+    let document = text("ARCHITECTURE.md");
+    let section = document.split_once(&format!("{heading}\n")).expect(heading).1;
+    let section = section.split("\n## ").next().unwrap();
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+    let row = |refusal: &R| format!("| `{}` | {} |", refusal.name(), refusal.meaning());
+    let expected: Vec<String> = R::ALL.iter().map(row).collect();
+    assert_eq!(rows, expected, "put this under {heading:?} in ARCHITECTURE.md:\n{}\n", expected.join("\n"));
 }

@@ -69,6 +69,8 @@ pub struct RelaySide {
 pub struct AgentSessions {
     /// Sessions that run.
     pub sessions: Vec<AgentSession>,
+    /// What it has refused, by reason.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// A session as one of its agents sees it.

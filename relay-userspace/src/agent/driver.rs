@@ -7,23 +7,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::data_address::data_address;
 use super::data_socket::{DataSocket, local_address_towards};
-use super::error::{ConnectError, SessionEnd};
-use super::known_relays::KnownRelays;
+use super::error::{ConnectError, LinkError, SessionEnd};
+use super::known_relays::{KnownRelays, PinError};
 use super::link::{self, LinkChange, LinkEvent, LinkSettings};
 use super::peer::{self, EndToEndPath, PeerEndpoint, Serving};
 use super::raw::{self, RawSession};
+use super::refusal::{Refusal, RefusalLog};
 use super::session::{Session, SessionNews, SessionUser};
 use super::settings::{AgentSettings, Incoming};
 use super::snapshot::{PeersSnapshot, RelayPeer, SessionsSnapshot};
 use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, Use};
 use super::verification::unix_s;
 use crate::clock::MonoTime;
+use crate::config;
 use crate::identity::NodeId;
 use crate::protocol::bind::{BindEvent, BindMagic};
 use crate::protocol::flow_terms::FlowTerms;
@@ -37,6 +39,7 @@ pub(super) enum Command {
     ConnectRaw { peer: NodeId, answer: oneshot::Sender<Result<RawSession, ConnectError>> },
     Peers { answer: oneshot::Sender<PeersSnapshot> },
     Sessions { answer: oneshot::Sender<SessionsSnapshot> },
+    Permit(config::Agent),
 }
 
 /// A changed route is noticed within this time.
@@ -118,7 +121,8 @@ impl Driver {
         let serving = Serving {
             key: settings.key.clone(),
             name: settings.name.clone(),
-            allow: settings.allow.clone().into(),
+            allow: Arc::new(watch::Sender::new(settings.allow.clone().into())),
+            refusals: RefusalLog::default(),
             news: news_in,
         };
         Driver {
@@ -188,6 +192,10 @@ impl Driver {
             }
             LinkChange::Message(message) => self.state.message(relay, message, now()),
             LinkChange::Down(error) => {
+                if let LinkError::Pin(PinError::NotPinned { .. } | PinError::Changed { .. }) = error {
+                    // The link has logged both keys, and how to accept the new one.
+                    self.serving.refusals.count(Refusal::RelayKey);
+                }
                 self.drop_link(relay);
                 self.state.relay_down(relay, error.to_string(), now());
             }
@@ -204,11 +212,17 @@ impl Driver {
                 let id = self.request(Asker::Raw(answer));
                 self.state.connect(id, peer, Use::Raw, now());
             }
+            Command::Permit(config::Agent { accept, allow }) => {
+                self.serving.allow.send_replace(allow.into());
+                self.state.set_accept(accept.iter().copied().collect(), now());
+                self.settings.accept = accept;
+            }
             // Whoever has stopped waiting needs no answer.
             Command::Peers { answer } => drop(answer.send(self.peers())),
             Command::Sessions { answer } => {
                 let sessions = self.sessions.values().map(|live| live.session.snapshot()).collect();
-                drop(answer.send(SessionsSnapshot { sessions }));
+                let refused = self.serving.refusals.counts().into_iter().collect();
+                drop(answer.send(SessionsSnapshot { sessions, refused }));
             }
         }
     }
@@ -272,6 +286,9 @@ impl Driver {
                     }
                     tracing::warn!(%session, packets, bytes, "the relay drops datagrams above the session's limit");
                 }
+                Output::Refused { refusal, whom, why } => {
+                    self.serving.refusals.refuse(refusal, &whom, &why);
+                }
                 Output::End(id, end) => self.end(id, end),
             }
         }
@@ -300,7 +317,9 @@ impl Driver {
         let Some(Some(link)) = self.links.get(relay.0) else { return Err(failed(&"the relay is gone")) };
         // With a magic of its choice it could take datagrams of our own, or have us send some that look like others.
         if terms.bind_magic != BindMagic::of_relay(&link.peer.public_key) {
-            return Err(SessionEnd::ForeignMagic { relay: link.peer.node_id });
+            let end = SessionEnd::ForeignMagic { relay: link.peer.node_id };
+            self.serving.refusals.refuse(Refusal::ForeignMagic, &link.peer.node_id, &end);
+            return Err(end);
         }
         let data = data_address(&terms.data_addresses, link.address);
         let socket = DataSocket::open(data, terms, MonoTime::now()).map_err(|error| failed(&error))?;
@@ -361,7 +380,8 @@ impl Driver {
             let user = SessionUser::come(id, &self.serving.news);
             let raw = RawSession::new(live.session.clone(), received, user);
             if self.raw_incoming.try_send(raw).is_err() {
-                tracing::warn!(session = %id, "the application does not take sessions: this one is dropped");
+                let why = "the application does not take sessions: this one is dropped";
+                self.serving.refusals.refuse(Refusal::RawSessionUntaken, &live.session.peer(), &why);
             }
         }
     }

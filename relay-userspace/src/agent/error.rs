@@ -86,6 +86,9 @@ pub enum SessionEnd {
     /// Nothing here used it any more.
     #[error("nothing here used the session any more, so it was closed")]
     Closed,
+    /// `[agent] accept` does not name the peer any more.
+    #[error("the peer is not accepted any more")]
+    NoLongerAccepted,
     /// The other side has closed it.
     #[error("the peer has ended the session{}", in_parentheses(.note))]
     PeerGone {

@@ -15,7 +15,8 @@ use tokio::time::error::Elapsed;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::ConnectError;
-use super::peer::PeerConnection;
+use super::peer::{PeerConnection, Serving};
+use super::refusal::Refusal;
 use super::session::Session;
 use super::snapshot::SessionTraffic;
 use super::verification::unix_s;
@@ -263,7 +264,7 @@ async fn ask(
 /// Serves one stream that a peer has opened.
 pub(super) async fn answer(
     peer: NodeId,
-    allow: &[Allow],
+    serving: &Serving,
     connection: &quinn::Connection,
     mut to_peer: quinn::SendStream,
     from_peer: quinn::RecvStream,
@@ -273,18 +274,20 @@ pub(super) async fn answer(
         Ok(Ok(Some(message))) => message,
         Ok(Ok(None)) => return,
         Err(_elapsed) => {
-            tracing::warn!(%peer, "a stream of the peer does not begin with a whole message in time");
+            let why = format!("no whole message within {} s", ANSWER_TIMEOUT.as_secs());
+            serving.refusals.refuse(Refusal::StreamSilent, &peer, &why);
             return;
         }
         Ok(Err(error)) => {
             if let Some(code) = error.code() {
-                tracing::warn!(%peer, %error, "a stream of the peer begins with no message");
+                serving.refusals.refuse(Refusal::BadFrame, &peer, &error);
                 refuse(&mut to_peer, code, &error.to_string(), None).await;
             }
             return;
         }
     };
-    match open(peer, allow, request).await {
+    let allow = serving.allow.borrow().clone();
+    match open(peer, &allow, request).await {
         Ok((message_id, to, tcp)) => {
             let accepted = MessageAck { msg_id: message_id, status: AckStatus::Accepted };
             if let Err(error) = write_frame(&mut to_peer, &accepted.into()).await {
@@ -297,8 +300,12 @@ pub(super) async fn answer(
                 Err(why) => tracing::warn!(%peer, %to, why, "a forward was cut off"),
             }
         }
-        Err(Refusal { code, why, message_id }) => {
-            tracing::warn!(%peer, %code, why, "a request of the peer is refused");
+        Err(Refused { refusal, why, message_id }) => {
+            serving.refusals.refuse(refusal, &peer, &why);
+            let code = match refusal {
+                Refusal::ForwardUnreachable => ErrorCode::Refused,
+                _ => ErrorCode::MessageRejected,
+            };
             refuse(&mut to_peer, code, &why, message_id).await;
         }
     }
@@ -311,8 +318,9 @@ async fn first_message<R: AsyncRead + Unpin>(
     tokio::time::timeout(ANSWER_TIMEOUT, from_peer.next()).await
 }
 
-struct Refusal {
-    code: ErrorCode,
+/// A request that was refused.
+struct Refused {
+    refusal: Refusal,
     why: String,
     message_id: Option<String>,
 }
@@ -322,31 +330,32 @@ async fn open(
     peer: NodeId,
     allow: &[Allow],
     request: Message,
-) -> Result<(String, HostPort, TcpStream), Refusal> {
-    let rejected = |why: String| Refusal { code: ErrorCode::MessageRejected, why, message_id: None };
+) -> Result<(String, HostPort, TcpStream), Refused> {
     let Message::Message(request) = request else {
-        return Err(rejected(format!("a stream begins with a Message, not with {}", request.name())));
+        let why = format!("a stream begins with a Message, not with {}", request.name());
+        return Err(Refused { refusal: Refusal::UnexpectedMessage, why, message_id: None });
     };
     let message_id = request.id.clone();
-    let rejected = |why: String| Refusal { message_id: Some(message_id.clone()), ..rejected(why) };
+    let refused = |refusal, why| Refused { refusal, why, message_id: Some(message_id.clone()) };
     if request.topic.as_deref() != Some(TOPIC) {
-        return Err(rejected(format!("the only topic served here is {TOPIC}")));
+        return Err(refused(Refusal::UnknownTopic, format!("the only topic served here is {TOPIC}")));
     }
     let to = request.body.to.as_deref().and_then(|to| to.parse().ok());
     let Some(to): Option<HostPort> = to else {
-        return Err(rejected("the body must be {\"to\": \"HOST:PORT\"}".to_owned()));
+        let why = "the body must be {\"to\": \"HOST:PORT\"}".to_owned();
+        return Err(refused(Refusal::MalformedRequest, why));
     };
     drop(request);
     if !allow.iter().any(|rule| rule.peer == peer && rule.to == to) {
-        return Err(rejected(format!(
-            "not permitted; to permit it, the peer's configuration needs: [[agent.allow]] peer = \"{peer}\", to = \"{to}\""
-        )));
+        // The peer reads it too.
+        let why = format!(
+            "not permitted; to permit it, the agent that was asked needs in its configuration: \
+             [[agent.allow]] peer = \"{peer}\", to = \"{to}\""
+        );
+        return Err(refused(Refusal::ForwardNotPermitted, why));
     }
-    let unreachable = |why: String| Refusal {
-        code: ErrorCode::Refused,
-        why: format!("{to} cannot be reached: {why}"),
-        message_id: Some(message_id.clone()),
-    };
+    let unreachable =
+        |why: String| refused(Refusal::ForwardUnreachable, format!("{to} cannot be reached: {why}"));
     match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect((to.host(), to.port()))).await {
         Ok(Ok(tcp)) => {
             reset_unless_done(&tcp);
@@ -461,7 +470,7 @@ mod tests {
         let allow = [Allow { peer, to: "127.0.0.1:1".parse().unwrap() }];
         for (peer, to) in [(peer, "127.0.0.1:2"), (NodeId::from_bytes([2; 32]), "127.0.0.1:1")] {
             let refusal = open(peer, &allow, request(to)).await.err().unwrap();
-            assert_eq!(refusal.code, ErrorCode::MessageRejected);
+            assert_eq!(refusal.refusal, Refusal::ForwardNotPermitted);
             assert!(refusal.why.contains("[[agent.allow]]") && refusal.why.contains(&peer.to_string()));
             assert_eq!(refusal.message_id.as_deref(), Some("msg_1"));
         }
@@ -471,16 +480,18 @@ mod tests {
     async fn other_requests_are_refused() {
         let peer = NodeId::from_bytes([1; 32]);
         let Message::Message(good) = request("127.0.0.1:1") else { panic!() };
+        let nowhere = AtlasMessage { body: Body { to: Some("x".into()) }, ..good.clone() };
         let wrong = [
-            Message::Message(AtlasMessage { topic: None, ..good.clone() }),
-            Message::Message(AtlasMessage { body: Body::default(), ..good.clone() }),
-            Message::Message(AtlasMessage { body: Body { to: Some("x".into()) }, ..good }),
-            crate::protocol::message::Ping { ts: 0 }.into(),
+            (AtlasMessage { topic: None, ..good.clone() }.into(), Refusal::UnknownTopic),
+            (AtlasMessage { body: Body::default(), ..good }.into(), Refusal::MalformedRequest),
+            (nowhere.into(), Refusal::MalformedRequest),
+            (crate::protocol::message::Ping { ts: 0 }.into(), Refusal::UnexpectedMessage),
         ];
-        for message in wrong {
+        for (message, expected) in wrong {
+            let message: Message = message;
             let shown = format!("{message:?}");
-            let refusal = open(peer, &[], message).await.err().unwrap();
-            assert_eq!(refusal.code, ErrorCode::MessageRejected, "{shown}");
+            let refused = open(peer, &[], message).await.err().unwrap();
+            assert_eq!(refused.refusal, expected, "{shown}");
         }
     }
 

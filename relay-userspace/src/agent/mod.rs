@@ -20,6 +20,7 @@ mod pacing;
 mod peer;
 mod peer_address;
 mod raw;
+mod refusal;
 mod session;
 mod settings;
 mod snapshot;
@@ -43,11 +44,12 @@ pub use known_relays::{KnownRelays, PinError};
 pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
 pub use peer_address::peer_address;
 pub use raw::{RawSendError, RawSession};
+pub use refusal::Refusal;
 pub use session::Session;
 pub use settings::{AgentSettings, Incoming};
 pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
 
-use crate::config::HostPort;
+use crate::config::{self, HostPort};
 use crate::identity::{NodeId, NodeKey};
 use driver::{Command, Driver};
 use peer::EndToEndPath;
@@ -148,7 +150,7 @@ impl Drop for Agent {
     }
 }
 
-/// Shows a running agent's peers and sessions.
+/// Shows a running agent's peers and sessions, and changes what others may do.
 #[derive(Clone, Debug)]
 pub struct Inspector {
     dialler: Dialler,
@@ -163,6 +165,13 @@ impl Inspector {
     /// As [`Agent::sessions`]; empty once the agent is stopped.
     pub async fn sessions(&self) -> SessionsSnapshot {
         self.dialler.sessions().await
+    }
+
+    /// Changes who may connect and what they may reach. Sessions with peers that may not connect any more end; forwards
+    /// that run go on.
+    pub async fn permit(&self, permitted: config::Agent) {
+        // An agent that is being stopped permits nothing.
+        let _stopped = self.dialler.command(Command::Permit(permitted)).await;
     }
 }
 

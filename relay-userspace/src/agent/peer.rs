@@ -13,6 +13,7 @@ use super::error::{ConnectError, SessionEnd};
 use super::forward;
 use super::link::drained;
 use super::peer_address::peer_address;
+use super::refusal::{Refusal, RefusalLog};
 use super::session::{Session, SessionNews, SessionUser};
 use super::verification::{initiate, respond, unix_s};
 use super::virtual_socket::VirtualSocket;
@@ -333,7 +334,9 @@ async fn attend(
 pub(super) struct Serving {
     pub key: NodeKey,
     pub name: String,
-    pub allow: Arc<[Allow]>,
+    /// What is permitted at present.
+    pub allow: Arc<watch::Sender<Arc<[Allow]>>>,
+    pub refusals: RefusalLog,
     pub news: mpsc::UnboundedSender<SessionNews>,
 }
 
@@ -343,7 +346,8 @@ pub(super) async fn serve(endpoint: Arc<PeerEndpoint>, serving: Serving) {
     while let Some(incoming) = endpoint.endpoint.accept().await {
         while connections.try_join_next().is_some() {}
         if connections.len() >= MAX_CONNECTIONS {
-            tracing::warn!(peer = %endpoint.peer, "the peer has too many connections: one more is refused");
+            let why = format!("it has {MAX_CONNECTIONS} connections; more are taken when others have ended");
+            serving.refusals.refuse(Refusal::ConnectionsFull, &endpoint.peer, &why);
             incoming.refuse();
             continue;
         }
@@ -369,9 +373,14 @@ async fn serve_connection(
     let Some(session) = endpoint.socket.session() else { return Err("the session is over".to_owned()) };
     let _user = SessionUser::come(session, &serving.news);
     let key = tls::peer_key(&connection).map_err(|error| error.to_string())?;
+    let refused = |refusal: Refusal, why: String| {
+        serving.refusals.refuse(refusal, &endpoint.peer, &why);
+        Err(why)
+    };
     if key.node_id() != endpoint.peer {
         connection.close(ErrorCode::InvalidIdentity.number().into(), b"not the peer the relay has named");
-        return Err(format!("{} answers where the relay has named another", key.node_id()));
+        let why = format!("{} answers where the relay has named another", key.node_id());
+        return refused(Refusal::ForeignIdentity, why);
     }
     let mut challenge = [0; CHALLENGE_LEN];
     getrandom::fill(&mut challenge).map_err(|error| error.to_string())?;
@@ -380,7 +389,7 @@ async fn serve_connection(
         Ok(stream) => stream.map_err(|error| endpoint.why_gone(&error))?,
         Err(_elapsed) => {
             connection.close(ErrorCode::HandshakeTimeout.number().into(), b"no handshake");
-            return Err("no handshake within its time".to_owned());
+            return refused(Refusal::HandshakeTimeout, "no handshake within its time".to_owned());
         }
     };
     let mut from_peer = FrameReader::new(from_peer, MAX_CONTROL_PAYLOAD_LEN);
@@ -390,11 +399,11 @@ async fn serve_connection(
         // The refusal is on its way; the peer closes.
         let _closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
         connection.close(fault.code().number().into(), fault.to_string().as_bytes());
-        return Err(format!("handshake: {fault}"));
+        return refused(Refusal::HandshakeFailed, format!("handshake: {fault}"));
     }
     tracing::info!(peer = %endpoint.peer, %session, "the peer is connected, end to end");
     tokio::select! {
-        why = answer_pings(&mut to_peer, &mut from_peer) => {
+        why = answer_pings(endpoint.peer, &serving.refusals, &mut to_peer, &mut from_peer) => {
             connection.close(0_u8.into(), b"closed");
             Ok(why)
         }
@@ -403,6 +412,8 @@ async fn serve_connection(
 }
 
 async fn answer_pings(
+    peer: NodeId,
+    refusals: &RefusalLog,
     to_peer: &mut quinn::SendStream,
     from_peer: &mut FrameReader<quinn::RecvStream>,
 ) -> String {
@@ -412,13 +423,17 @@ async fn answer_pings(
             Ok(Some(Message::Pong(_))) => continue,
             Ok(Some(Message::Disconnect(_))) => return "the peer has said goodbye".to_owned(),
             Ok(Some(other)) => {
-                ErrorMessage::new(ErrorCode::MessageRejected, format!("no {} on this stream", other.name()))
-                    .into()
+                let why = format!("no {} on this stream", other.name());
+                refusals.refuse(Refusal::UnexpectedMessage, &peer, &why);
+                ErrorMessage::new(ErrorCode::MessageRejected, why).into()
             }
             Ok(None) => return "the peer has closed the control stream".to_owned(),
             // The connection itself tells why.
             Err(error) if error.code().is_none() => std::future::pending().await,
-            Err(error) => return error.to_string(),
+            Err(error) => {
+                refusals.refuse(Refusal::BadFrame, &peer, &error);
+                return error.to_string();
+            }
         };
         if write_frame(to_peer, &answer).await.is_err() {
             std::future::pending::<()>().await;
@@ -434,9 +449,9 @@ async fn serve_streams(
     loop {
         match connection.accept_bi().await {
             Ok((to_peer, from_peer)) => {
-                let (peer, allow, connection) = (endpoint.peer, serving.allow.clone(), connection.clone());
+                let (peer, serving, connection) = (endpoint.peer, serving.clone(), connection.clone());
                 tokio::spawn(async move {
-                    forward::answer(peer, &allow, &connection, to_peer, from_peer).await;
+                    forward::answer(peer, &serving, &connection, to_peer, from_peer).await;
                 });
             }
             Err(error) => return error,

@@ -1,5 +1,7 @@
 //! What an agent shows of itself, in the form the admin socket and `--json` print.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// `net peers` of an agent: its relays.
@@ -29,6 +31,8 @@ pub struct RelayPeer {
 pub struct SessionsSnapshot {
     /// The sessions it is a side of.
     pub sessions: Vec<SessionSnapshot>,
+    /// How often it has refused something, by reason: the name of each [`Refusal`](super::Refusal).
+    pub refused: BTreeMap<&'static str, u64>,
 }
 
 /// One session as its agent sees it.
@@ -82,8 +86,13 @@ mod tests {
             relay: "192.0.2.1:4433".into(),
             traffic: SessionTraffic { bytes_sent: 7, ..SessionTraffic::default() },
         };
-        let json = serde_json::to_value(SessionsSnapshot { sessions: vec![session] }).unwrap();
+        let json = serde_json::to_value(SessionsSnapshot {
+            sessions: vec![session],
+            refused: BTreeMap::from([("bad_frame", 3)]),
+        })
+        .unwrap();
         let first = &json["sessions"][0];
         assert_eq!((&first["role"], &first["bytes_sent"]), (&"target".into(), &7.into()));
+        assert_eq!(json["refused"]["bad_frame"], 3);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use relay_common::Side;
 
 use super::error::{ConnectError, SessionEnd};
+use super::refusal::Refusal;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::bind::BindEvent;
@@ -85,6 +86,15 @@ pub enum Output {
         /// Their bytes.
         bytes: u64,
     },
+    /// Count and log that something was refused.
+    Refused {
+        /// Which kind.
+        refusal: Refusal,
+        /// The peer's id, or the relay's `HOST:PORT`.
+        whom: String,
+        /// Details, and what would permit it.
+        why: String,
+    },
     /// Close the data socket and everything on it.
     End(SessionId, SessionEnd),
 }
@@ -114,8 +124,6 @@ pub struct State {
     relays: Vec<Relay>,
     sessions: BTreeMap<SessionId, Session>,
     requests: BTreeMap<RequestId, Request>,
-    refused_peers: u64,
-    refused_sessions: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -190,8 +198,6 @@ impl State {
             relays: relays.into_iter().map(|name| Relay { name, link: Link::Connecting }).collect(),
             sessions: BTreeMap::new(),
             requests: BTreeMap::new(),
-            refused_peers: 0,
-            refused_sessions: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -205,6 +211,11 @@ impl State {
     pub fn relay_up(&mut self, relay: RelayIndex, now: Now) {
         let Some(entry) = self.relays.get_mut(relay.0) else { return };
         entry.link = Link::Up { announced: false, next_ping: now.mono + PING_INTERVAL, unanswered_pings: 0 };
+        self.announce_to(relay, now);
+        self.ask_for_waiting(now);
+    }
+
+    fn announce_to(&mut self, relay: RelayIndex, now: Now) {
         if self.announce {
             let announce = RelayAnnounce {
                 node_id: self.me.to_string(),
@@ -214,7 +225,24 @@ impl State {
             };
             self.outputs.push_back(Output::Send(relay, announce.into()));
         }
-        self.ask_for_waiting(now);
+    }
+
+    /// Others may connect from now on. Sessions that others asked for and may not have any more end.
+    pub fn set_accept(&mut self, accept: BTreeSet<NodeId>, now: Now) {
+        if accept == self.accept {
+            return;
+        }
+        self.accept = accept;
+        for relay in (0..self.relays.len()).map(RelayIndex) {
+            if matches!(self.relays.get(relay.0), Some(Relay { link: Link::Up { .. }, .. })) {
+                self.announce_to(relay, now);
+            }
+        }
+        let asked_for = self.sessions.iter().filter(|(_, session)| session.side == Side::Target);
+        let ended = asked_for.filter(|(_, session)| !self.accept.contains(&session.peer));
+        for id in ended.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.end_and_tell(id, SessionEnd::NoLongerAccepted, disconnect_reason::SHUTDOWN, now);
+        }
     }
 
     /// A relay could not be reached, or its connection is gone. Sessions through it go on.
@@ -291,11 +319,10 @@ impl State {
                 }
             }
             other => {
-                let refusal = ErrorMessage::new(
-                    ErrorCode::MessageRejected,
-                    format!("an agent takes no {}", other.name()),
-                );
+                let why = format!("an agent takes no {}", other.name());
+                let refusal = ErrorMessage::new(ErrorCode::MessageRejected, why.clone());
                 self.outputs.push_back(Output::Send(relay, refusal.into()));
+                self.count(Refusal::UnexpectedMessage, self.relay_name(relay), why);
             }
         }
     }
@@ -443,7 +470,7 @@ impl State {
         let terms = match ready.terms() {
             Ok(terms) => terms,
             Err(fault) => {
-                tracing::warn!(relay = self.relay_name(relay), %fault, "the relay's terms cannot be used");
+                self.count(Refusal::RelayTerms, self.relay_name(relay), fault.to_string());
                 let error = ConnectError::Terms { relay: self.relay_name(relay), fault };
                 if let Some(id) = self.asked(relay, |request| Some(request.peer.to_string()) == ready.peer_id)
                 {
@@ -482,25 +509,15 @@ impl State {
                 tracing::debug!(relay = self.relay_name(relay), session = %id, "not announced: left to the process that is");
             }
             Side::Target if !self.accept.contains(&terms.peer) => {
-                self.refused_peers += 1;
-                tracing::warn!(
-                    peer = %terms.peer,
-                    refused = self.refused_peers,
-                    "a peer was refused; to let it in, add its id to `[agent] accept`"
-                );
+                let why = format!("not accepted; to accept it: [agent] accept = [\"{}\"]", terms.peer);
+                self.count(Refusal::PeerNotAccepted, terms.peer.to_string(), why);
                 self.refuse(relay, id, "not accepted");
             }
             Side::Target => match self.full(terms.peer) {
                 None => self.start(relay, terms, self.incoming.carries, now),
-                Some(full) => {
-                    self.refused_sessions += 1;
-                    tracing::warn!(
-                        peer = %terms.peer,
-                        session = %id,
-                        why = full,
-                        refused = self.refused_sessions,
-                        "a session was refused; more are taken when others have ended"
-                    );
+                Some((refusal, full)) => {
+                    let why = format!("{full}; more are taken when others have ended");
+                    self.count(refusal, terms.peer.to_string(), why);
                     self.refuse(relay, id, full);
                 }
             },
@@ -508,15 +525,19 @@ impl State {
     }
 
     /// Why no other session that `peer` has asked for is taken.
-    fn full(&self, peer: NodeId) -> Option<&'static str> {
+    fn full(&self, peer: NodeId) -> Option<(Refusal, &'static str)> {
         let taken = || self.sessions.values().filter(|session| session.side == Side::Target);
         if taken().filter(|session| session.peer == peer).count() >= self.incoming.per_peer {
-            Some("as many sessions as one peer may have")
+            Some((Refusal::PeerSessions, "as many sessions as one peer may have"))
         } else if taken().count() >= MAX_TARGET_SESSIONS {
-            Some("as many sessions as this agent takes")
+            Some((Refusal::SessionsFull, "as many sessions as this agent takes"))
         } else {
             None
         }
+    }
+
+    fn count(&mut self, refusal: Refusal, whom: String, why: String) {
+        self.outputs.push_back(Output::Refused { refusal, whom, why });
     }
 
     /// Tells the relay that a session it offers is not taken.
@@ -735,9 +756,43 @@ mod tests {
     fn a_peer_that_is_not_accepted_is_refused_and_the_relay_told() {
         let mut agent = agent(true, 1);
         agent.up(0);
-        agent.ready(Side::Target, NodeId::from_bytes([66; 32]));
-        let [Output::Send(_, Message::Disconnect(refusal))] = &agent.outputs()[..] else { panic!() };
+        let stranger = NodeId::from_bytes([66; 32]);
+        agent.ready(Side::Target, stranger);
+        let outputs = agent.outputs();
+        let [
+            Output::Refused { refusal: Refusal::PeerNotAccepted, whom, why },
+            Output::Send(_, Message::Disconnect(refusal)),
+        ] = &outputs[..]
+        else {
+            panic!("{outputs:?}")
+        };
         assert_eq!(refusal.session, Some(SESSION));
+        assert_eq!(*whom, stranger.to_string());
+        assert!(why.ends_with(&format!("[agent] accept = [\"{stranger}\"]")), "{why}");
+    }
+
+    #[test]
+    fn another_accept_list_is_announced_and_ends_the_sessions_of_whom_it_leaves_out() {
+        let mut agent = agent(true, 2);
+        agent.up(0);
+        assert!(agent.takes(RelayIndex(0), 1, peer()));
+        let newcomer = NodeId::from_bytes([66; 32]);
+        agent.state.set_accept([newcomer].into(), NOW);
+        let outputs = agent.outputs();
+        let [
+            Output::Send(RelayIndex(0), Message::RelayAnnounce(announce)),
+            Output::Send(RelayIndex(0), Message::Disconnect(told)),
+            Output::End(ended, SessionEnd::NoLongerAccepted),
+        ] = &outputs[..]
+        else {
+            panic!("{outputs:?}")
+        };
+        assert_eq!(announce.allow, Some(vec![newcomer.to_string()]));
+        assert_eq!((told.session, *ended), (Some(SessionId([1; 16])), SessionId([1; 16])));
+        assert!(agent.takes(RelayIndex(0), 2, newcomer));
+        assert!(!agent.takes(RelayIndex(0), 3, peer()));
+        agent.state.set_accept([newcomer].into(), NOW);
+        assert!(agent.outputs().is_empty(), "nothing has changed");
     }
 
     #[test]
@@ -1021,8 +1076,11 @@ mod tests {
         let connect =
             RelayConnect { source_id: String::new(), target_id: String::new(), timestamp: None, flow: None };
         agent.state.message(RelayIndex(0), connect.into(), NOW);
-        let [Output::Send(_, Message::Pong(pong)), Output::Send(_, Message::Error(error))] =
-            &agent.outputs()[..]
+        let [
+            Output::Send(_, Message::Pong(pong)),
+            Output::Send(_, Message::Error(error)),
+            Output::Refused { refusal: Refusal::UnexpectedMessage, .. },
+        ] = &agent.outputs()[..]
         else {
             panic!()
         };
@@ -1072,7 +1130,7 @@ mod tests {
             self.state.message(relay, RelayReady::with_terms(&terms).into(), NOW);
             match &self.outputs()[..] {
                 [Output::Start { .. }] => true,
-                [Output::Send(to, Message::Disconnect(refusal))] => {
+                [Output::Refused { .. }, Output::Send(to, Message::Disconnect(refusal))] => {
                     assert_eq!((*to, refusal.session), (relay, Some(terms.session)));
                     false
                 }

@@ -25,6 +25,7 @@ use crate::protocol::flow_terms::{
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::Responder;
 use crate::protocol::{ErrorCode, Message, SessionId};
+use crate::refusals::Reason as _;
 use crate::tls;
 
 #[tokio::test]
@@ -157,7 +158,7 @@ async fn a_reset_of_one_tcp_connection_resets_the_other() {
 #[tokio::test]
 async fn what_the_peer_does_not_permit_is_refused_and_the_missing_line_named() {
     let net = Network::start().await;
-    let (alice, _bob) = (net.dialer(1), net.server(2, &[1], &["127.0.0.1:1"]).await);
+    let (alice, bob) = (net.dialer(1), net.server(2, &[1], &["127.0.0.1:1"]).await);
     let mut forward =
         alice.forward("127.0.0.1:0".parse().unwrap(), node(2), "127.0.0.1:2".parse().unwrap()).await.unwrap();
     let mut tcp = TcpStream::connect(forward.local_addr()).await.unwrap();
@@ -167,6 +168,10 @@ async fn what_the_peer_does_not_permit_is_refused_and_the_missing_line_named() {
         panic!("no failure told")
     };
     assert!(why.contains("2003") && why.contains("[[agent.allow]]") && why.contains("127.0.0.1:2"), "{why}");
+    let refused = bob.sessions().await.refused;
+    assert_eq!(refused.get("forward_not_permitted"), Some(&1));
+    assert_eq!(refused.values().sum::<u64>(), 1, "{refused:?}");
+    assert_eq!(refused.len(), Refusal::ALL.len(), "every reason is listed");
 }
 
 #[tokio::test]

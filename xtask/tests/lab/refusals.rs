@@ -8,7 +8,7 @@ use relay_common::BIND_LEN;
 use relay_userspace::identity::NodeKey;
 use relay_userspace::protocol::bind::{BindKind, Cookie};
 use relay_userspace::protocol::flow_terms::{RelayAnnounce, RelayConnect};
-use xtask::answers::Pings;
+use xtask::answers::{AgentSessions, Pings};
 use xtask::lab::Process;
 use xtask::tool::Tool;
 
@@ -200,6 +200,13 @@ fn a_forward_that_the_peer_did_not_permit_is_refused() {
         "the log names the peer: {}",
         target.log()
     );
+    let line = format!("peer = \"{}\", to = \"{not_permitted}\"", world.deployment.connector.id());
+    assert!(target.log().contains(&line), "and the line that would permit it: {}", target.log());
+    let refused = world.deployment.target.json::<AgentSessions>("net sessions --json").unwrap().refused;
+    assert_eq!(refused.get("forward_not_permitted"), Some(&1));
+    assert_eq!(refused.values().sum::<u64>(), 1, "{refused:?}");
+    let listed = world.deployment.target.run("net sessions").unwrap();
+    assert!(listed.contains("forward_not_permitted"), "{listed}");
     // The peer goes on serving what it does permit.
     drop(forward);
     let mut allowed = world.deployment.start_forward(FORWARDED, SERVED).unwrap();

@@ -1,5 +1,7 @@
 //! `net sessions`: the running daemon's sessions. A relay sees two sides, an agent its own.
 
+use std::collections::BTreeMap;
+
 use relay_userspace::admin::{self, Request};
 use relay_userspace::relay::report::{Session, Sessions};
 use serde::Deserialize;
@@ -13,6 +15,7 @@ const NONE: &str = "there are no sessions";
 #[derive(Deserialize)]
 struct AgentSessions {
     sessions: Vec<AgentSession>,
+    refused: BTreeMap<String, u64>,
 }
 
 #[derive(Deserialize)]
@@ -32,9 +35,13 @@ pub fn run(format: Format) -> anyhow::Result<()> {
     if format.json {
         return output::json(&answer);
     }
-    match serde_json::from_value::<Sessions>(answer.clone()) {
-        Ok(Sessions { sessions }) => relay_table(&sessions),
-        Err(_) => agent_table(&serde_json::from_value::<AgentSessions>(answer)?.sessions),
+    // Only an agent tells here what it has refused; a relay does so in `xdp status`.
+    match serde_json::from_value::<AgentSessions>(answer.clone()) {
+        Ok(AgentSessions { sessions, refused }) => {
+            agent_table(&sessions);
+            output::counts(["REFUSED", "TIMES"], &refused);
+        }
+        Err(_) => relay_table(&serde_json::from_value::<Sessions>(answer)?.sessions),
     }
     Ok(())
 }

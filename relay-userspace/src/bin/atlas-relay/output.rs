@@ -1,5 +1,6 @@
 //! Everything that is printed: results on stdout, log and errors on stderr.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::Table;
@@ -53,6 +54,15 @@ pub fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [
         line(empty);
     } else {
         line(table.trim_fmt());
+    }
+}
+
+/// Prints, after an empty line, what was counted; if nothing was, nothing.
+pub fn counts(titles: [&str; 2], counts: &BTreeMap<String, u64>) {
+    let mut rows = counts.iter().filter(|(_, count)| **count > 0).peekable();
+    if rows.peek().is_some() {
+        line("");
+        table(titles, rows.map(|(name, count)| [name.clone(), count.to_string()]), "");
     }
 }
 

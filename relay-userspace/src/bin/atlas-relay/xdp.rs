@@ -54,12 +54,7 @@ fn status(format: Format) -> anyhow::Result<()> {
     output::line("");
     let rows = packet_rows(&status.kernel, &status.userspace);
     output::table(["PACKETS", "KERNEL", "USERSPACE"], rows, "no packets yet");
-    let refusals: Vec<_> = status.control.iter().filter(|(_, count)| **count > 0).collect();
-    if !refusals.is_empty() {
-        output::line("");
-        let rows = refusals.into_iter().map(|(name, count)| [name.clone(), count.to_string()]);
-        output::table(["REFUSED BY CONTROL", "TIMES"], rows, "");
-    }
+    output::counts(["REFUSED BY CONTROL", "TIMES"], &status.control);
     Ok(())
 }
 

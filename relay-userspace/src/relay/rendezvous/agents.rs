@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::refusal::{Refusal, Tally};
+use super::refusal::Refusal;
 use super::timers::Timer;
 use super::{EndReason, Event, Output, PeerStatus, Rendezvous, goodbye};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::ErrorCode;
 use crate::protocol::flow_terms::{FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason};
+use crate::refusals::Tally;
 use crate::relay::datapath::{FlowTuple, Flows};
 
 /// A control connection. The driver chooses numbers and never uses one twice.

@@ -33,7 +33,7 @@ use relay_common::BIND_LEN;
 
 pub use agents::{Authenticated, ConnId};
 pub use event::{EndReason, Event};
-pub use refusal::{Refusal, Refusals};
+pub use refusal::Refusal;
 pub use session::{SessionState, SessionStatus, SideStatus};
 
 use self::agents::Agents;
@@ -46,6 +46,7 @@ use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, SessionId};
+use crate::refusals::Refusals;
 use crate::relay::datapath::{Flows, Limit};
 
 /// An offer that is not bound by both sides dies after this.
@@ -176,7 +177,7 @@ pub struct Rendezvous {
     agents: Agents,
     sessions: Sessions,
     timers: Timers,
-    refusals: Refusals,
+    refusals: Refusals<Refusal>,
     outputs: VecDeque<Output>,
 }
 
@@ -301,7 +302,7 @@ impl Rendezvous {
     }
 
     /// How often each refusal has happened.
-    pub fn refusals(&self) -> &Refusals {
+    pub fn refusals(&self) -> &Refusals<Refusal> {
         &self.refusals
     }
 

@@ -1,0 +1,58 @@
+//! Everything that an agent refuses, in one list, and the account of it.
+
+use std::fmt::Display;
+use std::sync::{Arc, Mutex};
+
+use super::lock;
+use crate::clock::MonoTime;
+use crate::refusals::{Reason as _, Refusals, reasons};
+
+reasons! {
+    /// Why an agent refused something.
+    pub enum Refusal {
+        PeerNotAccepted = "peer_not_accepted": "A session with a peer that `[agent] accept` does not name.",
+        PeerSessions = "peer_sessions": "A session with a peer that has as many here as one peer may.",
+        SessionsFull = "sessions_full": "A session beyond those that this agent takes from all peers together.",
+        RawSessionUntaken = "raw_session_untaken": "A session whose datagrams the application does not take over.",
+        ConnectionsFull = "connections_full": "A connection of a peer that has as many here as one peer may.",
+        ForeignIdentity = "foreign_identity": "A connection of another node than the relay has named.",
+        HandshakeTimeout = "handshake_timeout": "A connection of a peer that does not begin the handshake in time.",
+        HandshakeFailed = "handshake_failed": "A connection of a peer whose handshake does not hold.",
+        StreamSilent = "stream_silent": "A stream that does not begin with a whole message in time.",
+        BadFrame = "bad_frame": "A stream that does not carry the protocol's frames, or too large ones.",
+        UnexpectedMessage = "unexpected_message": "A message that is not taken where it was sent.",
+        UnknownTopic = "unknown_topic": "A request with a topic that is not served.",
+        MalformedRequest = "malformed_request": "A request to forward that does not say where to.",
+        ForwardNotPermitted = "forward_not_permitted": "A forward that no `[[agent.allow]]` permits.",
+        ForwardUnreachable = "forward_unreachable": "A permitted forward whose destination cannot be reached.",
+        RelayKey = "relay_key": "A relay that shows another key than the configured or remembered one.",
+        RelayTerms = "relay_terms": "A session whose terms from the relay cannot be used.",
+        ForeignMagic = "foreign_magic": "A session whose bind magic does not follow from the relay's key.",
+    }
+}
+
+/// Counts and logs what is refused. Clones share the counts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RefusalLog {
+    counts: Arc<Mutex<Refusals<Refusal>>>,
+}
+
+impl RefusalLog {
+    /// `whom` was refused something. `why` has the details, and the line of the configuration that would permit it if
+    /// there is one.
+    pub fn refuse(&self, refusal: Refusal, whom: &dyn Display, why: &dyn Display) {
+        if let Some(times) = self.count(refusal) {
+            tracing::warn!(reason = refusal.name(), peer = %whom, times, %why, "refused");
+        }
+    }
+
+    /// Counts what is logged elsewhere. If it were to be logged, how many it is since it was last.
+    pub fn count(&self, refusal: Refusal) -> Option<u64> {
+        lock(&self.counts).count(refusal, MonoTime::now())
+    }
+
+    /// Name and count of each.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        lock(&self.counts).iter().collect()
+    }
+}
