@@ -28,6 +28,8 @@ pub enum Request {
     Sessions,
     /// What forwards, and what became of the packets (`xdp status`).
     Status,
+    /// Read the configuration file again, and apply what can be applied (`config reload`).
+    Reload,
 }
 
 /// A question that waits for its answer.

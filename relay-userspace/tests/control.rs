@@ -263,7 +263,7 @@ impl TestRelay {
         let mut config = Config::parse(&text, Path::new("config.toml"), &root).unwrap();
         config.network.port = 0;
         let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, key(0), "relay", shutdown.clone()).unwrap();
+        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
         TestRelay { address: ([127, 0, 0, 1], relay.local_addr().port()).into(), directory, shutdown }
     }
 

@@ -291,13 +291,13 @@ async fn a_port_in_use_is_one_line_that_says_what_to_do() {
     let relay = TestRelay::start("");
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), relay.address.port(), "");
-    let error = Relay::start(&config, key(9), "second", CancellationToken::new()).unwrap_err();
+    let error = Relay::start(&config, None, key(9), "second", CancellationToken::new()).unwrap_err();
     assert!(matches!(error, StartError::Port(_)));
     let text = error.to_string();
     assert!(text.contains("is in use") && !text.contains('\n'), "{text}");
     // And with the same root it is the admin socket that is taken.
     let config = self::config(relay.directory.path(), 0, "");
-    let error = Relay::start(&config, key(9), "third", CancellationToken::new()).unwrap_err();
+    let error = Relay::start(&config, None, key(9), "third", CancellationToken::new()).unwrap_err();
     assert!(matches!(error, StartError::Admin(_)), "{error}");
 }
 
@@ -315,7 +315,7 @@ impl TestRelay {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), 0, transport);
         let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, key(0), "relay", shutdown.clone()).unwrap();
+        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
         let address = SocketAddr::new(V4, relay.local_addr().port());
         TestRelay { relay, address, key: key(0), directory, shutdown }
     }

@@ -12,6 +12,7 @@ use super::control::{ControlEvent, StreamNumber, ToAgent, unix_seconds};
 use super::event_log;
 use super::forwarder::BindDatagram;
 use super::packet_path::PacketPath;
+use super::reconfiguration::{Reading, Reconfiguration};
 use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings};
 use super::report;
 use crate::admin::{Asked, Request};
@@ -35,6 +36,7 @@ pub struct Inputs {
 pub struct Driver {
     rendezvous: Rendezvous,
     packets: PacketPath,
+    reconfiguration: Reconfiguration,
     randomness: SystemRandomness,
     /// Where messages for each connection go. Dropping one gives the connection up.
     outboxes: BTreeMap<ConnId, mpsc::Sender<ToAgent>>,
@@ -42,10 +44,10 @@ pub struct Driver {
 
 impl Driver {
     /// A driver of a new rendezvous over `packets`.
-    pub fn new(settings: Settings, packets: PacketPath) -> Driver {
+    pub fn new(settings: Settings, packets: PacketPath, reconfiguration: Reconfiguration) -> Driver {
         let mut randomness = SystemRandomness;
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
-        Driver { rendezvous, packets, randomness, outboxes: BTreeMap::new() }
+        Driver { rendezvous, packets, reconfiguration, randomness, outboxes: BTreeMap::new() }
     }
 
     /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
@@ -59,6 +61,7 @@ impl Driver {
                 Some(bind) = inputs.binds.recv() => self.bind(&bind),
                 Some(event) = inputs.control.recv() => answer_on = self.control(event),
                 Some(asked) = inputs.admin.recv() => self.answer(asked),
+                reading = self.reconfiguration.read() => self.reconfigure(reading),
                 change = self.packets.network_change() => self.packets.follow(&change),
                 () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
             }
@@ -140,6 +143,12 @@ impl Driver {
         }
     }
 
+    fn reconfigure(&mut self, reading: Reading) {
+        let Driver { rendezvous, packets, reconfiguration, .. } = self;
+        reconfiguration
+            .finish(reading, |limit| rendezvous.set_limit(limit, &mut packets.flows, MonoTime::now()));
+    }
+
     fn answer(&mut self, Asked { request, answer }: Asked) {
         let now = MonoTime::now();
         let value = match request {
@@ -148,6 +157,7 @@ impl Driver {
                 let sessions = self.rendezvous.sessions(&self.packets.flows, now);
                 serde_json::to_value(report::Sessions::from(sessions))
             }
+            Request::Reload => return self.reconfiguration.begin(answer),
             Request::Status => match self.packets.status() {
                 Ok(mut status) => {
                     let refusals = self.rendezvous.refusals().iter();

@@ -13,11 +13,12 @@ mod driver;
 mod event_log;
 mod family;
 mod packet_path;
+mod reconfiguration;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,9 +27,10 @@ use self::control::{ControlSettings, EndpointError};
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
 use self::packet_path::{Opened, PacketPath};
+use self::reconfiguration::Reconfiguration;
 use self::rendezvous::Settings;
-use crate::admin::{AdminSocket, BindError};
-use crate::config::Config;
+use crate::admin::{AdminSocket, Asked, BindError, Request};
+use crate::config::{Config, ConfigSource};
 use crate::identity::NodeKey;
 use crate::protocol::bind::BindMagic;
 
@@ -38,6 +40,7 @@ pub use self::packet_path::PathError;
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
+    reloads: Reloader,
     supervisor: JoinHandle<Result<(), Stopped>>,
 }
 
@@ -48,13 +51,14 @@ const CONTROL_QUEUE_LEN: usize = 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Relay {
-    /// Starts a relay. It runs until `shutdown` is cancelled; then its agents are told and its flows removed. Must be
+    /// Starts a relay with `config`, which can be read again from `source`. It runs until `shutdown` is cancelled; then its agents are told and its flows removed. Must be
     /// called within a tokio runtime.
     ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
     pub fn start(
         config: &Config,
+        source: Option<ConfigSource>,
         key: NodeKey,
         name: &str,
         shutdown: CancellationToken,
@@ -89,10 +93,11 @@ impl Relay {
         };
         let (asked, admin_requests) = mpsc::channel(1);
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
-        let driver = Driver::new(settings, packets);
+        let driver = Driver::new(settings, packets, Reconfiguration::new(config, source));
+        let reloads = Reloader { asked: asked.clone() };
         let inputs = Inputs { control, binds, admin: admin_requests, shutdown: shutdown.clone() };
         let parts = Parts { driver, inputs, endpoint, control_settings, events, admin, asked };
-        Ok(Relay { address, supervisor: tokio::spawn(supervise(parts, shutdown)) })
+        Ok(Relay { address, reloads, supervisor: tokio::spawn(supervise(parts, shutdown)) })
     }
 
     /// The UDP address it listens on. Where the host has IPv6, it listens on that one's wildcard address and the same
@@ -101,12 +106,31 @@ impl Relay {
         self.address
     }
 
+    /// What makes it read its configuration again.
+    pub fn reloader(&self) -> Reloader {
+        self.reloads.clone()
+    }
+
     /// Waits until it has stopped.
     ///
     /// # Errors
     /// It has stopped without being told to.
     pub async fn stopped(self) -> Result<(), Stopped> {
         self.supervisor.await.unwrap_or(Err(Stopped))
+    }
+}
+
+/// Makes a relay read its configuration again.
+#[derive(Clone, Debug)]
+pub struct Reloader {
+    asked: mpsc::Sender<Asked>,
+}
+
+impl Reloader {
+    /// As `config reload` does. What comes of it is in the relay's log.
+    pub async fn reload(&self) {
+        let (answer, _logged_anyway) = oneshot::channel();
+        let _stopped = self.asked.send(Asked { request: Request::Reload, answer }).await;
     }
 }
 
@@ -139,7 +163,7 @@ struct Parts {
     control_settings: ControlSettings,
     events: mpsc::Sender<control::ControlEvent>,
     admin: AdminSocket,
-    asked: mpsc::Sender<crate::admin::Asked>,
+    asked: mpsc::Sender<Asked>,
 }
 
 /// Runs the parts, and takes them down in order: agents are told while the port still works, and the port closes last.

@@ -80,7 +80,10 @@ fn the_connector_dies(world: World, forwarder: Forwarder) {
     let since = Instant::now();
     wait_for_end(&mut sender, Duration::from_secs(5));
     world.wait_for_no_session(NOTICED_WITHIN.saturating_sub(since.elapsed()));
-    println!("{forwarder:?}, connector killed: the relay ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    println!(
+        "{forwarder:?}, connector killed: the relay ended the session after {:.1} s",
+        since.elapsed().as_secs_f64()
+    );
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
     wait_for("the end of the target's session", NOTICED_WITHIN, || {
         sessions_of_target(&world).is_empty().then_some(())
@@ -115,7 +118,10 @@ fn the_target_dies(world: World, forwarder: Forwarder) {
 
     world.wait_for_no_session(NOTICED_WITHIN.saturating_sub(since.elapsed()));
     let closed_after = since.elapsed();
-    println!("{forwarder:?}, target killed: the relay ended the session after {:.1} s", closed_after.as_secs_f64());
+    println!(
+        "{forwarder:?}, target killed: the relay ended the session after {:.1} s",
+        closed_after.as_secs_f64()
+    );
     assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
     let forwarded = || forwarder.counted(&world, "forwarded");
     let no_flow = || forwarder.counted(&world, "no_flow");
@@ -155,7 +161,10 @@ fn the_relay_dies(world: World, forwarder: Forwarder) {
     wait_until_said(&mut target, "not connected to the relay", NOTICED_WITHIN);
     wait_until_said(&mut target, "the session has ended", NOTICED_WITHIN);
     wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
-    println!("{forwarder:?}, relay killed: the agents ended the session after {:.1} s", since.elapsed().as_secs_f64());
+    println!(
+        "{forwarder:?}, relay killed: the agents ended the session after {:.1} s",
+        since.elapsed().as_secs_f64()
+    );
     wait_for_end(&mut sender, NOTICED_WITHIN);
     wait_for_end(&mut receiver, NOTICED_WITHIN);
     assert!(sessions_of_target(&world).is_empty());

@@ -121,6 +121,10 @@ pub enum ConfigCommand {
         /// The file, if not state/config.toml.
         path: Option<PathBuf>,
     },
+    /// Makes the running daemon read its configuration again, as SIGHUP does. It says what is in effect from now on, and
+    /// what needs a restart.
+    #[command(after_help = "Example:\n  atlas-relay config reload")]
+    Reload(Format),
 }
 
 #[derive(Clone, Copy, Debug, ClapArgs)]

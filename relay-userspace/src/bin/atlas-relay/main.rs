@@ -5,6 +5,7 @@
 
 mod args;
 mod config_check;
+mod config_reload;
 mod id;
 mod net_connect;
 mod net_forward;
@@ -45,5 +46,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Net(NetCommand::Forward(options)) => net_forward::run(options),
         Command::Xdp(command) => xdp::run(command),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
+        Command::Config(ConfigCommand::Reload(format)) => config_reload::run(format),
     }
 }

@@ -1,10 +1,14 @@
 //! `net listen`: the daemon, relay or agent by its configuration.
 
+use anyhow::Context as _;
 use relay_userspace::admin::{AdminSocket, Asked, Request};
 use relay_userspace::agent::{Agent, AgentSettings, Inspector};
-use relay_userspace::config::Role;
+use relay_userspace::config::{AGENT_ACCEPT, AGENT_ALLOW, Config, ConfigSource, Reloaded, Role};
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -33,32 +37,46 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
     if !relay && options.port.is_some_and(|port| port != 0) {
         tracing::warn!("--port has no effect: an agent's ports are the system's choice");
     }
-    let config = &mut node.config;
-    config.network.port = options.port.unwrap_or(config.network.port);
-    config.datapath.mode = options.datapath.unwrap_or(config.datapath.mode);
-    if !options.interface.is_empty() {
-        config.datapath.interfaces = options.interface;
-    }
+    let source = ConfigSource {
+        path: node.root.config(),
+        root: node.root.clone(),
+        port: options.port,
+        mode: options.datapath,
+        interfaces: options.interface,
+    };
+    node.config = source.load()?;
     let runtime = runtime()?;
-    if relay { runtime.block_on(serve_relay(&node)) } else { runtime.block_on(serve_agent(&node)) }
+    match relay {
+        true => runtime.block_on(serve_relay(&node, source)),
+        false => runtime.block_on(serve_agent(&node, source)),
+    }
 }
 
-async fn serve_relay(node: &Node) -> anyhow::Result<()> {
+async fn serve_relay(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
+    let mut reload = reload_signal()?;
     let shutdown = CancellationToken::new();
-    let relay = Relay::start(&node.config, node.key.clone(), node.name(), shutdown.clone())?;
+    let relay = Relay::start(&node.config, Some(source), node.key.clone(), node.name(), shutdown.clone())?;
+    let reloader = relay.reloader();
     let stopped = relay.stopped();
     tokio::pin!(stopped);
-    tokio::select! {
-        signal = stop.next() => tracing::info!(signal, "stopping"),
-        failed = &mut stopped => return Ok(failed?),
+    loop {
+        tokio::select! {
+            signal = stop.next() => {
+                tracing::info!(signal, "stopping");
+                break;
+            }
+            Some(()) = reload.recv() => reloader.reload().await,
+            failed = &mut stopped => return Ok(failed?),
+        }
     }
     shutdown.cancel();
     Ok(stopped.await?)
 }
 
-async fn serve_agent(node: &Node) -> anyhow::Result<()> {
+async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
+    let mut reload = reload_signal()?;
     let (accept, allow) = (node.config.agent.accept.clone(), node.config.agent.allow.clone());
     let settings = AgentSettings { announce: true, accept, allow, ..node.agent()? };
     let admin = AdminSocket::bind(&node.config.admin.socket)?;
@@ -66,26 +84,70 @@ async fn serve_agent(node: &Node) -> anyhow::Result<()> {
     tracing::info!(node = %node.key.node_id(), name = node.name(), relays = settings.relays.len(), "agent starting");
     let agent = Agent::spawn(settings);
     let serving = tokio::spawn(admin.serve(asked));
-    let answering = tokio::spawn(answer(questions, agent.inspector()));
-    tracing::info!(signal = stop.next().await, "stopping");
+    let mut answers = Answers { questions, agent: agent.inspector(), source, present: node.config.clone() };
+    let signal = loop {
+        tokio::select! {
+            signal = stop.next() => break signal,
+            Some(()) = reload.recv() => drop(answers.reload().await),
+            Some(asked) = answers.questions.recv() => answers.answer(asked).await,
+        }
+    };
+    tracing::info!(signal, "stopping");
     agent.shutdown().await;
-    answering.abort();
     // Its end removes the socket.
     serving.abort();
     let _aborted = serving.await;
     Ok(())
 }
 
-async fn answer(mut questions: mpsc::Receiver<Asked>, agent: Inspector) {
-    while let Some(Asked { request, answer }) = questions.recv().await {
+/// What an agent's admin socket is answered with.
+struct Answers {
+    questions: mpsc::Receiver<Asked>,
+    agent: Inspector,
+    source: ConfigSource,
+    /// What is in effect.
+    present: Config,
+}
+
+impl Answers {
+    async fn answer(&mut self, Asked { request, answer }: Asked) {
         let value = match request {
-            Request::Peers => serde_json::to_value(agent.peers().await),
-            Request::Sessions => serde_json::to_value(agent.sessions().await),
-            Request::Status => {
-                let _asker_gone = answer.send(Err("this daemon is an agent: it relays nothing".to_owned()));
-                continue;
-            }
+            Request::Peers => json(&self.agent.peers().await),
+            Request::Sessions => json(&self.agent.sessions().await),
+            Request::Status => Err("this daemon is an agent: it relays nothing".to_owned()),
+            Request::Reload => self.reload().await.and_then(|reloaded| json(&reloaded)),
         };
-        let _asker_gone = answer.send(value.map_err(|error| error.to_string()));
+        let _asker_gone = answer.send(value);
     }
+
+    /// Reads the configuration again. A file that is not sound changes nothing.
+    async fn reload(&mut self) -> Result<Reloaded, String> {
+        let source = self.source.clone();
+        let read =
+            tokio::task::spawn_blocking(move || source.load()).await.map_err(|error| error.to_string())?;
+        let new = read.map_err(|error| {
+            tracing::error!(%error, "configuration not reloaded: nothing is changed");
+            error.to_string()
+        })?;
+        for warning in &new.warnings {
+            tracing::warn!(line = warning.line, key = warning.key, "configuration: {}", warning.text);
+        }
+        let reloaded = Reloaded::of(&self.present, &new, &[AGENT_ACCEPT, AGENT_ALLOW]);
+        reloaded.log();
+        // A file that makes this node a relay says nothing about the agent that runs.
+        if new.role() == Role::Agent {
+            self.agent.permit(new.agent.clone()).await;
+            self.present.agent = new.agent;
+        }
+        Ok(reloaded)
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Value, String> {
+    serde_json::to_value(value).map_err(|error| error.to_string())
+}
+
+/// SIGHUP. From its making on it no longer kills the process.
+fn reload_signal() -> anyhow::Result<Signal> {
+    signal(SignalKind::hangup()).context("listening for signals")
 }
