@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
 
 use crate::answers::{ForwardEvent, Identity, Peers, Status};
-use crate::lab::{Host, Process};
+use crate::lab::{AddressPair, Family, Host, Lab, Process};
 use crate::tool::Tool;
 
 /// How long a daemon may need until it answers.
@@ -110,6 +110,41 @@ pub struct Hosts {
     pub target: Host,
 }
 
+impl Hosts {
+    /// Those of a lab: its first agent connects to its second.
+    ///
+    /// # Errors
+    /// The lab has fewer than two agents.
+    pub fn of(lab: &Lab) -> anyhow::Result<Self> {
+        let [connector, target, ..] = &lab.agents[..] else { bail!("the lab has fewer than two agents") };
+        Ok(Hosts { relay: lab.relay.host(), connector: connector.host(), target: target.host() })
+    }
+}
+
+/// Where each agent reaches the relay: not the same if they speak different versions of IP, or if the relay has several
+/// addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The agent that connects.
+    pub connector: SocketAddr,
+    /// The agent that is connected to.
+    pub target: SocketAddr,
+}
+
+impl Reached {
+    /// Each agent by its family, connector's first, at one of `relay`'s addresses.
+    pub fn by([connector, target]: [Family; 2], relay: AddressPair, port: u16) -> Self {
+        let reached = |family| SocketAddr::new(relay.of(family), port);
+        Reached { connector: reached(connector), target: reached(target) }
+    }
+}
+
+impl From<SocketAddr> for Reached {
+    fn from(address: SocketAddr) -> Self {
+        Reached { connector: address, target: address }
+    }
+}
+
 /// A relay and two agents, the second of which lets the first reach one of its ports.
 pub struct Deployment {
     /// The relay.
@@ -118,12 +153,12 @@ pub struct Deployment {
     pub connector: Node,
     /// The agent that is connected to, by its daemon.
     pub target: Node,
-    relay_address: SocketAddr,
+    reached: Reached,
 }
 
 impl Deployment {
-    /// Makes the identities. The relay will be reached at `relay_address`, and the connector may reach `permitted` (for
-    /// example `127.0.0.1:9000`) at the target.
+    /// Makes the identities. The relay will be `reached` on one port, and the connector may reach `permitted` (for example
+    /// `127.0.0.1:9000`) at the target.
     ///
     /// # Errors
     /// An identity or configuration could not be made.
@@ -131,27 +166,29 @@ impl Deployment {
         hosts: Hosts,
         binary: &Path,
         directory: &Path,
-        relay_address: SocketAddr,
+        reached: impl Into<Reached>,
         permitted: &str,
     ) -> anyhow::Result<Self> {
         let relay = Node::init(hosts.relay, binary, directory, "relay")?;
         let connector = Node::init(hosts.connector, binary, directory, "connector")?;
         let target = Node::init(hosts.target, binary, directory, "target")?;
-        let relays = format!(
-            "[network]\nrelays = [\"{}@{relay_address}\"]\n\n[transport]\nenable_relay = true\n",
-            relay.id()
-        );
-        connector.configure(&relays)?;
+        let reached = reached.into();
+        let relay_at = |address: SocketAddr| {
+            let relay = format!("{}@{address}", relay.id());
+            format!("[network]\nrelays = [\"{relay}\"]\n\n[transport]\nenable_relay = true\n")
+        };
+        connector.configure(&relay_at(reached.connector))?;
         target.configure(&format!(
-            "{relays}\n[agent]\naccept = [\"{0}\"]\n\n[[agent.allow]]\npeer = \"{0}\"\nto = \"{permitted}\"\n",
+            "{}\n[agent]\naccept = [\"{1}\"]\n\n[[agent.allow]]\npeer = \"{1}\"\nto = \"{permitted}\"\n",
+            relay_at(reached.target),
             connector.id()
         ))?;
-        Ok(Deployment { relay, connector, target, relay_address })
+        Ok(Deployment { relay, connector, target, reached })
     }
 
-    /// Where the relay is reached.
-    pub fn relay_address(&self) -> SocketAddr {
-        self.relay_address
+    /// Where each agent reaches the relay.
+    pub fn reached(&self) -> Reached {
+        self.reached
     }
 
     /// Starts the relay and waits until it serves. `limit` is its `relay_bandwidth_limit` in bytes per second (0:
@@ -160,9 +197,18 @@ impl Deployment {
     /// # Errors
     /// It ends, or does not serve in time.
     pub fn start_relay(&self, limit: Option<u64>, options: &str) -> anyhow::Result<Process> {
+        self.start_relay_with(limit, "", options)
+    }
+
+    /// As [`Deployment::start_relay`], with `more` tables in its configuration.
+    ///
+    /// # Errors
+    /// As for [`Deployment::start_relay`].
+    pub fn start_relay_with(&self, limit: Option<u64>, more: &str, options: &str) -> anyhow::Result<Process> {
         let limit = limit.map(|limit| format!("relay_bandwidth_limit = {limit}\n")).unwrap_or_default();
-        self.relay.configure(&format!("[transport]\nenable_relay = true\noffer_relay = true\n{limit}"))?;
-        let port = self.relay_address.port();
+        self.relay
+            .configure(&format!("[transport]\nenable_relay = true\noffer_relay = true\n{limit}\n{more}"))?;
+        let port = self.reached.connector.port();
         let mut relay = self.relay.start(&format!("net listen --port {port} {options}"))?;
         relay.wait_until("the start", PATIENCE, |_| self.relay.json::<Status>("xdp status --json").ok())?;
         Ok(relay)

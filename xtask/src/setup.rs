@@ -119,6 +119,7 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
     let programs = [
         ("ip", "iproute2", "the lab's network namespaces"),
         ("nft", "nftables", "the lab's NAT routers"),
+        ("conntrack", "conntrack", "NATs that forget their mappings"),
         ("ethtool", "ethtool", "offload settings in the lab"),
         ("tcpdump", "tcpdump", "captures at the agents"),
         ("socat", "socat", "the TCP programs at both ends of a forward"),

@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::build::{self, Built};
-use crate::deployment::Hosts;
-use crate::lab::{Host, Lab, RELAY_ADDRESS, RELAY_INTERFACE};
+use crate::deployment::{Hosts, Reached};
+use crate::lab::{Family, Host, Lab, RELAY_ADDRESSES, RELAY_INTERFACE};
 use crate::setup::{Consent, Purpose};
 use crate::workspace::Workspace;
 use crate::{syscall, terminal};
@@ -43,6 +43,43 @@ impl Datapath {
     }
 }
 
+/// Which versions of IP the agents speak to the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// IPv4, both.
+    Ipv4,
+    /// IPv6, both.
+    Ipv6,
+    /// IPv4 the one that connects, IPv6 the other: the relay translates.
+    Ipv4Ipv6,
+}
+
+impl Addresses {
+    const ALL: [Addresses; 3] = [Addresses::Ipv4, Addresses::Ipv6, Addresses::Ipv4Ipv6];
+
+    /// Their name in logs and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Addresses::Ipv4 => "ipv4",
+            Addresses::Ipv6 => "ipv6",
+            Addresses::Ipv4Ipv6 => "ipv4-ipv6",
+        }
+    }
+
+    fn families(self) -> [Family; 2] {
+        match self {
+            Addresses::Ipv4 => [Family::V4, Family::V4],
+            Addresses::Ipv6 => [Family::V6, Family::V6],
+            Addresses::Ipv4Ipv6 => [Family::V4, Family::V6],
+        }
+    }
+
+    /// Those that are shown with `datapath`: what differs between them is the program's work, so once is enough.
+    fn shown_with(datapath: Datapath) -> &'static [Addresses] {
+        if datapath == Datapath::XdpNative { &Addresses::ALL } else { &[Addresses::Ipv4] }
+    }
+}
+
 /// Runs the demo with each of `datapaths` (none: all), prints the table and writes it as JSON to `report`.
 ///
 /// # Errors
@@ -69,20 +106,21 @@ pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>)
 
 fn run_in_lab(built: &Built, datapaths: &[Datapath]) -> anyhow::Result<Report> {
     let mut runs = Vec::new();
-    for &datapath in datapaths {
+    let scenes = datapaths.iter().flat_map(|datapath| {
+        Addresses::shown_with(*datapath).iter().map(|addresses| (*datapath, *addresses))
+    });
+    for (datapath, addresses) in scenes {
         terminal::progress(format!(
-            "{}: building the lab (6 network namespaces, 2 NAT routers)",
-            datapath.name()
+            "{}, {}: building the lab (6 network namespaces, 2 NAT routers)",
+            datapath.name(),
+            addresses.name()
         ));
         let lab = Lab::up()?;
         let scene = Scene {
             datapath,
-            hosts: Hosts {
-                relay: lab.relay.host(),
-                connector: lab.agents[0].host(),
-                target: lab.agents[1].host(),
-            },
-            relay_address: SocketAddr::from((RELAY_ADDRESS, 4433)),
+            addresses,
+            hosts: Hosts::of(&lab)?,
+            reached: Reached::by(addresses.families(), RELAY_ADDRESSES, 4433),
             served: SocketAddr::from((Ipv4Addr::LOCALHOST, 9000)),
             forwarded: SocketAddr::from((Ipv4Addr::LOCALHOST, 9001)),
             interface: Some(RELAY_INTERFACE),
@@ -110,8 +148,9 @@ fn run_on_loopback(workspace: &Workspace, datapaths: &[Datapath]) -> anyhow::Res
     let directory = TemporaryDirectory::create()?;
     let scene = Scene {
         datapath: Datapath::Userspace,
+        addresses: Addresses::Ipv4,
         hosts: Hosts { relay: Host::here(), connector: Host::here(), target: Host::here() },
-        relay_address: UdpSocket::bind(ANY_PORT).and_then(|socket| socket.local_addr())?,
+        reached: UdpSocket::bind(ANY_PORT).and_then(|socket| socket.local_addr())?.into(),
         served: TcpListener::bind(ANY_PORT).and_then(|socket| socket.local_addr())?,
         forwarded: TcpListener::bind(ANY_PORT).and_then(|socket| socket.local_addr())?,
         interface: None,
@@ -131,7 +170,8 @@ const ANY_PORT: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 
 const WHAT_ROOT_IS_FOR: &str = "network namespaces with their routers and NAT (CAP_SYS_ADMIN, CAP_NET_ADMIN), loading \
                                 and attaching the XDP program (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN), and installing \
-                                Debian packages if the BPF toolchain, nftables, socat or ethtool are missing";
+                                Debian packages if the BPF toolchain, nftables, conntrack, socat or ethtool are \
+                                missing";
 
 /// A folder that goes when it is dropped.
 struct TemporaryDirectory(PathBuf);

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// The runs of one demo.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// One for each datapath.
+    /// One for each datapath, with more than one kind of addresses one for each.
     pub runs: Vec<Run>,
     /// What else the reader should know.
     pub notes: Vec<String>,
@@ -16,6 +16,9 @@ pub struct Report {
 pub struct Run {
     /// `xdp-native`, `xdp-generic` or `userspace`.
     pub datapath: String,
+    /// What the agents speak to the relay: `ipv4`, `ipv6`, or `ipv4-ipv6` if the connector speaks the one and the target
+    /// the other.
+    pub addresses: String,
     /// Packets of the file transfer that the XDP program forwarded.
     pub packets_kernel: u64,
     /// Packets of the file transfer that the daemon forwarded.
@@ -82,7 +85,7 @@ impl Report {
         for (number, row) in rows.iter().enumerate() {
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
-                let cell = if column == 0 { format!("{cell}{padding}") } else { format!("{padding}{cell}") };
+                let cell = if column < 2 { format!("{cell}{padding}") } else { format!("{padding}{cell}") };
                 text.push_str(if column == 0 { "" } else { "  " });
                 text.push_str(&cell);
             }
@@ -96,7 +99,7 @@ impl Report {
         text.push_str(LEGEND);
         for run in &self.runs {
             for complaint in &run.complaints {
-                text.push_str(&format!("\n{} FAILED: {complaint}", run.datapath));
+                text.push_str(&format!("\n{}, {} FAILED: {complaint}", run.datapath, run.addresses));
             }
         }
         for note in &self.notes {
@@ -106,8 +109,9 @@ impl Report {
     }
 }
 
-const HEAD: [&str; 9] = [
+const HEAD: [&str; 10] = [
     "datapath",
+    "addresses",
     "by kernel",
     "by daemon",
     "dropped",
@@ -119,6 +123,7 @@ const HEAD: [&str; 9] = [
 ];
 
 const LEGEND: &str = "
+addresses               what the agents speak to the relay; ipv4-ipv6: one each, the relay translates
 by kernel / by daemon   relayed packets of the file transfer that the XDP program forwarded without waking
                         the daemon, and that the daemon forwarded itself
 file, throughput        64 MiB through `net forward` from agent to agent, sha256 compared at both ends, no limit
@@ -130,6 +135,7 @@ fn row(run: &Run) -> [String; HEAD.len()] {
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     [
         run.datapath.clone(),
+        run.addresses.clone(),
         run.packets_kernel.to_string(),
         run.packets_userspace.to_string(),
         run.packets_dropped.to_string(),
@@ -152,13 +158,17 @@ mod tests {
     #[test]
     fn the_table_lines_up_and_names_what_failed() {
         let good = Run { datapath: "xdp-native".to_owned(), packets_kernel: 50_000, ..Run::default() };
-        let mut bad = Run { datapath: "userspace".to_owned(), ..Run::default() };
+        let mut bad =
+            Run { datapath: "userspace".to_owned(), addresses: "ipv4".to_owned(), ..Run::default() };
         bad.complain("the file differs".to_owned());
         let report = Report { runs: vec![good, bad], notes: vec!["a note".to_owned()] };
         let table = report.table();
         let lines: Vec<&str> = table.lines().skip(1).take(4).collect();
         assert!(lines.iter().all(|line| line.chars().count() == lines[0].chars().count()), "{table}");
-        assert!(table.contains("userspace FAILED: the file differs") && table.ends_with("a note"), "{table}");
+        assert!(
+            table.contains("userspace, ipv4 FAILED: the file differs") && table.ends_with("a note"),
+            "{table}"
+        );
         assert!(!report.is_ok());
     }
 
@@ -168,6 +178,7 @@ mod tests {
         let json = serde_json::to_value(&report).unwrap();
         for name in [
             "datapath",
+            "addresses",
             "packets_kernel",
             "packets_userspace",
             "packets_dropped",

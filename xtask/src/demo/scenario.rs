@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::Datapath;
 use super::report::Run;
+use super::{Addresses, Datapath};
 use crate::answers::{AgentSessions, ForwardEvent, Pings, RelaySessions, Status};
-use crate::deployment::{Deployment, Hosts};
+use crate::deployment::{Deployment, Hosts, Reached};
 use crate::lab::Process;
 use crate::tool::Tool;
 use crate::{interrupt, tcp_copy, terminal};
@@ -32,10 +32,12 @@ const DEFAULT_LIMIT: u64 = 1_048_576;
 pub struct Scene<'a> {
     /// What forwards.
     pub datapath: Datapath,
+    /// Which versions of IP the agents speak.
+    pub addresses: Addresses,
     /// Where relay and agents run.
     pub hosts: Hosts,
     /// Where the relay is reached.
-    pub relay_address: SocketAddr,
+    pub reached: Reached,
     /// Where the TCP receiver listens at the target.
     pub served: SocketAddr,
     /// Where `net forward` listens at the connector.
@@ -50,7 +52,7 @@ pub struct Scene<'a> {
 
 impl Scene<'_> {
     fn step(&self, what: &str) {
-        terminal::progress(format!("{}: {what}", self.datapath.name()));
+        terminal::progress(format!("{}, {}: {what}", self.datapath.name(), self.addresses.name()));
     }
 
     fn relay_options(&self) -> String {
@@ -69,12 +71,13 @@ pub fn play(scene: &Scene) -> anyhow::Result<Run> {
         scene.hosts.clone(),
         scene.binary,
         scene.directory,
-        scene.relay_address,
+        scene.reached,
         &scene.served.to_string(),
     )?;
     let file = scene.directory.join("file");
     let mut run = Run {
         datapath: scene.datapath.name().to_owned(),
+        addresses: scene.addresses.name().to_owned(),
         limit_bytes_per_s: DEFAULT_LIMIT,
         ..Run::default()
     };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Lab, RELAY_ADDRESS};
+use super::{Family, Lab, RELAY_ADDRESSES};
 use crate::{interrupt, terminal};
 
 /// Brings up a lab, tells how to enter it, and waits for Ctrl-C.
@@ -12,18 +12,19 @@ use crate::{interrupt, terminal};
 pub fn show() -> anyhow::Result<()> {
     let lab = Lab::up()?;
     terminal::result("The lab is up. To enter:\n");
-    let hosts = [
-        (&lab.relay, "relay host, its interface is r0".to_owned()),
-        (&lab.agents[0], format!("agent behind a NAT with random ports; the relay is {RELAY_ADDRESS}")),
-        (&lab.agents[1], "agent behind a NAT that keeps ports".to_owned()),
-        (&lab.nats[0], "NAT with random ports".to_owned()),
-        (&lab.nats[1], "NAT that keeps ports".to_owned()),
-        (&lab.router, "router between the NATs and the relay".to_owned()),
-    ];
-    for (host, what) in hosts {
-        terminal::result(format!("  ip netns exec {:28} bash   # {what}", host.name()));
+    let enter = |name: &str, what: &str| {
+        terminal::result(format!("  ip netns exec {name:28} bash   # {what}"));
+    };
+    enter(lab.relay.name(), "relay host, its interface is r0");
+    for (agent, place) in lab.agents.iter().zip(["a NAT with random ports", "a NAT that keeps ports"]) {
+        enter(agent.name(), &format!("agent behind {place}"));
     }
-    terminal::result("\nCtrl-C removes it.");
+    for (nat, what) in lab.nats.iter().zip(["NAT with random ports", "NAT that keeps ports"]) {
+        enter(nat.name(), what);
+    }
+    enter(lab.router.name(), "router between the NATs and the relay");
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| RELAY_ADDRESSES.of(family));
+    terminal::result(format!("\nThe relay is at {v4} and {v6}. Ctrl-C removes the lab."));
     while !interrupt::is_stopped() {
         std::thread::sleep(Duration::from_millis(50));
     }

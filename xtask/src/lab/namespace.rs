@@ -67,6 +67,19 @@ impl Namespace {
         Ok(())
     }
 
+    /// Writes `value` to each of the settings in `names`, which are paths below `/proc/sys`.
+    ///
+    /// # Errors
+    /// There is no such setting, or it does not take the value.
+    pub fn set(&self, names: &[&str], value: &str) -> anyhow::Result<()> {
+        self.inside(|| {
+            names.iter().try_for_each(|name| {
+                std::fs::write(Path::new("/proc/sys").join(name), value)
+                    .with_context(|| format!("cannot set {name} to {value} in {}", self.name))
+            })
+        })?
+    }
+
     /// Runs `work` on a thread of its own that is inside, and waits for it. Sockets that it opens, and tasks of an async
     /// runtime that it drives, are inside as well.
     ///

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use xtask::lab::{Lab, RELAY_ADDRESS};
+use xtask::lab::{Lab, RELAY_ADDRESSES};
 use xtask::test::privileged_or_skip;
 
 #[test]
@@ -54,7 +54,7 @@ fn nothing_of_a_lab_stays_behind() {
 
 /// (own, mapped) port of some sockets of an agent, the latter as the relay's host sees it.
 fn mapped_ports(lab: &Lab, agent: usize) -> Vec<(u16, u16)> {
-    let relay = lab.relay.inside(|| UdpSocket::bind((RELAY_ADDRESS, 0)).unwrap()).unwrap();
+    let relay = lab.relay.inside(|| UdpSocket::bind((RELAY_ADDRESSES.v4, 0)).unwrap()).unwrap();
     relay.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let relay_address = relay.local_addr().unwrap();
     let ask = || {

@@ -1,5 +1,6 @@
 //! Agents in this process, each in its namespace, that send datagrams of their own over a session.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use relay_userspace::agent::{Agent, AgentSettings, Incoming, RawSession};
@@ -19,7 +20,7 @@ pub fn run_inside<T: Send>(namespace: &Namespace, work: impl AsyncFnOnce() -> T 
 
 /// An agent that knows the world's relay and asks for sessions.
 pub fn dialer(world: &World, key: &NodeKey) -> Agent {
-    Agent::spawn(settings(world, key))
+    Agent::spawn(settings(world, key, world.deployment.reached().connector))
 }
 
 /// An agent that takes raw sessions from `peer`.
@@ -28,7 +29,7 @@ pub fn listener(world: &World, key: &NodeKey, peer: NodeId) -> Agent {
         announce: true,
         accept: vec![peer],
         incoming: Incoming::Raw,
-        ..settings(world, key)
+        ..settings(world, key, world.deployment.reached().target)
     })
 }
 
@@ -43,8 +44,8 @@ pub async fn connect(agent: &Agent, peer: NodeId) -> RawSession {
     panic!("no session with {peer}");
 }
 
-fn settings(world: &World, key: &NodeKey) -> AgentSettings {
-    let relay = format!("{}@{}", world.deployment.relay.id(), world.deployment.relay_address());
+fn settings(world: &World, key: &NodeKey, relay: SocketAddr) -> AgentSettings {
+    let relay = format!("{}@{relay}", world.deployment.relay.id());
     let known_relays = world.lab.directory().join(key.node_id().to_string());
     AgentSettings::dialer(key.clone(), "raw", vec![relay.parse().unwrap()], known_relays)
 }

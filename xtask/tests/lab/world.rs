@@ -1,23 +1,23 @@
 //! What most tests here begin with: a lab with a relay and two agents that are not started yet.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use xtask::answers::{RelaySession, RelaySessions, Status};
-use xtask::deployment::{Deployment, Hosts};
+use xtask::deployment::{Deployment, Hosts, Reached};
 use xtask::interrupt;
-use xtask::lab::{Lab, Process, RELAY_ADDRESS};
+use xtask::lab::{Lab, LabPlan, Process, RELAY_ADDRESSES};
 use xtask::test::privileged_or_skip;
 
-/// Where the relay is reached.
-pub const RELAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(RELAY_ADDRESS), 4433);
+/// Where the relay is reached by IPv4.
+pub const RELAY: SocketAddr = SocketAddr::new(IpAddr::V4(RELAY_ADDRESSES.v4), 4433);
 
 /// Where a TCP program may be reached at the target.
-pub const SERVED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+pub const SERVED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
 
 /// Where `net forward` listens at the connector.
-pub const FORWARDED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9001);
+pub const FORWARDED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9001);
 
 /// The relay's options for a datapath.
 pub const NATIVE: &str = "--datapath xdp-native --interface r0";
@@ -37,12 +37,16 @@ pub struct World {
 impl World {
     /// A world for the test `name`, or `None` after it said why it cannot run.
     pub fn new(name: &str) -> Option<World> {
+        World::planned(name, &LabPlan::default(), RELAY)
+    }
+
+    /// As [`World::new`], in a lab of another plan or with a relay that is reached at other addresses.
+    pub fn planned(name: &str, plan: &LabPlan, reached: impl Into<Reached>) -> Option<World> {
         let binary = privileged_or_skip(name)?.relay_binary;
-        let lab = Lab::up().unwrap();
-        let hosts =
-            Hosts { relay: lab.relay.host(), connector: lab.agents[0].host(), target: lab.agents[1].host() };
+        let lab = Lab::planned(plan).unwrap();
+        let hosts = Hosts::of(&lab).unwrap();
         let deployment =
-            Deployment::prepare(hosts, &binary, lab.directory(), RELAY, &SERVED.to_string()).unwrap();
+            Deployment::prepare(hosts, &binary, lab.directory(), reached, &SERVED.to_string()).unwrap();
         Some(World { deployment, lab, binary })
     }
 
