@@ -156,49 +156,62 @@ impl Bucket<'_> {
 }
 
 #[cfg(not(target_arch = "bpf"))]
-impl Bucket<'_> {
-    /// Holds the word to at most one burst of `self.allowance` ahead of `now`: what a change of rate asks for.
-    pub fn clamp(&self, now: u64) {
-        let latest = now.wrapping_mul(TICKS_PER_NS).saturating_add(self.allowance.burst);
-        let mut arrival = self.arrival.load();
-        while arrival > latest {
-            match self.arrival.replace(arrival, latest) {
-                Ok(()) => return,
-                Err(found) => arrival = found,
-            }
+impl Allowance {
+    /// The word of a bucket that goes on with the allowance `new` at `now` (ns): what is left of the burst stays left, in
+    /// bytes, as far as the new burst holds it.
+    ///
+    /// So over any interval, and whatever changes fall into it, a bucket grants no more than the sum of rate x time over
+    /// the pieces between the changes, and the burst of the piece it begins in: what is left when the interval begins is
+    /// at most that burst, each piece adds at most its rate x time, and a change adds nothing.
+    pub(crate) fn carry(self, arrival: u64, new: Allowance, now: u64) -> u64 {
+        if self.cost_per_byte == 0 || new.cost_per_byte == 0 {
+            // Nothing was charged, or nothing will be.
+            return 0;
         }
+        let now_ticks = now.wrapping_mul(TICKS_PER_NS);
+        let level = arrival.saturating_sub(now_ticks);
+        let Some(left) = self.burst.checked_sub(level) else {
+            // Charged by the clock of one who is ahead of `now`: nothing is left, and will be for that time.
+            return now_ticks.saturating_add(new.burst).saturating_add(level - self.burst);
+        };
+        // Below 2^42 x 2^48: no overflow. Rounded down, as it is left.
+        let left = u128::from(left) * u128::from(new.cost_per_byte) / u128::from(self.cost_per_byte);
+        let left = u64::try_from(left).unwrap_or(u64::MAX).min(new.burst);
+        now_ticks.saturating_add(new.burst - left)
     }
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{Allowance, Bucket, Charge, MIN_CHARGED_BYTES, SMALL_PACKET_BYTES};
-    use crate::word::{Word32, Word64};
-    use proptest::prelude::{prop_assert, proptest};
+    use super::{Allowance, Charge, MIN_BYTES_PER_S, MIN_CHARGED_BYTES, SMALL_PACKET_BYTES};
+    use crate::slot::Slot;
+    use proptest::prelude::{Just, Strategy, prop_assert, prop_oneof, proptest};
     use std::vec::Vec;
 
-    struct Session {
-        arrival: Word64,
-        marked_at: Word32,
-        allowance: Allowance,
-    }
+    struct Session(Slot);
 
     impl Session {
         fn new(bytes_per_s: u64, burst_bytes: u64) -> Session {
-            Session {
-                arrival: Word64::new(0),
-                marked_at: Word32::new(0),
-                allowance: Allowance::new(bytes_per_s, burst_bytes),
-            }
+            let session = Session(Slot::default());
+            session.change(bytes_per_s, burst_bytes, 0);
+            session
         }
 
-        fn bucket(&self) -> Bucket<'_> {
-            Bucket { arrival: &self.arrival, marked_at: &self.marked_at, allowance: self.allowance }
+        fn change(&self, bytes_per_s: u64, burst_bytes: u64, now: u64) {
+            self.0.set_allowance(Allowance::new(bytes_per_s, burst_bytes), now);
         }
 
         fn charge(&self, payload: u32, now: u64) -> Charge {
-            self.bucket().charge(payload, false, now)
+            self.0.bucket().charge(payload, false, now)
+        }
+
+        fn charge_markable(&self, payload: u32, now: u64) -> Charge {
+            self.0.bucket().charge(payload, true, now)
+        }
+
+        fn burst(&self) -> u64 {
+            self.0.bucket().allowance.burst
         }
     }
 
@@ -238,30 +251,50 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_rate_holds_the_debt_to_one_new_burst() {
-        let mut session = Session::new(1_000, 64_000);
+    fn a_higher_rate_grants_at_once_what_was_left_and_no_more() {
+        let session = Session::new(1_000, 50_000);
+        for _ in 0..400 {
+            assert_eq!(session.charge(100, SECOND), Charge::Conforming);
+        }
+        session.change(1_000_000, 64_000, SECOND);
+        let left = (0..).take_while(|_| session.charge(100, SECOND) == Charge::Conforming).count();
+        assert_eq!(left, 100);
+        assert_eq!(session.charge(100, SECOND + 1_000_000), Charge::Conforming, "and then the new rate");
+    }
+
+    #[test]
+    fn a_lower_rate_and_burst_leave_no_debt_to_wait_for() {
+        let session = Session::new(1_000_000, 250_000);
         while session.charge(100, SECOND) == Charge::Conforming {}
-        session.allowance = Allowance::new(1_000_000, 64_000);
-        session.bucket().clamp(SECOND);
-        let full_again = SECOND + 64_000_000 + 1_000_000;
-        assert_eq!(session.charge(1200, full_again), Charge::Conforming);
+        session.change(1_000, 10_000, SECOND);
+        assert_eq!(session.charge(100, SECOND), Charge::Over);
+        assert_eq!(session.charge(100, SECOND + 101_000_000), Charge::Conforming);
+    }
+
+    #[test]
+    fn a_change_told_late_takes_the_time_of_those_who_were_ahead() {
+        let session = Session::new(1_000_000, 250_000);
+        let ahead = SECOND + 4_000_000;
+        while session.charge(100, ahead) == Charge::Conforming {}
+        session.change(100_000, 250_000, SECOND);
+        assert_eq!(session.charge(100, ahead), Charge::Over);
+        assert_eq!(session.charge(100, ahead + 1_100_000), Charge::Conforming);
     }
 
     #[test]
     fn nothing_is_marked_below_a_quarter_of_the_burst() {
         let session = Session::new(1_000_000, 250_000);
         for _ in 0..(250_000 / 4 / 1000) {
-            assert_eq!(session.bucket().charge(1000, true, SECOND), Charge::Conforming);
+            assert_eq!(session.charge_markable(1000, SECOND), Charge::Conforming);
         }
-        assert_eq!(session.bucket().charge(1000, true, SECOND), Charge::Marked);
-        assert_eq!(session.bucket().charge(1000, true, SECOND), Charge::Conforming);
+        assert_eq!(session.charge_markable(1000, SECOND), Charge::Marked);
+        assert_eq!(session.charge_markable(1000, SECOND), Charge::Conforming);
     }
 
     #[test]
     fn marks_grow_denser_towards_the_top_of_the_burst() {
         let session = Session::new(100_000_000, 25_000_000);
-        let verdicts: Vec<Charge> =
-            (0..25_000).map(|_| session.bucket().charge(1000, true, SECOND)).collect();
+        let verdicts: Vec<Charge> = (0..25_000).map(|_| session.charge_markable(1000, SECOND)).collect();
         let marks = |from: usize, to: usize| {
             verdicts[from * 250..to * 250].iter().filter(|v| **v == Charge::Marked).count()
         };
@@ -276,6 +309,29 @@ mod tests {
         let session = Session::new(1_000_000, 250_000);
         let marked = (0..1000).filter(|_| session.charge(1000, SECOND) == Charge::Marked).count();
         assert_eq!(marked, 0);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Packet { payload: u32 },
+        Change { rate: u64, burst_bytes: u64 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let rate = prop_oneof![1 => Just(0), 3 => 1u64..10_000, 4 => 10_000u64..10_000_000, 2 => 64u64..2_000_000_000];
+        prop_oneof![
+            8 => (0u32..2000).prop_map(|payload| Step::Packet { payload }),
+            1 => (0u32..65_508).prop_map(|payload| Step::Packet { payload }),
+            2 => (rate, 1u64..1_000_000).prop_map(|(rate, burst_bytes)| Step::Change { rate, burst_bytes }),
+        ]
+    }
+
+    /// The time between two changes: rate in bytes per second, burst in ticks, and how many unlimited pieces there were.
+    #[derive(Clone, Copy, Debug)]
+    struct Piece {
+        rate: u128,
+        burst: u128,
+        unlimited_before: u32,
     }
 
     proptest! {
@@ -295,7 +351,7 @@ mod tests {
                     granted.push((now, u64::from(payload.max(MIN_CHARGED_BYTES))));
                 }
             }
-            let burst_ticks = u128::from(session.allowance.burst);
+            let burst_ticks = u128::from(session.burst());
             for first in 0..granted.len() {
                 let mut bytes = 0u128;
                 for last in first..granted.len() {
@@ -305,6 +361,75 @@ mod tests {
                     prop_assert!(bytes * 64 * u128::from(SECOND) <= u128::from(rate) * ticks);
                 }
             }
+        }
+
+        /// Over any interval that begins and ends with a packet, with changes of rate and burst in between: no more than
+        /// rate x time over the pieces, and the burst of the piece it begins in.
+        #[test]
+        fn never_grants_more_whatever_changes_in_between(
+            steps in proptest::collection::vec((0u64..20_000_000, step()), 1..200),
+        ) {
+            let session = Session::new(1_000_000, 250_000);
+            let mut now = SECOND;
+            let mut piece = Piece { rate: 1_000_000, burst: u128::from(session.burst()), unlimited_before: 0 };
+            // Rate x time of all pieces so far.
+            let mut earned = 0u128;
+            let mut granted: Vec<(Piece, u128, u128)> = Vec::new();
+            for (pause, step) in steps {
+                now += pause;
+                earned += piece.rate * u128::from(pause) * 64;
+                match step {
+                    Step::Change { rate, burst_bytes } => {
+                        session.change(rate, burst_bytes, now);
+                        let unlimited_before = piece.unlimited_before + u32::from(rate == 0);
+                        let rate = if rate == 0 { 0 } else { u128::from(rate.max(MIN_BYTES_PER_S)) };
+                        piece = Piece { rate, burst: u128::from(session.burst()), unlimited_before };
+                    }
+                    Step::Packet { payload } if session.charge(payload, now) == Charge::Conforming => {
+                        granted.push((piece, earned, u128::from(payload.max(MIN_CHARGED_BYTES))));
+                    }
+                    Step::Packet { .. } => prop_assert!(piece.rate != 0, "no limit refuses nothing"),
+                }
+            }
+            for first in 0..granted.len() {
+                let (piece, earned_before, _) = granted[first];
+                let mut bytes = 0u128;
+                for (last, earned, payload) in granted[first..].iter().copied() {
+                    if piece.rate == 0 || last.unlimited_before != piece.unlimited_before {
+                        break;
+                    }
+                    bytes += payload;
+                    // bytes <= sum of rate x time + rate x burst, times the ticks of a second, in exact arithmetic
+                    let most = earned - earned_before + piece.rate * piece.burst;
+                    prop_assert!(bytes * 64 * u128::from(SECOND) <= most, "{bytes} of {most}");
+                }
+            }
+        }
+
+        /// A change takes nothing away but what the new burst does not hold.
+        #[test]
+        fn a_change_leaves_what_was_left(
+            rates in (100u64..100_000_000, 100u64..100_000_000),
+            bursts in (1u64..1_000_000, 1u64..1_000_000),
+            spent in 0u32..4000,
+        ) {
+            let left = |session: &Session| {
+                (0..).take_while(|_| session.charge(SMALL_PACKET_BYTES, SECOND) == Charge::Conforming).count()
+            };
+            let spent_session = || {
+                let session = Session::new(rates.0, bursts.0);
+                for _ in 0..spent {
+                    session.charge(SMALL_PACKET_BYTES, SECOND);
+                }
+                session
+            };
+            let before = left(&spent_session());
+            let held = left(&Session::new(rates.1, bursts.1));
+            let session = spent_session();
+            session.change(rates.1, bursts.1, SECOND);
+            let after = left(&session);
+            let expected = before.min(held);
+            prop_assert!(after <= expected + 1 && after + 1 >= expected, "{after} of {before}, {held}");
         }
 
         /// A sender that always has data gets the rate, less one packet.

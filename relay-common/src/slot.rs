@@ -164,7 +164,8 @@ pub struct Changed;
 mod writer {
     use core::sync::atomic::{Ordering, fence};
 
-    use super::SideLine;
+    use super::{SideLine, Slot};
+    use crate::bucket::Allowance;
     use crate::route::{Onward, Route};
     use crate::tables::Tables;
     use crate::tuple::{AnyTuple, TupleV4, TupleV6, address_v6};
@@ -176,6 +177,38 @@ mod writer {
         pub taken: u16,
         /// Of the address that packets go from.
         pub made: u16,
+    }
+
+    /// Further ahead than any burst, in ticks of a bucket: 2^62 of them are two years.
+    const CLOSED: u64 = 1 << 62;
+
+    impl Slot {
+        /// Changes the bucket's allowance at `now` (ns), for the slot's only writer: what is left of the burst stays left.
+        ///
+        /// Several words change, and others charge the bucket meanwhile. So it is closed first: for these few
+        /// instructions every packet is over the limit, and none is judged by parts of both allowances. Who has read the
+        /// old allowance before and comes to charge after may still do so once: one packet for each CPU.
+        pub fn set_allowance(&self, new: Allowance, now: u64) {
+            let old = self.bucket().allowance;
+            if old.cost_per_byte == 0 || new.cost_per_byte == 0 {
+                // The cost tells whether there is a limit, so it goes first or last: no cost is seen with a burst of
+                // nothing.
+                if new.cost_per_byte == 0 {
+                    self.cost_per_byte.store(0);
+                }
+                self.arrival.store(old.carry(self.arrival.load(), new, now));
+                self.burst.store(new.burst);
+                self.cost_per_byte.store(new.cost_per_byte);
+                return;
+            }
+            let mut arrival = self.arrival.load();
+            while let Err(found) = self.arrival.replace(arrival, arrival.saturating_add(CLOSED)) {
+                arrival = found;
+            }
+            self.burst.store(new.burst);
+            self.cost_per_byte.store(new.cost_per_byte);
+            self.arrival.store(old.carry(arrival, new, now));
+        }
     }
 
     impl SideLine {

@@ -39,6 +39,9 @@ mod operations {
 
     use super::{Word32, Word64};
 
+    // They are relaxed, so they must yield nothing: see above.
+    const _: (fn(&Word64, u64), fn(&Word32, u32)) = (Word64::add, Word32::add);
+
     impl Word64 {
         /// The present value.
         #[inline(always)]

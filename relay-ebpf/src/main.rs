@@ -9,6 +9,7 @@
 mod kernel;
 mod maps;
 mod packet;
+mod program;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
@@ -50,14 +51,4 @@ fn verdict(action: Action) -> u32 {
         // A refusal never asks to forward.
         Action::Forward | Action::Abort => xdp_action::XDP_ABORTED,
     }
-}
-
-/// `bpf_ktime_get_coarse_ns` may be called by GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
 }

@@ -18,6 +18,8 @@ const BPF_TARGET: &str = "bpfel-unknown-none";
 pub struct Built {
     /// The XDP program.
     pub bpf_object: PathBuf,
+    /// The programs that test it.
+    pub bpf_probe: PathBuf,
     /// The daemon, agent and command line, with the program inside.
     pub relay_binary: PathBuf,
 }
@@ -42,9 +44,9 @@ pub fn build_with_what_is_here(workspace: &Workspace) -> anyhow::Result<PathBuf>
 }
 
 fn build_with(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<Built> {
-    let bpf_object = build_bpf_object(workspace, toolchain)?;
+    let [bpf_object, bpf_probe] = build_bpf_objects(workspace, toolchain)?;
     let relay_binary = build_relay(workspace, Some(&bpf_object))?;
-    Ok(Built { bpf_object, relay_binary })
+    Ok(Built { bpf_object, bpf_probe, relay_binary })
 }
 
 /// Builds the daemon, with the XDP program inside if there is one.
@@ -68,7 +70,8 @@ fn build_relay(workspace: &Workspace, bpf_object: Option<&PathBuf>) -> anyhow::R
     Ok(binary)
 }
 
-fn build_bpf_object(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
+/// The XDP program and the probe.
+fn build_bpf_objects(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<[PathBuf; 2]> {
     let compiler = &toolchain.compiler;
     terminal::progress(format!(
         "building the XDP program with {} (LLVM {})",
@@ -110,12 +113,14 @@ fn build_bpf_object(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Res
     }
     build.stream()?;
 
-    let linked = target.join(BPF_TARGET).join("release/relay-ebpf");
-    let object = workspace.bpf_object();
-    let bytes = std::fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
-    // Left alone when it is the same, so that the daemon is not built again.
-    if std::fs::read(&object).ok().as_ref() != Some(&bytes) {
-        std::fs::write(&object, bytes).with_context(|| format!("cannot write {}", object.display()))?;
+    let linked = target.join(BPF_TARGET).join("release");
+    let objects = [workspace.bpf_object(), workspace.bpf_probe()];
+    for (object, linked) in objects.iter().zip(["relay-ebpf", "probe"].map(|name| linked.join(name))) {
+        let bytes = std::fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
+        // Left alone when it is the same, so that the daemon is not built again.
+        if std::fs::read(object).ok().as_ref() != Some(&bytes) {
+            std::fs::write(object, bytes).with_context(|| format!("cannot write {}", object.display()))?;
+        }
     }
-    Ok(object)
+    Ok(objects)
 }

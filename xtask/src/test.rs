@@ -21,6 +21,9 @@ pub const MUST_RUN: &str = "RELAY_MUST_RUN";
 /// The variable that names the relay's binary.
 pub const RELAY_BINARY: &str = "RELAY_BIN";
 
+/// The variable that names the programs which test the XDP program.
+pub const PROBE: &str = "RELAY_BPF_PROBE";
+
 /// What to run.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -73,6 +76,7 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
             .in_directory(workspace.root())
             .env("RELAY_BPF_OBJECT", &built.bpf_object)
             .env(RELAY_BINARY, &built.relay_binary)
+            .env(PROBE, &built.bpf_probe)
             .env(SKIPPED_LIST, &skipped_list);
         // A quick run of the comparison is part of `cargo test`; here it has time.
         test = test.env("RELAY_DIFFERENTIAL_CASES", if selection.long { "100000000" } else { "1000000" });

@@ -49,6 +49,11 @@ impl Workspace {
         self.target.join("bpf/relay.bpf.o")
     }
 
+    /// The programs that test it.
+    pub fn bpf_probe(&self) -> PathBuf {
+        self.target.join("bpf/probe.bpf.o")
+    }
+
     /// The daemon, agent and command line in one.
     pub fn relay_binary(&self) -> PathBuf {
         self.target.join("release/atlas-relay")

@@ -426,9 +426,10 @@ fn reset(slot: &Slot, carried: Option<&[Carried; 2]>) {
     {
         word.store(0);
     }
-    for word in [&slot.limited_bytes, &slot.sides[0].bytes, &slot.sides[1].bytes, &slot.arrival] {
+    for word in [&slot.limited_bytes, &slot.sides[0].bytes, &slot.sides[1].bytes] {
         word.store(0);
     }
+    slot.set_allowance(Allowance::UNLIMITED, 0);
     slot.generation.store(slot.generation.load().wrapping_add(1));
     for side in carried.into_iter().flatten() {
         side.packets.store(0, Ordering::Relaxed);
@@ -438,18 +439,8 @@ fn reset(slot: &Slot, carried: Option<&[Carried; 2]>) {
     }
 }
 
-/// A reader between the stores sees a cost of one limit and a burst of the other for one packet. Unlimited goes first
-/// or last, so it never sees a cost with a burst of nothing.
 fn write_limit(slot: &Slot, limit: Limit, now: MonoTime) {
-    let allowance = Allowance::new(limit.bytes_per_s, limit.burst_bytes);
-    if allowance == Allowance::UNLIMITED {
-        slot.cost_per_byte.store(0);
-        slot.burst.store(0);
-    } else {
-        slot.burst.store(allowance.burst);
-        slot.cost_per_byte.store(allowance.cost_per_byte);
-        slot.bucket().clamp(now.0);
-    }
+    slot.set_allowance(Allowance::new(limit.bytes_per_s, limit.burst_bytes), now.0);
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub trait Flows {
         now: MonoTime,
     ) -> Result<(), InstallError>;
 
-    /// Changes the session's limit; what was already charged stays charged, at most one new burst of it.
+    /// Changes the session's limit. What is left of the burst stays left, in bytes, at most a whole new burst.
     fn set_limit(&mut self, slot: SlotId, limit: Limit, now: MonoTime);
 
     /// Stops forwarding at once. The slot is reused only after a quarantine.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aya::maps::{Array, DevMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::xdp::{XdpLinkId, XdpMode};
-use aya::programs::{ProgramError, Xdp};
+use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
 use aya_log::EbpfLogger;
 use relay_common::siphash::HashKey;
@@ -276,6 +276,15 @@ impl Program {
             xdp(&mut self.ebpf)?.test_run(options).map_err(|error| XdpError::Run(Box::new(error)))?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
+    }
+
+    /// The loaded program, for another one to call in its own place.
+    ///
+    /// # Errors
+    /// No more file descriptors.
+    pub fn descriptor(&mut self) -> Result<ProgramFd, XdpError> {
+        let program = xdp(&mut self.ebpf)?.fd().map_err(|error| XdpError::Program(Box::new(error)))?;
+        program.try_clone().map_err(|error| XdpError::Map { map: PROGRAM, fault: error.to_string() })
     }
 
     /// Sets the time of a program that was loaded with `FIXED_CLOCK`, in nanoseconds.
