@@ -132,6 +132,10 @@ impl SideLine {
         if sequence & 1 != 0 || !tuple.is_described_by(self, tables) {
             return None;
         }
+        // What seemed to describe the tuple may have been parts of two others: the line that does stands elsewhere.
+        if self.sequence.load() != sequence {
+            return None;
+        }
         let route = self.route(tables)?;
         Some(if self.sequence.load() == sequence { Ok(route) } else { Err(Changed) })
     }

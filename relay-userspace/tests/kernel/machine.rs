@@ -32,13 +32,19 @@ impl Machine {
     }
 
     fn fit() -> Result<[usize; 2], &'static str> {
-        // SAFETY: the call takes nothing and cannot fail.
-        let root = unsafe { libc::geteuid() } == 0;
-        match OBJECT {
-            None => Err("built without the BPF program: run `cargo xtask test`"),
-            Some(_) if !root => Err("loading the program needs root"),
-            Some(_) => <[usize; 2]>::try_from(allowed_cpus()).map_err(|_| "needs two CPUs"),
-        }
+        loadable_object()?;
+        <[usize; 2]>::try_from(allowed_cpus()).map_err(|_| "needs two CPUs")
+    }
+}
+
+/// The XDP program, or why it cannot be loaded here.
+pub fn loadable_object() -> Result<&'static [u8], &'static str> {
+    // SAFETY: the call takes nothing and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    match OBJECT {
+        None => Err("built without the BPF program: run `cargo xtask test`"),
+        Some(_) if !root => Err("loading the program needs root"),
+        Some(object) => Ok(object),
     }
 }
 

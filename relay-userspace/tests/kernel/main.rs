@@ -20,4 +20,5 @@ mod probe;
 mod probe_layout;
 #[path = "../skipping/mod.rs"]
 mod skipping;
+mod verifier;
 mod words;
