@@ -38,7 +38,13 @@ fn an_identity_is_made_once_shown_and_named() {
 #[test]
 fn without_an_identity_every_command_that_needs_one_says_how_to_make_it() {
     let node = Node::new();
-    for words in ["id show", "net listen", &format!("net ping {OTHER}"), &format!("net connect {OTHER}")] {
+    for words in [
+        "id show",
+        "id set-name x",
+        "net listen",
+        &format!("net ping {OTHER}"),
+        &format!("net connect {OTHER}"),
+    ] {
         node.run(words).fails_with(&["no identity", "atlas-relay id init"]);
     }
 }
@@ -94,6 +100,84 @@ fn a_sound_configuration_is_told_with_its_warnings() {
 }
 
 #[test]
+fn what_a_daemon_would_trip_over_is_told_by_the_check() {
+    let node = Node::relay();
+    assert_eq!(node.run("config check").code, 0);
+    node.configure(
+        "[transport]\nenable_relay = true\noffer_relay = true\n[datapath]\ninterfaces = [\"no-such-if\"]\n",
+    );
+    node.run("config check").fails_with(&["datapath.interfaces", "there is no interface \"no-such-if\""]);
+    fs::remove_file(node.path("keys/node-key.pem")).unwrap();
+    node.run("config check").fails_with(&["atlas-relay id init", "\"no-such-if\""]);
+
+    let agent = Node::with_identity();
+    agent.configure("");
+    agent.run("config check").fails_with(&["transport.enable_relay = true"]);
+    // Longer than a label of a name can be: no server has to be asked.
+    let nowhere = "x".repeat(64);
+    let relays = |relays: &str| format!("[network]\nrelays = [{relays}]\n[transport]\nenable_relay = true\n");
+    agent.configure(&relays(&format!("\"127.0.0.1:4433\", \"{nowhere}:4433\"")));
+    agent.run("config check").fails_with(&["network.relays", &nowhere, "does not resolve"]);
+    agent.configure(&relays("\"127.0.0.1:4433\", \"[::1]:4433\""));
+    assert_eq!(agent.run("config check").code, 0);
+}
+
+#[test]
+fn a_relay_reads_its_configuration_again_when_asked_or_at_sighup() {
+    let node = Node::relay();
+    let relay = |more: &str| {
+        let relay = "[transport]\nenable_relay = true\noffer_relay = true\n";
+        node.configure(&format!("{relay}{more}\n[datapath]\nmax_sessions = 16\n"));
+    };
+    let mut running = node.start("net listen --port 0 --datapath userspace");
+    node.until_it_answers("net peers");
+    assert_eq!(node.run("config reload").stdout, "nothing has changed\n");
+
+    relay("relay_bandwidth_limit = 2000000\nidle_timeout = 60");
+    assert_eq!(
+        node.run("config reload").stdout,
+        "applied: transport.relay_bandwidth_limit: 1048576 -> 2000000\n\
+         needs a restart: transport.idle_timeout: 300 -> 60\n"
+    );
+    let again: serde_json::Value = serde_json::from_str(&node.run("config reload --json").stdout).unwrap();
+    assert_eq!(again["applied"], serde_json::json!([]), "it is in effect");
+    assert_eq!(again["needs_restart"][0]["key"], "transport.idle_timeout", "it is not yet");
+
+    relay("relay_bandwidth_limit = 3000000");
+    signal(&running, "HUP");
+    node.until_logged("key=\"transport.relay_bandwidth_limit\" from=\"2000000\" to=\"3000000\"");
+
+    relay("relay_bandwidth_limit = -1");
+    let fault = format!("{}:4: transport.relay_bandwidth_limit", node.path("state/config.toml"));
+    node.run("config reload").fails_with(&[&fault]);
+    signal(&running, "HUP");
+    node.until_logged(&fault);
+    relay("relay_bandwidth_limit = 3000000");
+    assert_eq!(node.run("config reload").stdout, "nothing has changed\n", "the bad file has changed nothing");
+
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn an_agent_reads_its_configuration_again_too() {
+    let agent = Node::with_identity();
+    let relays =
+        format!("[network]\nrelays = [\"127.0.0.1:{}\"]\n[transport]\nenable_relay = true\n", free_port());
+    agent.configure(&relays);
+    let mut running = agent.start("net listen");
+    agent.until_it_answers("net peers");
+    agent.configure(&format!("{relays}[agent]\naccept = [\"{OTHER}\"]\n"));
+    assert_eq!(agent.run("config reload").stdout, format!("applied: agent.accept: (nothing) -> {OTHER}\n"));
+    assert_eq!(agent.run("config reload").stdout, "nothing has changed\n");
+    agent.configure("[network]\nrelays = [\"127.0.0.1:1\", 5]\n");
+    signal(&running, "HUP");
+    agent.until_logged("config.toml:2: network.relays");
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
 fn an_agent_without_relays_is_told_which_key_to_set() {
     let node = Node::with_identity();
     node.configure("");
@@ -106,7 +190,7 @@ fn an_agent_without_relays_is_told_which_key_to_set() {
 #[test]
 fn without_a_daemon_listings_say_how_to_start_one() {
     let node = Node::with_identity();
-    for words in ["net peers", "net sessions --json", "xdp status"] {
+    for words in ["net peers", "net sessions --json", "xdp status", "config reload"] {
         node.run(words).fails_with(&["no daemon is running", "atlas-relay net listen"]);
     }
 }
@@ -157,6 +241,7 @@ fn every_command_has_help_with_an_example() {
         "xdp unload",
         "xdp status",
         "config check",
+        "config reload",
     ] {
         let help = node.run(&format!("{words} --help"));
         assert_eq!(help.code, 0);
@@ -286,6 +371,16 @@ impl Node {
     fn start(&self, words: &str) -> Child {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         self.command().args(words.split_whitespace()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Waits until the daemon has logged `text`.
+    fn until_logged(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let log = || fs::read_to_string(self.path("log")).unwrap();
+        while !log().contains(text) {
+            assert!(Instant::now() < deadline, "{text:?} is missing: {}", log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Asks until the daemon answers, and returns the answer.

@@ -34,7 +34,7 @@ use crate::config::{Config, ConfigSource};
 use crate::identity::NodeKey;
 use crate::protocol::bind::BindMagic;
 
-pub use self::packet_path::PathError;
+pub use self::packet_path::{PathError, check_interfaces};
 
 /// A running relay.
 #[derive(Debug)]

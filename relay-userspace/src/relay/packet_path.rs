@@ -174,6 +174,21 @@ impl PacketPath {
     }
 }
 
+/// Checks that the interfaces `wanted` names are there. What this host may lack is no fault where the datapath is chosen
+/// by what there is.
+///
+/// # Errors
+/// [`PacketPath::open`] would fail for their sake.
+pub fn check_interfaces(wanted: &Datapath) -> Result<(), PathError> {
+    if wanted.mode == DatapathMode::Userspace {
+        return Ok(());
+    }
+    match ports::named(&wanted.interfaces).map_err(PathError::from) {
+        Err(error) if wanted.mode != DatapathMode::Auto || error.is_the_operators() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// There is no packet path.
 #[derive(Debug, thiserror::Error)]
 pub enum PathError {

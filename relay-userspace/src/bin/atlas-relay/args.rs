@@ -115,7 +115,7 @@ pub enum XdpCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Checks the configuration file.
+    /// Checks the configuration file, and what a daemon with it would need: identity, interfaces, relays' names.
     #[command(after_help = "Example:\n  atlas-relay config check ./config.toml")]
     Check {
         /// The file, if not state/config.toml.

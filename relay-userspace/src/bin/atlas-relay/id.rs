@@ -49,6 +49,8 @@ fn show(root: &AtlasRoot, format: Format) -> anyhow::Result<()> {
 }
 
 fn set_name(root: &AtlasRoot, name: &str) -> anyhow::Result<()> {
+    // A name is of somebody: without a key there is nobody yet.
+    NodeKey::load(&root.node_key())?;
     let path = root.profile();
     let profile = Profile::load(&path)?.with_name(name)?;
     profile.save(&path)?;

@@ -1,5 +1,7 @@
 //! The node whose files are in the Atlas root: what most commands begin with.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use relay_userspace::agent::AgentSettings;
 use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile};
@@ -32,19 +34,21 @@ impl Node {
 
     /// What an agent of this node starts with. It only dials unless the daemon says otherwise.
     pub fn agent(&self) -> anyhow::Result<AgentSettings> {
-        let path = self.root.config();
-        if !self.config.transport.enable_relay {
-            bail!("{}: set transport.enable_relay = true: agents are reached through relays", path.display());
-        }
-        if self.config.network.relays.is_empty() {
-            bail!(
-                "{}: set network.relays to at least one relay, such as [\"192.0.2.1:4433\"]",
-                path.display()
-            );
-        }
+        check_agent(&self.config, &self.root.config())?;
         let relays = self.config.network.relays.clone();
         Ok(AgentSettings::dialer(self.key.clone(), self.name(), relays, self.root.known_relays()))
     }
+}
+
+/// Checks that the configuration at `path` has what an agent needs.
+pub fn check_agent(config: &Config, path: &Path) -> anyhow::Result<()> {
+    if !config.transport.enable_relay {
+        bail!("{}: set transport.enable_relay = true: agents are reached through relays", path.display());
+    }
+    if config.network.relays.is_empty() {
+        bail!("{}: set network.relays to at least one relay, such as [\"192.0.2.1:4433\"]", path.display());
+    }
+    Ok(())
 }
 
 /// Where the running daemon's admin socket is. A node without a configuration file has it in the usual place.
