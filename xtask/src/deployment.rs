@@ -99,6 +99,14 @@ impl Node {
     }
 }
 
+/// A relay's configuration, all by default.
+const RELAY: &str = "[transport]\nenable_relay = true\noffer_relay = true\n";
+
+/// A relay's configuration with this `relay_bandwidth_limit`.
+pub fn relay_configuration(limit: u64) -> String {
+    format!("{RELAY}relay_bandwidth_limit = {limit}\n")
+}
+
 /// The hosts of a deployment.
 #[derive(Clone, Debug)]
 pub struct Hosts {
@@ -205,9 +213,8 @@ impl Deployment {
     /// # Errors
     /// As for [`Deployment::start_relay`].
     pub fn start_relay_with(&self, limit: Option<u64>, more: &str, options: &str) -> anyhow::Result<Process> {
-        let limit = limit.map(|limit| format!("relay_bandwidth_limit = {limit}\n")).unwrap_or_default();
-        self.relay
-            .configure(&format!("[transport]\nenable_relay = true\noffer_relay = true\n{limit}\n{more}"))?;
+        let configuration = limit.map_or_else(|| RELAY.to_owned(), relay_configuration);
+        self.relay.configure(&format!("{configuration}\n{more}"))?;
         let port = self.reached.connector.port();
         let mut relay = self.relay.start(&format!("net listen --port {port} {options}"))?;
         relay.wait_until("the start", PATIENCE, |_| self.relay.json::<Status>("xdp status --json").ok())?;

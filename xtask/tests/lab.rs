@@ -8,6 +8,7 @@ mod in_lab {
     mod deaths;
     mod fallback;
     mod hand_agent;
+    mod interrupted_demo;
     mod limit;
     mod network;
     mod raw_agents;

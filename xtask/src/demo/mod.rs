@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
-use crate::build::{self, Built};
+use crate::build;
 use crate::deployment::{Hosts, Reached};
 use crate::lab::{Family, Host, Lab, RELAY_ADDRESSES, RELAY_INTERFACE};
 use crate::setup::{Consent, Purpose};
+use crate::test::RELAY_BINARY;
 use crate::workspace::Workspace;
 use crate::{syscall, terminal};
 
@@ -87,7 +88,7 @@ impl Addresses {
 pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> {
     let datapaths = if datapaths.is_empty() { &Datapath::ALL } else { datapaths };
     let result = if syscall::is_root() {
-        run_in_lab(&build::build(workspace, Purpose::Lab, Consent::Install)?, datapaths)?
+        run_in_lab(&relay_binary(workspace)?, datapaths)?
     } else {
         run_on_loopback(workspace, datapaths)?
     };
@@ -104,7 +105,15 @@ pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>)
     Ok(())
 }
 
-fn run_in_lab(built: &Built, datapaths: &[Datapath]) -> anyhow::Result<Report> {
+/// The relay's binary: the one that [`RELAY_BINARY`] names, as for the tests, else one that is built now.
+fn relay_binary(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    match std::env::var_os(RELAY_BINARY) {
+        Some(built) => Ok(built.into()),
+        None => Ok(build::build(workspace, Purpose::Lab, Consent::Install)?.relay_binary),
+    }
+}
+
+fn run_in_lab(binary: &Path, datapaths: &[Datapath]) -> anyhow::Result<Report> {
     let mut runs = Vec::new();
     let scenes = datapaths.iter().flat_map(|datapath| {
         Addresses::shown_with(*datapath).iter().map(|addresses| (*datapath, *addresses))
@@ -124,7 +133,7 @@ fn run_in_lab(built: &Built, datapaths: &[Datapath]) -> anyhow::Result<Report> {
             served: SocketAddr::from((Ipv4Addr::LOCALHOST, 9000)),
             forwarded: SocketAddr::from((Ipv4Addr::LOCALHOST, 9001)),
             interface: Some(RELAY_INTERFACE),
-            binary: &built.relay_binary,
+            binary,
             directory: lab.directory(),
         };
         let mut run = play(&scene)?;
