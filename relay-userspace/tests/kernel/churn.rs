@@ -159,7 +159,7 @@ fn in_second_bucket(tables: &Tables, flows: &mut FlowTable<NoRoutes>) -> [FlowTu
     let mut pair = || [of_first.next().unwrap(), of_first.next().unwrap()];
     let session = pair();
     let mut fillers: Vec<SlotId> = Vec::new();
-    while tables.bucket(0).unwrap().used() < 12 {
+    while tables.bucket(0).unwrap().used() < 10 {
         fillers.push(flows.install(pair(), Limit::UNLIMITED, LATER, MonoTime(0)).unwrap());
     }
     flows.install(session, Limit::UNLIMITED, LATER, MonoTime(0)).unwrap();
@@ -224,7 +224,7 @@ impl Churn {
             }
             Some((slot, connector)) if moves => {
                 let other = 1 - connector;
-                match self.flows.rebind(slot, Side::Connector, connectors[other]) {
+                match self.flows.rebind(slot, Side::Connector, connectors[other], self.now) {
                     Ok(()) => {
                         self.installed[number] = Some((slot, other));
                         self.moves += 1;
