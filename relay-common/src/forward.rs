@@ -10,6 +10,7 @@ use crate::reason::Reason;
 use crate::rewrite::Rewrite;
 use crate::tables::Tables;
 use crate::tuple::Tuple;
+use crate::vlan::Tag;
 
 /// Where a forwarded frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,21 +51,24 @@ where
 {
     let flow = look_up(tables, &packet.tuple)?;
     packet.suits(&flow.route)?;
-    let hop = egress(tables, flow.route.hop, packet.length_after(&flow.route))?;
+    let hop = egress(tables, flow.route.hop, packet.length_after(&flow.route), packet.tag)?;
     let mark = flow.admit(packet.payload, packet.markable(), now())?;
     flow.count(packet.payload);
     packet.rewrite(frame, &flow.route, &hop, mark)?;
     Ok(Departure { hop: u32::from(flow.route.hop), redirect: matches!(hop.egress, Egress::Redirect) })
 }
 
-/// The next hop, if the program can send an IP packet of `length` bytes to it. A packet too big for the egress is passed
+/// The next hop, if the program can send an IP packet of `length` bytes to it in a frame with `tag`. A packet too big for the egress is passed
 /// up before anything is charged: a redirect would drop it after it was counted as forwarded.
 #[inline(always)]
-fn egress<T: Tables>(tables: &T, hop: u16, length: u32) -> Result<Hop, Reason> {
+fn egress<T: Tables>(tables: &T, hop: u16, length: u32, tag: Tag) -> Result<Hop, Reason> {
     let entry = tables.next_hop(u32::from(hop)).ok_or(Reason::HopUnresolved)?;
     let hop = entry.copy().map_err(|_| Reason::FlowChanged)?;
     if matches!(hop.egress, Egress::Userspace) {
         return Err(Reason::HopUnresolved);
+    }
+    if hop.vlan != tag.vlan() {
+        return Err(if tag == Tag::NONE { Reason::VlanMissing } else { Reason::VlanTagged });
     }
     if length > hop.mtu {
         return Err(Reason::TooBig);

@@ -1,4 +1,5 @@
-//! Where the fields of an Ethernet, IP and UDP header stand in a frame. Offsets come from the `network-types` structs.
+//! Where the fields of an Ethernet, IP and UDP header stand in a frame without VLAN tag; in one with a tag everything
+//! behind the MAC addresses stands four bytes further back. Offsets come from the `network-types` structs.
 
 use core::mem::offset_of;
 
@@ -16,7 +17,13 @@ pub(crate) const ETHER_TYPE_IPV6: u16 = EtherType::Ipv6 as u16;
 pub(crate) const ETHER_TYPE_VLAN: u16 = EtherType::Ieee8021q as u16;
 pub(crate) const ETHER_TYPE_SERVICE_VLAN: u16 = EtherType::Ieee8021ad as u16;
 
+/// An Ethernet header with a VLAN tag, whose control information stands behind the tag's own ether type.
+pub(crate) const TAGGED_ETH_LEN: usize = ETH_LEN + 4;
+pub(crate) const TAG_CONTROL: usize = ETH_TYPE + 2;
+pub(crate) const TAGGED_ETH_TYPE: usize = ETH_TYPE + 4;
+
 /// The shortest frame on Ethernet without its check sequence; shorter packets are padded to it (IEEE 802.3, 3.2.8).
+/// A tag may be put into a frame that was padded before.
 pub(crate) const ETH_MIN_LEN: u32 = 60;
 
 pub(crate) const V4_LEN: usize = Ipv4Hdr::LEN;

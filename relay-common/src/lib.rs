@@ -34,6 +34,7 @@ pub mod siphash;
 pub mod slot;
 pub mod tables;
 pub mod tuple;
+pub mod vlan;
 pub mod word;
 
 pub use forward::{Departure, forward};

@@ -38,14 +38,14 @@ pub struct NextHop {
     pub sequence: Word32,
     /// An [`Egress`].
     pub egress: Word32,
-    /// Index of the interface the packet leaves by.
+    /// Index of the interface the packet leaves by; of a VLAN, the one below it, whose frames carry the tag.
     pub interface: Word32,
-    /// The largest IP packet that interface takes, in bytes.
+    /// The largest IP packet that way takes, in bytes.
     pub mtu: Word32,
     /// Destination and source MAC address, as the first twelve bytes of the frame.
     pub stations: [Word32; 3],
-    /// How often the entry was given to another gateway.
-    pub generation: Word32,
+    /// The VLAN whose tag its frames carry; 0: they carry none.
+    pub vlan: Word32,
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32);
@@ -55,12 +55,14 @@ const _: () = assert!(size_of::<NextHop>() == 32);
 pub struct Hop {
     /// How the packet leaves.
     pub egress: Egress,
-    /// Index of the interface it leaves by.
+    /// Index of the interface it leaves by, without VLAN.
     pub interface: u32,
-    /// The largest IP packet that interface takes, in bytes.
+    /// The largest IP packet that way takes, in bytes.
     pub mtu: u32,
     /// Destination and source MAC address, as native-endian words of the first twelve bytes of the frame.
     pub stations: [u32; 3],
+    /// The VLAN whose tag its frames carry; 0: they carry none.
+    pub vlan: u16,
 }
 
 impl NextHop {
@@ -76,6 +78,7 @@ impl NextHop {
             interface: self.interface.load(),
             mtu: self.mtu.load(),
             stations: [self.stations[0].load(), self.stations[1].load(), self.stations[2].load()],
+            vlan: self.vlan.load() as u16,
         };
         if sequence & 1 == 0 && self.sequence.load() == sequence { Ok(hop) } else { Err(Changed) }
     }
@@ -103,6 +106,7 @@ impl NextHop {
         for (word, value) in self.stations.iter().zip(hop.stations) {
             word.store(value);
         }
+        self.vlan.store(u32::from(hop.vlan));
         self.sequence.store(sequence.wrapping_add(1));
     }
 }

@@ -14,6 +14,7 @@ use crate::header::{
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::tuple::{AddressV6, TupleV4, TupleV6, port_word};
+use crate::vlan::Tag;
 use crate::{BIND_LEN, BIND_MAGIC_LEN};
 
 /// A UDP packet that may be relayed, recognised by a tuple of its family.
@@ -31,6 +32,8 @@ pub struct Packet<K> {
     pub ttl: u8,
     /// The UDP checksum, as it stands in the packet.
     pub udp_check: u16,
+    /// The VLAN tag of its frame.
+    pub tag: Tag,
 }
 
 /// A packet of either family.
@@ -64,7 +67,11 @@ pub const fn markable(tos: u8) -> bool {
 #[inline(always)]
 pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Parsed, Reason> {
     let ethernet = frame.window::<ETH_LEN>(0).ok_or(Reason::Truncated)?;
-    let ether_type = u16::from_ne_bytes(field::<ETH_TYPE, 2, _>(ethernet));
+    let mut ether_type = u16::from_ne_bytes(field::<ETH_TYPE, 2, _>(ethernet));
+    let mut tag = Tag::NONE;
+    if ether_type == ETHER_TYPE_VLAN {
+        (tag, ether_type) = Tag::read(frame)?;
+    }
     match ether_type {
         ETHER_TYPE_IPV4 | ETHER_TYPE_IPV6 => {}
         ETHER_TYPE_VLAN | ETHER_TYPE_SERVICE_VLAN => return Err(Reason::VlanTagged),
@@ -80,19 +87,19 @@ pub fn parse<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Parsed, Reaso
     }
     let mtu = interface.mtu.load();
     if ether_type == ETHER_TYPE_IPV4 {
-        let packet = parse_v4(frame, mtu)?;
-        refuse_bind(frame, tables, V4_HEADERS, packet.payload)?;
+        let packet = parse_v4(frame, tag, mtu)?;
+        refuse_bind(frame, tables, V4_HEADERS + tag.shift(), packet.payload)?;
         Ok(Parsed::V4(packet))
     } else {
-        let packet = parse_v6(frame, mtu)?;
-        refuse_bind(frame, tables, V6_HEADERS, packet.payload)?;
+        let packet = parse_v6(frame, tag, mtu)?;
+        refuse_bind(frame, tables, V6_HEADERS + tag.shift(), packet.payload)?;
         Ok(Parsed::V6(packet))
     }
 }
 
 #[inline(always)]
-fn parse_v4<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV4>, Reason> {
-    let headers = frame.window::<V4_HEADERS>(0).ok_or(Reason::Truncated)?;
+fn parse_v4<F: Frame>(frame: &F, tag: Tag, mtu: u32) -> Result<Packet<TupleV4>, Reason> {
+    let headers = frame.window::<V4_HEADERS>(tag.shift()).ok_or(Reason::Truncated)?;
     let [version] = field::<V4_VERSION, 1, _>(headers);
     if version != V4_VERSION_PLAIN {
         return Err(if version >> 4 == 4 && version & 15 > 5 {
@@ -110,7 +117,7 @@ fn parse_v4<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV4>, Reason> {
     }
     let ip_length = u32::from(u16::from_be_bytes(field::<V4_TOTAL_LEN, 2, _>(headers)));
     let udp_length = u32::from(u16::from_be_bytes(field::<V4_UDP_LENGTH, 2, _>(headers)));
-    check_lengths(frame.length(), ip_length, udp_length, V4_LEN as u32, mtu)?;
+    check_lengths(frame.length() - tag.shift() as u32, ip_length, udp_length, V4_LEN as u32, mtu)?;
     let [ttl] = field::<V4_TTL, 1, _>(headers);
     if ttl <= 1 {
         return Err(Reason::TtlExpiring);
@@ -130,12 +137,13 @@ fn parse_v4<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV4>, Reason> {
         tos,
         ttl,
         udp_check: u16::from_ne_bytes(field::<V4_UDP_CHECK, 2, _>(headers)),
+        tag,
     })
 }
 
 #[inline(always)]
-fn parse_v6<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV6>, Reason> {
-    let headers = frame.window::<V6_HEADERS>(0).ok_or(Reason::Truncated)?;
+fn parse_v6<F: Frame>(frame: &F, tag: Tag, mtu: u32) -> Result<Packet<TupleV6>, Reason> {
+    let headers = frame.window::<V6_HEADERS>(tag.shift()).ok_or(Reason::Truncated)?;
     let [version, class] = field::<V6_VERSION, 2, _>(headers);
     if version >> 4 != 6 {
         return Err(Reason::Malformed);
@@ -146,7 +154,7 @@ fn parse_v6<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV6>, Reason> {
     }
     let ip_length = u32::from(u16::from_be_bytes(field::<V6_PAYLOAD_LEN, 2, _>(headers))) + V6_LEN as u32;
     let udp_length = u32::from(u16::from_be_bytes(field::<V6_UDP_LENGTH, 2, _>(headers)));
-    check_lengths(frame.length(), ip_length, udp_length, V6_LEN as u32, mtu)?;
+    check_lengths(frame.length() - tag.shift() as u32, ip_length, udp_length, V6_LEN as u32, mtu)?;
     let [ttl] = field::<V6_HOP_LIMIT, 1, _>(headers);
     if ttl <= 1 {
         return Err(Reason::TtlExpiring);
@@ -169,6 +177,7 @@ fn parse_v6<F: Frame>(frame: &F, mtu: u32) -> Result<Packet<TupleV6>, Reason> {
         tos: version << 4 | class >> 4,
         ttl,
         udp_check,
+        tag,
     })
 }
 
@@ -190,7 +199,7 @@ fn address<const OFFSET: usize, const W: usize>(headers: &[u8; W]) -> AddressV6 
     ]
 }
 
-/// Frame, IP packet, UDP datagram and the interface's MTU must agree; all in bytes.
+/// Frame (without tag), IP packet, UDP datagram and the interface's MTU must agree; all in bytes.
 #[inline(always)]
 fn check_lengths(frame: u32, ip: u32, udp: u32, ip_header: u32, mtu: u32) -> Result<(), Reason> {
     // A frame may be longer than its packet only by the padding of the shortest frame: bytes behind the packet would be

@@ -74,7 +74,7 @@ reasons! {
     SuperFrame = "super_frame", Pass;
     /// Its TTL or hop limit would reach zero.
     TtlExpiring = "ttl_expiring", Pass;
-    /// Carries a VLAN tag.
+    /// Carries more than one VLAN tag, one that names no VLAN, or the tag of another VLAN than it would leave by.
     VlanTagged = "vlan_tagged", Pass;
     /// IPv6 with headers between the IPv6 and the UDP header: the userspace forwarder handles these.
     ExtensionHeader = "extension_header", Pass;
@@ -114,6 +114,8 @@ reasons! {
     SendUnreachable = "send_unreachable", Drop;
     /// Its TTL or hop limit reached zero at the forwarder.
     TtlExpired = "ttl_expired", Drop;
+    /// Carries no VLAN tag, and would leave by a VLAN.
+    VlanMissing = "vlan_missing", Pass;
 }
 
 impl Reason {

@@ -8,7 +8,7 @@ use network_types::ip::IpProto;
 use crate::checksum::{ChecksumDelta, fold};
 use crate::frame::{Frame, field, set_field};
 use crate::header::{
-    ECN_MASK, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, UDP_LEN, V4_CHECK, V4_DESTINATION,
+    ECN_MASK, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TAGGED_ETH_LEN, UDP_LEN, V4_CHECK, V4_DESTINATION,
     V4_DONT_FRAGMENT, V4_FRAGMENT, V4_HEADERS, V4_ID, V4_LEN, V4_PROTOCOL, V4_SOURCE, V4_TOS, V4_TOTAL_LEN,
     V4_TTL, V4_UDP_CHECK, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN, V6_DESTINATION, V6_EXTRA, V6_HEADERS,
     V6_HOP_LIMIT, V6_NEXT_HEADER, V6_PAYLOAD_LEN, V6_SOURCE, V6_UDP_CHECK, V6_UDP_SOURCE, V6_VERSION,
@@ -18,6 +18,7 @@ use crate::parse::Packet;
 use crate::reason::Reason;
 use crate::route::{Onward, Route};
 use crate::tuple::{AddressV4, AddressV6, TupleV4, TupleV6};
+use crate::vlan::Tag;
 
 /// A packet that can be given new headers.
 pub trait Rewrite {
@@ -59,7 +60,7 @@ impl Rewrite for Packet<TupleV4> {
     fn rewrite<F: Frame>(&self, frame: &mut F, route: &Route, hop: &Hop, mark: bool) -> Result<(), Reason> {
         match route.onward {
             Onward::V4 { source, destination, ip_delta } => {
-                let headers = frame.window_mut::<V4_HEADERS>(0).ok_or(Reason::CommitFailed)?;
+                let headers = frame.window_mut::<V4_HEADERS>(self.tag.shift()).ok_or(Reason::CommitFailed)?;
                 let check = u16::from_ne_bytes(field::<V4_CHECK, 2, _>(headers));
                 let mut delta = ip_delta;
                 if mark {
@@ -73,18 +74,16 @@ impl Rewrite for Packet<TupleV4> {
                 set_field::<V4_SOURCE, 4, _>(headers, source.to_ne_bytes());
                 set_field::<V4_DESTINATION, 4, _>(headers, destination.to_ne_bytes());
                 set_udp::<V4_UDP_SOURCE, V4_UDP_CHECK, _>(headers, route, self.udp_check);
-                set_stations(headers, hop);
-                Ok(())
+                set_link_layer(frame, hop, self.tag)
             }
             Onward::V6 { source, destination } => {
                 if !frame.move_start(-(V6_EXTRA as i32)) {
                     return Err(Reason::CommitFailed);
                 }
-                let headers = frame.window_mut::<V6_HEADERS>(0).ok_or(Reason::CommitFailed)?;
+                let headers = frame.window_mut::<V6_HEADERS>(self.tag.shift()).ok_or(Reason::CommitFailed)?;
                 make_v6(headers, self, source, destination, marked(self.tos, mark));
                 set_udp::<V6_UDP_SOURCE, V6_UDP_CHECK, _>(headers, route, self.udp_check);
-                set_stations(headers, hop);
-                Ok(())
+                set_link_layer(frame, hop, self.tag)
             }
         }
     }
@@ -108,7 +107,7 @@ impl Rewrite for Packet<TupleV6> {
     fn rewrite<F: Frame>(&self, frame: &mut F, route: &Route, hop: &Hop, mark: bool) -> Result<(), Reason> {
         match route.onward {
             Onward::V6 { source, destination } => {
-                let headers = frame.window_mut::<V6_HEADERS>(0).ok_or(Reason::CommitFailed)?;
+                let headers = frame.window_mut::<V6_HEADERS>(self.tag.shift()).ok_or(Reason::CommitFailed)?;
                 if mark {
                     let [version, class] = field::<V6_VERSION, 2, _>(headers);
                     set_field::<V6_VERSION, 2, _>(headers, [version, class | ECN_MASK << 4]);
@@ -117,18 +116,16 @@ impl Rewrite for Packet<TupleV6> {
                 set_address::<V6_SOURCE, _>(headers, source);
                 set_address::<V6_DESTINATION, _>(headers, destination);
                 set_udp::<V6_UDP_SOURCE, V6_UDP_CHECK, _>(headers, route, self.udp_check);
-                set_stations(headers, hop);
-                Ok(())
+                set_link_layer(frame, hop, self.tag)
             }
             Onward::V4 { source, destination, .. } => {
                 if !frame.move_start(V6_EXTRA as i32) {
                     return Err(Reason::CommitFailed);
                 }
-                let headers = frame.window_mut::<V4_HEADERS>(0).ok_or(Reason::CommitFailed)?;
+                let headers = frame.window_mut::<V4_HEADERS>(self.tag.shift()).ok_or(Reason::CommitFailed)?;
                 make_v4(headers, self, source, destination, marked(self.tos, mark));
                 set_udp::<V4_UDP_SOURCE, V4_UDP_CHECK, _>(headers, route, self.udp_check);
-                set_stations(headers, hop);
-                Ok(())
+                set_link_layer(frame, hop, self.tag)
             }
         }
     }
@@ -214,10 +211,16 @@ fn set_udp<const PORTS: usize, const CHECK: usize, const W: usize>(
     }
 }
 
+/// MAC addresses and tag. The tag is the one that was there, but a header of another family has moved the frame's start.
 #[inline(always)]
-fn set_stations<const W: usize>(headers: &mut [u8; W], hop: &Hop) {
+fn set_link_layer<F: Frame>(frame: &mut F, hop: &Hop, tag: Tag) -> Result<(), Reason> {
+    let start = frame.window_mut::<TAGGED_ETH_LEN>(0).ok_or(Reason::CommitFailed)?;
     let [to, middle, from] = hop.stations;
-    set_field::<0, 4, W>(headers, to.to_ne_bytes());
-    set_field::<4, 4, W>(headers, middle.to_ne_bytes());
-    set_field::<8, 4, W>(headers, from.to_ne_bytes());
+    set_field::<0, 4, _>(start, to.to_ne_bytes());
+    set_field::<4, 4, _>(start, middle.to_ne_bytes());
+    set_field::<8, 4, _>(start, from.to_ne_bytes());
+    if let Some(bytes) = tag.bytes() {
+        set_field::<ETH_TYPE, 4, _>(start, bytes);
+    }
+    Ok(())
 }

@@ -64,6 +64,7 @@ fn next_hops_follow_the_kernels_tables() {
                 interface: up0,
                 mtu: 1500,
                 stations: station_words([2, 0, 0, 0, 0, 0xfe], own),
+                vlan: 0,
             };
             assert_eq!(network.written(hop), Some(expected));
             assert_eq!(network.hops.hop_for(addr("203.0.113.9"), relay), hop, "the same gateway");

@@ -24,7 +24,7 @@ pub use flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traf
 pub use hop_writer::HopWriter;
 pub use netlink::{KnownNeighbour, Netlink};
 pub use network_events::{NetworkChange, NetworkEvents};
-pub use next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link, Neighbour, XdpProgram};
+pub use next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link, Neighbour, Vlan, XdpProgram};
 pub use ports::PortError;
 pub use previous_tuples::PREVIOUS_TUPLE_KEPT;
 pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};

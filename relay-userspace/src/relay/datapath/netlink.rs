@@ -11,7 +11,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    VlanProtocol, XdpAttached,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -20,7 +21,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::next_hops::{HopKey, Link, Neighbour, XdpProgram};
+use super::next_hops::{HopKey, Link, Neighbour, Vlan, XdpProgram};
 use super::program::Hook;
 
 /// The largest datagram the kernel answers with (a part of a dump), in bytes.
@@ -208,6 +209,7 @@ fn link(answer: &Message) -> Option<Link> {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         veth: false,
+        vlan: vlan(&message.attributes),
         xdp: None,
         takes_redirects: None,
     };
@@ -222,6 +224,32 @@ fn link(answer: &Message) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// The VLAN that the interface is. One with service tags (802.1ad), or on top of an interface that is elsewhere, is
+/// taken for an interface like any other: the program makes no frames of it.
+fn vlan(attributes: &[LinkAttribute]) -> Option<Vlan> {
+    let (mut below, mut number, mut protocol) = (None, None, None);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => return None,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    let LinkInfo::Data(InfoData::Vlan(facts)) = info else { continue };
+                    for fact in facts {
+                        match fact {
+                            InfoVlan::Id(id) => number = Some(*id),
+                            InfoVlan::Protocol(is) => protocol = Some(*is),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    (protocol == Some(VlanProtocol::Ieee8021Q)).then_some(Vlan { below: below?, number: number? })
 }
 
 /// The program that sees the interface's packets. If there is one in the driver and one in the stack, it is the driver's.

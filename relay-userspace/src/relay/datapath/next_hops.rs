@@ -46,11 +46,22 @@ pub struct Link {
     pub up: bool,
     /// It is one end of a veth pair.
     pub veth: bool,
+    /// What it is on top of, if it is a VLAN.
+    pub vlan: Option<Vlan>,
     /// The XDP program attached to it, ours or another.
     pub xdp: Option<XdpProgram>,
     /// Whether its driver takes frames that a native XDP program redirects to it; `None` if the kernel (before 6.3)
     /// cannot say.
     pub takes_redirects: Option<bool>,
+}
+
+/// A VLAN (802.1Q) on top of another interface, by which its frames come and go with their tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the interface below.
+    pub below: u32,
+    /// The VLAN's number.
+    pub number: u16,
 }
 
 /// An XDP program on an interface.
@@ -209,6 +220,11 @@ impl<A: HopArray> HopTable<A> {
         self.links.contains_key(&index)
     }
 
+    /// The interface below, if the interface is known and a VLAN.
+    pub fn below(&self, index: u32) -> Option<u32> {
+        self.links.get(&index)?.vlan.map(|vlan| vlan.below)
+    }
+
     /// The entry as it was written last.
     pub fn hop(&self, id: HopId) -> Hop {
         self.entries.get(usize::from(id.0)).and_then(Option::as_ref).map_or(USERSPACE, |entry| entry.written)
@@ -237,7 +253,7 @@ impl<A: HopArray> HopTable<A> {
     /// Writes the entry if what is known of it makes another one.
     fn update(&mut self, id: HopId) {
         let Some(Some(entry)) = self.entries.get_mut(usize::from(id.0)) else { return };
-        let hop = hop(entry, self.links.get(&entry.key.interface), &self.ingress);
+        let hop = hop(entry, &self.links, &self.ingress);
         if hop != entry.written {
             entry.written = hop;
             self.array.write(id, &hop);
@@ -246,15 +262,26 @@ impl<A: HopArray> HopTable<A> {
 }
 
 /// The entry of a hop that is left to userspace.
-const USERSPACE: Hop = Hop { egress: Egress::Userspace, interface: 0, mtu: 0, stations: [0; 3] };
+const USERSPACE: Hop = Hop { egress: Egress::Userspace, interface: 0, mtu: 0, stations: [0; 3], vlan: 0 };
 
-fn hop(entry: &Entry, link: Option<&Link>, ingress: &BTreeMap<u32, Hook>) -> Hop {
-    let (Some(neighbour), Some(link)) = (entry.neighbour, link) else { return USERSPACE };
+fn hop(entry: &Entry, links: &HashMap<u32, Link>, ingress: &BTreeMap<u32, Hook>) -> Hop {
+    let (Some(neighbour), Some(link)) = (entry.neighbour, links.get(&entry.key.interface)) else {
+        return USERSPACE;
+    };
     let Some(mac) = link.mac.filter(|_| link.up) else { return USERSPACE };
-    match egress(link, ingress) {
+    // The frames of a VLAN leave by the interface below it. One tag is what the program keeps.
+    let (below, vlan) = match link.vlan {
+        None => (link, 0),
+        Some(Vlan { below, number }) => match links.get(&below) {
+            Some(below) if below.up && below.vlan.is_none() => (below, number),
+            _ => return USERSPACE,
+        },
+    };
+    match egress(below, ingress) {
         Egress::Userspace => USERSPACE,
         egress => {
-            Hop { egress, interface: link.index, mtu: link.mtu, stations: station_words(neighbour.mac, mac) }
+            let stations = station_words(neighbour.mac, mac);
+            Hop { egress, interface: below.index, mtu: link.mtu, stations, vlan }
         }
     }
 }
@@ -311,6 +338,7 @@ mod tests {
             mtu: 1500,
             up: true,
             veth: false,
+            vlan: None,
             xdp: None,
             takes_redirects: Some(true),
         }
@@ -350,6 +378,7 @@ mod tests {
             interface: ETH,
             mtu: 1500,
             stations: station_words(GATEWAY_MAC, OWN_MAC),
+            vlan: 0,
         };
         assert_eq!(*written.0.borrow(), [(HopId(1), hop)]);
     }
@@ -443,6 +472,46 @@ mod tests {
         assert_eq!(verdict(with_program.clone(), &[(OTHER, Hook::Native)]), Egress::Redirect);
         let veth = Link { veth: true, ..with_program };
         assert_eq!(verdict(veth, &[(OTHER, Hook::Native)]), Egress::Userspace);
+    }
+
+    #[test]
+    fn a_hop_in_a_vlan_leaves_by_the_interface_below_with_the_tag() {
+        let vlan = Link { vlan: Some(Vlan { below: OTHER, number: 5 }), mtu: 1400, ..link(ETH) };
+        let (mut table, id, _) = table(vlan.clone(), &[(OTHER, Hook::Native)]);
+        assert_eq!(table.hop(id), USERSPACE, "the interface below is not known");
+        table.set_link(OTHER, Some(Link { mac: Some([2, 0, 0, 0, 0, 7]), ..link(OTHER) }));
+        let expected = Hop {
+            egress: Egress::Transmit,
+            interface: OTHER,
+            mtu: 1400,
+            stations: station_words(GATEWAY_MAC, OWN_MAC),
+            vlan: 5,
+        };
+        assert_eq!(table.hop(id), expected);
+        table.set_link(OTHER, Some(Link { up: false, ..link(OTHER) }));
+        assert_eq!(table.hop(id), USERSPACE, "the interface below is down");
+        table.set_link(OTHER, Some(link(OTHER)));
+        table.set_link(ETH, Some(Link { up: false, ..vlan }));
+        assert_eq!(table.hop(id), USERSPACE, "the VLAN is down");
+    }
+
+    #[test]
+    fn a_vlan_leaves_by_another_interface_only_if_the_one_below_takes_redirects() {
+        let vlan = Link { vlan: Some(Vlan { below: OTHER, number: 5 }), takes_redirects: Some(false), ..link(ETH) };
+        let (mut table, id, _) = table(vlan, &[(7, Hook::Native)]);
+        table.set_link(OTHER, Some(link(OTHER)));
+        assert_eq!((table.hop(id).egress, table.hop(id).interface), (Egress::Redirect, OTHER));
+        table.set_link(OTHER, Some(Link { takes_redirects: Some(false), ..link(OTHER) }));
+        assert_eq!(table.hop(id), USERSPACE);
+    }
+
+    #[test]
+    fn a_vlan_within_a_vlan_is_left_to_userspace() {
+        let on = |below, index| Link { vlan: Some(Vlan { below, number: 5 }), ..link(index) };
+        let (mut table, id, _) = table(on(OTHER, ETH), &[(7, Hook::Native)]);
+        table.set_link(7, Some(link(7)));
+        table.set_link(OTHER, Some(on(7, OTHER)));
+        assert_eq!(table.hop(id), USERSPACE);
     }
 
     #[test]
