@@ -1,0 +1,413 @@
+//! Packets of a session that the native program passes up are relayed by the userspace forwarder: once, under the same
+//! bucket, and counted apart.
+//!
+//! Needs root, `ip` and `ethtool`, and a binary built with the BPF program.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "in a test a panic is a failure, and a test that cannot run says why"
+)]
+
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
+#[path = "../skipping/mod.rs"]
+mod skipping;
+mod wire;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
+use relay_common::Reason;
+use relay_common::bucket::Allowance;
+use relay_common::next_hop::{Egress, Hop, station_words};
+use relay_common::tables::Tables as _;
+use relay_userspace::clock::MonoTime;
+use relay_userspace::relay::datapath::{
+    FlowTable, FlowTuple, Flows, Hook, Limit, Netlink, OBJECT, Port, Program, Routes, SlotId, TableSizes,
+    Tables,
+};
+use relay_userspace::relay::forwarder::{Forwarder, RelayPort};
+
+use namespaces::{Inside, addr, in_namespace, ip, run, until_counted};
+use wire::{Heard, Wire};
+
+const MAGIC: [u8; 8] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
+const NEAR: [u8; 6] = [2, 0, 0, 0, 1, 1];
+const NEAR_AGENT: [u8; 6] = [2, 0, 0, 0, 1, 2];
+const FAR: [u8; 6] = [2, 0, 0, 0, 2, 1];
+const FAR_AGENT: [u8; 6] = [2, 0, 0, 0, 2, 2];
+
+/// Next hops by number: to the agent behind `far`, and to it by a VLAN.
+const PLAIN: u16 = 1;
+const BY_VLAN: u16 = 2;
+const VLAN: u16 = 5;
+
+const LIMIT: Limit = Limit { bytes_per_s: 1000, burst_bytes: 1 << 20 };
+
+const TTL: u8 = 60;
+const TOS: u8 = 0xb8;
+
+#[test]
+fn what_the_program_passes_up_is_relayed_once_and_charged_once() {
+    in_lab("what_the_program_passes_up_is_relayed_once_and_charged_once", |lab| {
+        let session = lab.session("10.9.1", "10.9.2", PLAIN);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
+
+        let [first, second] = in_fragments(&session.packet(&[7; 2000]));
+        lab.expect_from_userspace(&session, Reason::Fragment, &[second, first], &[7; 2000]);
+        let optioned = with_options(&session.packet(b"options"));
+        lab.expect_from_userspace(&session, Reason::IpOptions, &[optioned], b"options");
+        let heard = lab.far.hear(session.target.port(), b"options");
+        assert_eq!((heard.ttl, heard.tos, heard.dont_fragment), (TTL - 1, TOS, true));
+        let mut trailed = session.packet(&[8; 100]);
+        trailed.extend([0; 9]);
+        lab.expect_from_userspace(&session, Reason::LengthMismatch, &[trailed], &[8; 100]);
+
+        // Every packet is one of its session to the program, with or without UDP checksum.
+        let unsummed = without_checksum(&session.packet(b"no checksum"));
+        lab.expect_from_the_kernel(&session, &[unsummed], b"no checksum");
+        let heard = lab.far.hear(session.target.port(), b"no checksum");
+        assert!(!heard.checksum);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"the end")], b"the end");
+    });
+}
+
+#[test]
+fn what_the_program_passes_up_is_relayed_in_ipv6_too() {
+    in_lab("what_the_program_passes_up_is_relayed_in_ipv6_too", |lab| {
+        let session = lab.session("fd00:1:", "fd00:2:", PLAIN);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
+        for (kind, name) in [(0, &b"hop-by-hop"[..]), (60, b"destination options")] {
+            let extended = with_extension(&session.packet(name), [kind, 17, 0, 1, 4, 0, 0, 0, 0]);
+            lab.expect_from_userspace(&session, Reason::ExtensionHeader, &[extended], name);
+            let heard = lab.far.hear(session.target.port(), name);
+            assert_eq!((heard.ttl, heard.tos), (TTL - 1, TOS));
+        }
+        // One fragment that is the whole: an "atomic" one.
+        let atomic = with_extension(&session.packet(b"atomic"), [44, 17, 0, 0, 0, 0, 0, 0, 9]);
+        lab.expect_from_userspace(&session, Reason::ExtensionHeader, &[atomic], b"atomic");
+        lab.expect_from_the_kernel(&session, &[session.packet(b"the end")], b"the end");
+    });
+}
+
+#[test]
+fn what_cannot_become_ipv6_in_the_kernel_does_in_userspace() {
+    in_lab("what_cannot_become_ipv6_in_the_kernel_does_in_userspace", |lab| {
+        let session = lab.session("10.9.1", "fd00:2:", PLAIN);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
+        let unsummed = without_checksum(&session.packet(b"no checksum"));
+        lab.expect_from_userspace(&session, Reason::ZeroChecksum, &[unsummed], b"no checksum");
+        let heard = lab.far.hear(session.target.port(), b"no checksum");
+        assert_eq!((heard.ttl, heard.tos, heard.checksum), (TTL - 1, TOS, true));
+        let [first, second] = in_fragments(&session.packet(&[7; 2000]));
+        lab.expect_from_userspace(&session, Reason::Fragment, &[first, second], &[7; 2000]);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"the end")], b"the end");
+    });
+}
+
+#[test]
+fn what_may_not_go_on_is_not_relayed_by_userspace_either() {
+    in_lab("what_may_not_go_on_is_not_relayed_by_userspace_either", |lab| {
+        let session = lab.session("10.9.1", "10.9.2", PLAIN);
+        let before = lab.state(&session);
+        let mut expiring = session.packet(b"last hop");
+        expiring[22] = 1;
+        set_ip_checksum(&mut expiring);
+        lab.near.send(&expiring);
+        until_counted(&lab.forwarder, Reason::TtlExpired, 1);
+        let mut elsewhere = session.packet(b"not to this station");
+        elsewhere[5] ^= 1;
+        lab.near.send(&elsewhere);
+        let mut untold = session.packet(b"a VLAN that is not there");
+        untold.splice(12..12, [0x81, 0, 0, 9]);
+        lab.near.send(&untold);
+        let after = lab.state(&session);
+        assert_eq!((after.arrival, after.userspace), (before.arrival, before.userspace));
+        // It is the next that arrives.
+        lab.expect_from_the_kernel(&session, &[session.packet(b"the end")], b"the end");
+        for reason in [Reason::TtlExpiring, Reason::OtherStation, Reason::VlanTagged] {
+            assert_eq!(lab.program.tally(reason).unwrap().packets, 1, "{reason:?}");
+        }
+    });
+}
+
+#[test]
+fn a_tagged_packet_leaves_by_its_vlan_in_the_kernel() {
+    for (near, far) in [("10.9.1", "10.9.2"), ("fd00:1:", "10.9.2"), ("10.9.1", "fd00:2:")] {
+        in_lab("a_tagged_packet_leaves_by_its_vlan_in_the_kernel", |lab| {
+            let session = lab.session(near, far, BY_VLAN);
+            let before = lab.state(&session);
+            let mut tagged = session.packet(b"tagged");
+            tagged.splice(12..12, [0x81, 0, 0xa0, VLAN as u8]);
+            lab.near.send(&tagged);
+            let heard = lab.far.hear(session.target.port(), b"tagged");
+            let expected = Heard {
+                vlan: Some(VLAN),
+                tos: TOS,
+                ttl: TTL - 1,
+                dont_fragment: true,
+                checksum: true,
+                payload: b"tagged".to_vec(),
+            };
+            assert_eq!(heard, expected);
+            assert_eq!(lab.state(&session).kernel, before.kernel + 1);
+        });
+    }
+}
+
+/// A relay between two veth pairs, each with the native program, and the agents in a namespace of their own.
+struct Lab {
+    agents: Inside,
+    /// Where the near agent's frames are sent, and where the far one's are heard.
+    near: Wire,
+    far: Wire,
+    program: Program,
+    tables: Arc<Tables>,
+    flows: FlowTable<OneHop>,
+    forwarder: Forwarder,
+}
+
+/// A session from the agent behind `near` to the one behind `far`.
+struct Session {
+    connector: SocketAddr,
+    relay: SocketAddr,
+    target: SocketAddr,
+    /// Where the target's datagrams come from.
+    from: SocketAddr,
+    at_target: UdpSocket,
+    slot: SlotId,
+}
+
+/// What packets of a session change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    arrival: u64,
+    kernel: u64,
+    userspace: u64,
+}
+
+/// The next hop of every session installed from now on.
+struct OneHop(u16);
+
+impl Routes for OneHop {
+    fn hop_for(&mut self, _agent: IpAddr, _relay: IpAddr) -> u16 {
+        self.0
+    }
+
+    fn release(&mut self, _hop: u16) {}
+}
+
+fn in_lab(name: &str, test: impl FnOnce(&mut Lab) + Send) {
+    if OBJECT.is_none() {
+        return skipping::skip(name, "built without the BPF program: run `cargo xtask test`");
+    }
+    in_namespace(name, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _within = runtime.enter();
+        test(&mut Lab::new());
+    });
+}
+
+impl Lab {
+    fn new() -> Lab {
+        ip("link set lo up");
+        let agents = Inside::new();
+        for (relay, station, agent, agent_station, net) in
+            [("near", NEAR, "near0", NEAR_AGENT, 1), ("far", FAR, "far0", FAR_AGENT, 2)]
+        {
+            ip(&format!("link add {relay} address {} type veth peer name {agent}", mac(station)));
+            ip(&format!("link set {agent} netns {}", agents.thread));
+            ip(&format!("address add 10.9.{net}.1/24 dev {relay}"));
+            ip(&format!("address add fd00:{net}::1/64 dev {relay} nodad"));
+            run("ethtool", &format!("-K {relay} tx off"));
+            ip(&format!("link set {relay} up"));
+            agents.run(move || {
+                ip(&format!("link set {agent} address {} up", mac(agent_station)));
+                ip(&format!("address add 10.9.{net}.2/24 dev {agent}"));
+                ip(&format!("address add fd00:{net}::2/64 dev {agent} nodad"));
+                // Else a native program's frames do not reach it.
+                run("ethtool", &format!("-K {agent} gro on tx off"));
+            });
+        }
+        let (near, far) = agents.run(|| (Wire::open("near0"), Wire::open("far0")));
+
+        let sizes = TableSizes::for_sessions(4);
+        let (mut program, tables, mut egress) = Program::load(sizes, [1, 2], MAGIC).unwrap();
+        let links = Netlink::open().unwrap().links().unwrap();
+        let index = |name: &str| links.iter().find(|link| link.name == name).unwrap().index;
+        for (name, station) in [("near", NEAR), ("far", FAR)] {
+            let port = Port { name: name.into(), index: index(name), station, mtu: 1500 };
+            program.attach(&tables, port, Hook::Native).unwrap();
+        }
+        for (number, vlan) in [(PLAIN, 0), (BY_VLAN, VLAN)] {
+            egress.set(number.into(), index("far")).unwrap();
+            tables.next_hops()[usize::from(number)].write(&Hop {
+                egress: Egress::Redirect,
+                interface: index("far"),
+                mtu: 1500,
+                stations: station_words(FAR_AGENT, FAR),
+                vlan,
+            });
+        }
+        let tables = Arc::new(tables);
+        let flows = FlowTable::new(Arc::clone(&tables), OneHop(PLAIN));
+        let port = RelayPort::open(4433, MAGIC).unwrap();
+        let forwarder = Forwarder::start(port, Arc::clone(&tables)).unwrap().forwarder;
+        Lab { agents, near, far, program, tables, flows, forwarder }
+    }
+
+    /// A session between agents in these networks, the second one's packets sent by `hop`. Its bucket is half full and
+    /// drains for half a minute, so that every charge shows in full.
+    fn session(&mut self, near: &str, far: &str, hop: u16) -> Session {
+        let at = |net: &str, host: u8, port: u16| {
+            let separator = if net.ends_with(':') { ":" } else { "." };
+            SocketAddr::new(addr(&format!("{net}{separator}{host}")), port)
+        };
+        let (relay, from) = (at(near, 1, 4433), at(far, 1, 4433));
+        let bound = at(far, 2, 0);
+        let at_target = self.agents.run(move || UdpSocket::bind(bound).unwrap());
+        at_target.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let (connector, target) = (at(near, 2, 40_001), at_target.local_addr().unwrap());
+        let now = MonoTime::now();
+        *self.flows.routes() = OneHop(hop);
+        let sides = [FlowTuple { agent: connector, relay }, FlowTuple { agent: target, relay: from }];
+        let slot = self.flows.install(sides, LIMIT, [now + Duration::from_secs(300); 2], now).unwrap();
+        let ahead = now + Duration::from_secs(30);
+        self.tables.slot(slot.0).unwrap().arrival.store(ahead.0 * 64);
+        Session { connector, relay, target, from, at_target, slot }
+    }
+
+    fn state(&self, session: &Session) -> State {
+        let traffic = self.flows.traffic(session.slot).sides[0];
+        let arrival = self.tables.slot(session.slot.0).unwrap().arrival.load();
+        State { arrival, kernel: traffic.packets_kernel, userspace: traffic.packets_userspace }
+    }
+
+    /// The frames, which the program passes up for `reason`, arrive as one datagram by way of userspace.
+    fn expect_from_userspace(&self, session: &Session, reason: Reason, frames: &[Vec<u8>], payload: &[u8]) {
+        let (before, passed) = (self.state(session), self.program.tally(reason).unwrap().packets);
+        let forwarded = self.forwarder.count(Reason::Forwarded);
+        self.send(session, frames, payload);
+        until_counted(&self.forwarder, Reason::Forwarded, forwarded + 1);
+        let passed = self.program.tally(reason).unwrap().packets - passed;
+        assert_eq!(passed, frames.len() as u64, "{reason:?}");
+        let after = State {
+            arrival: before.arrival + charge(payload),
+            userspace: before.userspace + 1,
+            kernel: before.kernel,
+        };
+        assert_eq!(self.state(session), after, "{reason:?}");
+    }
+
+    /// The frames arrive as one datagram by way of the program alone.
+    fn expect_from_the_kernel(&self, session: &Session, frames: &[Vec<u8>], payload: &[u8]) {
+        let before = self.state(session);
+        self.send(session, frames, payload);
+        let after = State { arrival: before.arrival + charge(payload), kernel: before.kernel + 1, ..before };
+        assert_eq!(self.state(session), after);
+    }
+
+    /// Sends frames and takes the datagram that comes of them: what comes twice is taken for the next one's, and noticed.
+    fn send(&self, session: &Session, frames: &[Vec<u8>], payload: &[u8]) {
+        for frame in frames {
+            self.near.send(frame);
+        }
+        let mut buffer = [0; 8192];
+        let (len, from) = session.at_target.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (payload, session.from));
+    }
+}
+
+fn charge(payload: &[u8]) -> u64 {
+    Allowance::new(LIMIT.bytes_per_s, LIMIT.burst_bytes).cost(payload.len() as u32)
+}
+
+fn mac(station: [u8; 6]) -> String {
+    station.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+impl Session {
+    /// A frame of the connector's.
+    fn packet(&self, payload: &[u8]) -> Vec<u8> {
+        let udp_length = (8 + payload.len()) as u16;
+        let ip = match (self.connector.ip(), self.relay.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let mut ip =
+                    Ipv4Header::new(udp_length, TTL, IpNumber::UDP, from.octets(), to.octets()).unwrap();
+                ip.dscp = (TOS >> 2).try_into().unwrap();
+                ip.dont_fragment = true;
+                IpHeaders::Ipv4(ip, Default::default())
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => IpHeaders::Ipv6(
+                Ipv6Header {
+                    traffic_class: TOS,
+                    flow_label: Default::default(),
+                    payload_length: udp_length,
+                    next_header: IpNumber::UDP,
+                    hop_limit: TTL,
+                    source: from.octets(),
+                    destination: to.octets(),
+                },
+                Default::default(),
+            ),
+            _ => panic!("a tuple has one family"),
+        };
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(NEAR_AGENT, NEAR)
+            .ip(ip)
+            .udp(self.connector.port(), self.relay.port())
+            .write(&mut frame, payload)
+            .unwrap();
+        frame
+    }
+}
+
+/// An IPv4 packet as two, the first with 1024 bytes behind its header.
+fn in_fragments(frame: &[u8]) -> [Vec<u8>; 2] {
+    let (headers, data) = frame.split_at(34);
+    let part = |data: &[u8], flags_and_offset: u16| {
+        let mut part = [headers, data].concat();
+        part[16..18].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
+        part[20..22].copy_from_slice(&flags_and_offset.to_be_bytes());
+        set_ip_checksum(&mut part);
+        part
+    };
+    [part(&data[..1024], 0x2000), part(&data[1024..], 1024 / 8)]
+}
+
+/// An IPv4 packet with a word of options that do nothing.
+fn with_options(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[14] = 0x46;
+    frame.splice(34..34, [1; 4]);
+    let length = u16::from_be_bytes([frame[16], frame[17]]) + 4;
+    frame[16..18].copy_from_slice(&length.to_be_bytes());
+    set_ip_checksum(&mut frame);
+    frame
+}
+
+/// An IPv6 packet with an extension header of this kind, whose eight bytes follow the kind.
+fn with_extension(frame: &[u8], [kind, header @ ..]: [u8; 9]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[20] = kind;
+    frame.splice(54..54, header);
+    let length = u16::from_be_bytes([frame[18], frame[19]]) + 8;
+    frame[18..20].copy_from_slice(&length.to_be_bytes());
+    frame
+}
+
+fn without_checksum(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[40..42].fill(0);
+    frame
+}
+
+fn set_ip_checksum(frame: &mut [u8]) {
+    let (header, _) = Ipv4Header::from_slice(&frame[14..]).unwrap();
+    frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+}
