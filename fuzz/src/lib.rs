@@ -28,7 +28,13 @@ static TABLES: LazyLock<Arc<Tables>> = LazyLock::new(|| {
     let tables = Arc::new(Tables::private(TableSizes::for_sessions(8), [1, 2], MAGIC));
     tables.interfaces()[INTERFACE as usize].write(INTERFACE, STATION, 1500);
     let stations = station_words([2, 0, 0, 0, 0, 2], STATION);
-    tables.next_hops()[0].write(&Hop { egress: Egress::Transmit, interface: INTERFACE, mtu: 1500, stations, vlan: 0 });
+    tables.next_hops()[0].write(&Hop {
+        egress: Egress::Transmit,
+        interface: INTERFACE,
+        mtu: 1500,
+        stations,
+        vlan: 0,
+    });
     let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
     let far = MonoTime(u64::MAX);
     for combination in 0..4u16 {

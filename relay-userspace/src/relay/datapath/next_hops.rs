@@ -497,7 +497,8 @@ mod tests {
 
     #[test]
     fn a_vlan_leaves_by_another_interface_only_if_the_one_below_takes_redirects() {
-        let vlan = Link { vlan: Some(Vlan { below: OTHER, number: 5 }), takes_redirects: Some(false), ..link(ETH) };
+        let vlan =
+            Link { vlan: Some(Vlan { below: OTHER, number: 5 }), takes_redirects: Some(false), ..link(ETH) };
         let (mut table, id, _) = table(vlan, &[(7, Hook::Native)]);
         table.set_link(OTHER, Some(link(OTHER)));
         assert_eq!((table.hop(id).egress, table.hop(id).interface), (Egress::Redirect, OTHER));

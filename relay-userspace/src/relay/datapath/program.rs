@@ -225,19 +225,20 @@ impl Program {
     /// # Errors
     /// The map could not be read.
     pub fn tallies(&self) -> Result<Vec<(Reason, Tally)>, XdpError> {
-        let read = |reason: &Reason| {
-            let per_cpu = self.tallies.get(&reason.index(), 0)?;
-            let sum = per_cpu.iter().fold(Tally::default(), |sum, [packets, bytes]| Tally {
-                packets: sum.packets + packets,
-                bytes: sum.bytes + bytes,
-            });
-            Ok((*reason, sum))
-        };
-        Reason::ALL
-            .iter()
-            .map(read)
-            .collect::<Result<_, MapError>>()
-            .map_err(|error| XdpError::Map { map: maps::TALLIES, fault: error.to_string() })
+        Reason::ALL.iter().map(|reason| Ok((*reason, self.tally(*reason)?))).collect()
+    }
+
+    /// What the program has counted for one reason.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn tally(&self, reason: Reason) -> Result<Tally, XdpError> {
+        let fail = |error: MapError| XdpError::Map { map: maps::TALLIES, fault: error.to_string() };
+        let per_cpu = self.tallies.get(&reason.index(), 0).map_err(fail)?;
+        Ok(per_cpu.iter().fold(Tally::default(), |sum, [packets, bytes]| Tally {
+            packets: sum.packets + packets,
+            bytes: sum.bytes + bytes,
+        }))
     }
 
     /// Puts what the program logs into our log, if it was built to log (see CONTRIBUTING.md). Must be called within a
@@ -265,13 +266,24 @@ impl Program {
     /// Runs the program once on a copy of `frame` (BPF_PROG_TEST_RUN), as if it came by the loopback interface of this
     /// network namespace: the XDP action and the frame afterwards. Counts and charges like any packet, sends nothing.
     ///
+    /// The first `metadata` bytes of `frame` are metadata in front of the frame proper, as a driver may put there: they
+    /// take from the room that a longer header needs. A multiple of four, at most 252.
+    ///
     /// # Errors
     /// The kernel refused the run: not permitted, or the frame is shorter than an Ethernet header or too long.
-    pub fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>), XdpError> {
+    pub fn run(&mut self, frame: &[u8], metadata: u8) -> Result<(u32, Vec<u8>), XdpError> {
         // Room for a longer header: translation to IPv6 adds 20 bytes.
         let mut out = vec![0; frame.len() + 64];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        // linux/bpf.h, struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let words = [u32::from(metadata), length, 0, 0, 0, 0];
+        let context: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (metadata > 0).then_some(&*context),
+            ..TestRunOptions::new()
+        };
         let result =
             xdp(&mut self.ebpf)?.test_run(options).map_err(|error| XdpError::Run(Box::new(error)))?;
         out.truncate(result.data_size_out as usize);

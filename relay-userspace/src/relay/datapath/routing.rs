@@ -58,7 +58,9 @@ impl<A: HopArray> NextHops<A> {
                     self.read_link(key.interface);
                 }
                 // A VLAN's frames leave by the interface below it.
-                if let Some(below) = self.table.below(key.interface).filter(|below| !self.table.knows_link(*below)) {
+                if let Some(below) =
+                    self.table.below(key.interface).filter(|below| !self.table.knows_link(*below))
+                {
                     self.read_link(below);
                 }
                 self.read_neighbour(key, true);
