@@ -76,7 +76,13 @@ pub fn load_relay(sizes: TableSizes) -> (Program, Arc<Tables>) {
     let (program, tables, _egress) = Program::load(sizes, KEY, MAGIC).unwrap();
     tables.interfaces()[LOOPBACK as usize].write(LOOPBACK, STATION, 1500);
     let stations = station_words(GATEWAY, STATION);
-    tables.next_hops()[0].write(&Hop { egress: Egress::Transmit, interface: LOOPBACK, mtu: 1500, stations });
+    tables.next_hops()[0].write(&Hop {
+        egress: Egress::Transmit,
+        interface: LOOPBACK,
+        mtu: 1500,
+        stations,
+        vlan: 0,
+    });
     (program, Arc::new(tables))
 }
 
