@@ -1,5 +1,5 @@
-//! Sources that no agent can have: their tuples are never bound (`FlowTable` refuses them, and says so in its tests), so
-//! their packets are of no flow and go up.
+//! Sources that no agent can have: their tuples are never bound (the rendezvous refuses them, and `FlowTable` again, as
+//! their tests say), so their packets are of no flow and go up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

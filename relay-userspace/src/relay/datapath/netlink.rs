@@ -370,3 +370,38 @@ fn unless(absent: i32, answers: io::Result<Vec<Message>>) -> io::Result<Vec<Mess
         answers => answers,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel says of a VLAN. Not every kernel has VLANs, so it is said here.
+    fn described(protocol: VlanProtocol, more: Option<LinkAttribute>) -> Option<Vlan> {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        let facts = vec![InfoVlan::Protocol(protocol), InfoVlan::Id(5)];
+        let infos = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(facts))];
+        message.attributes = vec![LinkAttribute::Link(3), LinkAttribute::LinkInfo(infos)];
+        message.attributes.extend(more);
+        // As bytes, the way it comes.
+        let mut packet = NetlinkMessage::from(Message::NewLink(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        let read = messages::<Message>(&bytes).next().unwrap();
+        let NetlinkPayload::InnerMessage(answer) = read.payload else { panic!("not a link") };
+        link(&answer).unwrap().vlan
+    }
+
+    #[test]
+    fn a_vlan_is_known_by_its_number_and_the_interface_below() {
+        assert_eq!(described(VlanProtocol::Ieee8021Q, None), Some(Vlan { below: 3, number: 5 }));
+    }
+
+    #[test]
+    fn a_vlan_with_service_tags_or_on_an_interface_elsewhere_is_none_of_ours() {
+        assert_eq!(described(VlanProtocol::Ieee8021Ad, None), None);
+        assert_eq!(described(VlanProtocol::Ieee8021Q, Some(LinkAttribute::LinkNetNsId(0))), None);
+    }
+}

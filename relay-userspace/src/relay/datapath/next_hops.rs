@@ -269,8 +269,10 @@ fn hop(entry: &Entry, links: &HashMap<u32, Link>, ingress: &BTreeMap<u32, Hook>)
         return USERSPACE;
     };
     let Some(mac) = link.mac.filter(|_| link.up) else { return USERSPACE };
-    // The frames of a VLAN leave by the interface below it. One tag is what the program keeps.
-    let (below, vlan) = match link.vlan {
+    // The frames of a VLAN leave by the interface below it; one tag is what the program keeps. A VLAN that the program
+    // itself is attached to has frames without.
+    let (below, vlan) = match link.vlan.filter(|_| !ingress.contains_key(&link.index)) {
+        None if tags_are_hidden(links, ingress) => return USERSPACE,
         None => (link, 0),
         Some(Vlan { below, number }) => match links.get(&below) {
             Some(below) if below.up && below.vlan.is_none() => (below, number),
@@ -284,6 +286,14 @@ fn hop(entry: &Entry, links: &HashMap<u32, Link>, ingress: &BTreeMap<u32, Hook>)
             Hop { egress, interface: below.index, mtu: link.mtu, stations, vlan }
         }
     }
+}
+
+/// Whether frames of a VLAN in use may come without their tag. In generic mode the kernel, or the driver, takes a tag off
+/// before the program sees the frame, and puts it back when the frame is sent: what looks untagged, and would leave by a
+/// hop without VLAN, leaves with the tag it came with (seen on Linux 6.18).
+fn tags_are_hidden(links: &HashMap<u32, Link>, ingress: &BTreeMap<u32, Hook>) -> bool {
+    let mut vlans = links.values().filter_map(|link| link.vlan);
+    vlans.any(|vlan| ingress.get(&vlan.below) == Some(&Hook::Generic))
 }
 
 /// How packets that came by `ingress` leave by `link`.
@@ -504,6 +514,29 @@ mod tests {
         assert_eq!((table.hop(id).egress, table.hop(id).interface), (Egress::Redirect, OTHER));
         table.set_link(OTHER, Some(Link { takes_redirects: Some(false), ..link(OTHER) }));
         assert_eq!(table.hop(id), USERSPACE);
+    }
+
+    #[test]
+    fn a_vlan_that_the_program_is_attached_to_has_frames_without_tag() {
+        let vlan = Link { vlan: Some(Vlan { below: OTHER, number: 5 }), ..link(ETH) };
+        let (mut table, id, _) = table(vlan, &[(ETH, Hook::Generic)]);
+        table.set_link(OTHER, Some(link(OTHER)));
+        let hop = table.hop(id);
+        assert_eq!((hop.egress, hop.interface, hop.vlan), (Egress::Transmit, ETH, 0));
+    }
+
+    #[test]
+    fn in_generic_mode_a_vlan_in_use_leaves_hops_without_one_to_userspace() {
+        for (hook, egress) in [(Hook::Generic, Egress::Userspace), (Hook::Native, Egress::Transmit)] {
+            let (mut table, id, _) = table(link(ETH), &[(ETH, hook)]);
+            assert_eq!(table.hop(id).egress, Egress::Transmit);
+            table.set_link(OTHER, Some(Link { vlan: Some(Vlan { below: 7, number: 5 }), ..link(OTHER) }));
+            assert_eq!(table.hop(id).egress, Egress::Transmit, "a VLAN elsewhere");
+            table.set_link(OTHER, Some(Link { vlan: Some(Vlan { below: ETH, number: 5 }), ..link(OTHER) }));
+            assert_eq!(table.hop(id).egress, egress, "{hook:?}");
+            table.set_link(OTHER, None);
+            assert_eq!(table.hop(id).egress, Egress::Transmit);
+        }
     }
 
     #[test]
