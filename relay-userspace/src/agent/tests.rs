@@ -175,6 +175,30 @@ async fn what_the_peer_does_not_permit_is_refused_and_the_missing_line_named() {
 }
 
 #[tokio::test]
+async fn what_is_permitted_may_change_while_the_agent_runs() {
+    let net = Network::start().await;
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = HostPort::from_str(&service.local_addr().unwrap().to_string()).unwrap();
+    let (alice, bob) = (net.dialer(1), net.server(2, &[1], &[]).await);
+    let mut forward = alice.forward("127.0.0.1:0".parse().unwrap(), node(2), to.clone()).await.unwrap();
+    let Some(ForwardEvent::Session(session)) = forward.next_event().await else { panic!("no session") };
+    let mut tcp = TcpStream::connect(forward.local_addr()).await.unwrap();
+    assert_eq!(tcp.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+
+    let allow = vec![Allow { peer: node(1), to }];
+    bob.inspector().permit(config::Agent { accept: vec![node(1)], allow }).await;
+    let _near = TcpStream::connect(forward.local_addr()).await.unwrap();
+    service.accept().await.unwrap();
+    assert_eq!(session.end(), None, "the session has gone on");
+
+    bob.inspector().permit(config::Agent::default()).await;
+    net.relay.until(|state| state.disconnected.contains(&session.id())).await;
+    assert!(bob.sessions().await.sessions.is_empty());
+    // The relay has been told, too, whom it may offer.
+    assert!(matches!(alice.connect_raw(node(2)).await, Err(ConnectError::Refused { code: 3001, .. })));
+}
+
+#[tokio::test]
 async fn a_forward_outlives_its_session_and_connects_again() {
     let net = Network::start().await;
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
