@@ -14,6 +14,7 @@ use relay_common::Side;
 use relay_common::bucket::Allowance;
 use relay_common::index::{ENTRIES, Place, SlotSide};
 use relay_common::local::Local;
+use relay_common::next_hop::Egress;
 use relay_common::route::Route;
 use relay_common::slot::{LineLocals, SideLine, Slot};
 use relay_common::tables::Tables as _;
@@ -418,6 +419,15 @@ impl<R: Routes> Flows for FlowTable<R> {
             marked_packets: u64::from(slot.marked_packets.load()),
         }
     }
+
+    fn egress_mtus(&self, id: SlotId) -> [Option<u32>; 2] {
+        // What one side sends leaves towards the other.
+        Side::BOTH.map(|side| {
+            let hop = self.slot(id)?.side(side.other()).hop();
+            let hop = self.tables.next_hops.get(usize::from(hop))?.copy().ok()?;
+            (hop.egress != Egress::Userspace).then_some(hop.mtu)
+        })
+    }
 }
 
 /// Makes a rested slot fit for the next session.
@@ -451,6 +461,7 @@ mod tests {
     use proptest::prelude::*;
     use relay_common::Reason;
     use relay_common::index::IndexBucket;
+    use relay_common::next_hop::Hop;
     use std::collections::HashMap;
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -721,6 +732,20 @@ mod tests {
         while table.is_rerouting() {
             table.reroute_some();
         }
+    }
+
+    #[test]
+    fn what_fits_towards_a_side_is_what_the_other_sides_next_hop_takes() {
+        let (tables, _) = table(2);
+        let mut table = FlowTable::new(Arc::clone(&tables), Counted::default());
+        let slot = table.install([agent(4), agent(8)], Limit::UNLIMITED, [LATER, LATER], at(1)).unwrap();
+        assert_eq!(table.egress_mtus(slot), [None, None]);
+        let towards = |sender: Side| usize::from(tables.slots[slot.0 as usize].side(sender).hop());
+        let hop = |mtu| Hop { egress: Egress::Redirect, interface: 1, mtu, stations: [0; 3], vlan: 0 };
+        tables.next_hops[towards(Side::Connector)].write(&hop(1280));
+        assert_eq!(table.egress_mtus(slot), [None, Some(1280)]);
+        tables.next_hops[towards(Side::Target)].write(&hop(9000));
+        assert_eq!(table.egress_mtus(slot), [Some(9000), Some(1280)]);
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub trait Flows {
 
     /// What the session has carried so far.
     fn traffic(&self, slot: SlotId) -> Traffic;
+
+    /// The largest IP packets that leave the relay towards each side, indexed by [`Side`]; none where that is not known.
+    fn egress_mtus(&self, slot: SlotId) -> [Option<u32>; 2];
 }
 
 /// One side's addresses as the packet path sees them.

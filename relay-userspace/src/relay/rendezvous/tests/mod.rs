@@ -85,6 +85,8 @@ struct Ledger {
     next_slot: u32,
     /// What the next install or rebind is refused with.
     refuse: Option<InstallError>,
+    /// What the interfaces towards connectors and targets take.
+    mtus: [Option<u32>; 2],
 }
 
 struct Installed {
@@ -159,6 +161,11 @@ impl Flows for Ledger {
 
     fn traffic(&self, slot: SlotId) -> Traffic {
         self.slots.get(&slot).expect("only installed flows are asked").traffic
+    }
+
+    fn egress_mtus(&self, slot: SlotId) -> [Option<u32>; 2] {
+        assert!(self.slots.contains_key(&slot), "only installed flows leave");
+        self.mtus
     }
 }
 

@@ -553,6 +553,10 @@ impl Flows for Books {
     fn traffic(&self, slot: SlotId) -> Traffic {
         self.ledger.traffic(slot)
     }
+
+    fn egress_mtus(&self, slot: SlotId) -> [Option<u32>; 2] {
+        self.ledger.egress_mtus(slot)
+    }
 }
 
 fn node(who: usize) -> NodeId {
