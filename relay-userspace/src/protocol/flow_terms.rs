@@ -208,7 +208,7 @@ pub struct FlowTerms {
 }
 
 /// What `max_datagram` may be: QUIC needs 1200 bytes, UDP has no more than 65,527.
-const MAX_DATAGRAM_RANGE: std::ops::RangeInclusive<u32> = 1200..=65_527;
+pub const MAX_DATAGRAM_RANGE: std::ops::RangeInclusive<u32> = 1200..=65_527;
 
 /// More addresses than this are of no use.
 const MAX_DATA_ADDRESSES: usize = 8;

@@ -222,6 +222,7 @@ impl Rendezvous {
         if changed && !first {
             party.moves.record(now);
         }
+        session.see_mtus(flows);
         if session.max_datagram_bytes() != told {
             self.send_terms(id, false);
         }
@@ -273,6 +274,7 @@ impl Rendezvous {
                     self.sessions.close_offer([connector, target]);
                 }
                 self.event(Event::Paired { session: id, connector, target, tuples, limit });
+                self.tell_what_fits(id, flows);
                 true
             }
             Err(error) => {

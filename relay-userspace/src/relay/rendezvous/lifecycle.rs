@@ -38,6 +38,7 @@ impl Rendezvous {
             return self.end(id, EndReason::Idle, flows, now);
         }
         self.tell_dropped(id, dropped);
+        self.tell_what_fits(id, flows);
         self.schedule(id);
     }
 
@@ -71,6 +72,16 @@ impl Rendezvous {
             age: now.since(session.since),
             traffic: session.traffic(flows),
         });
+    }
+
+    /// Tells both sides how large their datagrams may be, if that has changed.
+    pub(super) fn tell_what_fits(&mut self, id: SessionId, flows: &impl Flows) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let told = session.max_datagram_bytes();
+        session.see_mtus(flows);
+        if session.max_datagram_bytes() != told {
+            self.send_terms(id, false);
+        }
     }
 
     /// Sends both sides their terms.

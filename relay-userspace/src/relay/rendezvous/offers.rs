@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use relay_common::Side;
 
 use super::agents::{ConnId, own_id};
-use super::binds::Pace;
 use super::refusal::Refusal;
 use super::session::{Party, Session};
 use super::{
@@ -18,7 +17,6 @@ use crate::protocol::bind::BindKey;
 use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError};
 use crate::protocol::{ErrorCode, SessionId};
 use crate::relay::datapath::Flows;
-use crate::relay::family::Family;
 
 impl Rendezvous {
     /// RelayConnect: pairs the agent with another one. Nothing is forwarded until both have proved a tuple.
@@ -57,17 +55,9 @@ impl Rendezvous {
             self.end(older, EndReason::Displaced, flows, now);
         }
         let id = SessionId(randomness.array());
-        let party = |node, conn, remote, side| Party {
-            node,
-            conn: Some(conn),
-            bind_key: BindKey::derive(&self.settings.key, id, side, &source, &target),
-            counter: 0,
-            family: Family::of(remote),
-            bound: None,
-            proved: now,
-            challenge: None,
-            challenges: Pace::default(),
-            moves: Pace::default(),
+        let party = |node, conn, remote, side| {
+            let bind_key = BindKey::derive(&self.settings.key, id, side, &source, &target);
+            Party::unproved(node, conn, remote, bind_key, now)
         };
         let parties = [
             party(source, conn, remote, Side::Connector),

@@ -12,6 +12,7 @@ use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::bind::BindKey;
+use crate::protocol::flow_terms::MAX_DATAGRAM_RANGE;
 use crate::relay::datapath::{FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
 use crate::relay::family::Family;
 
@@ -25,11 +26,8 @@ const LOOKS_PER_SECOND: u32 = 4096;
 /// However many there are, each is looked at this often. Until then a session that was quiet may be limited unnoticed.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
-/// What fits on an Ethernet path between two IPv4 agents: 1500 - 20 - 8.
-const MAX_DATAGRAM_V4: u32 = 1472;
-
-/// What fits if a side speaks IPv6: 1500 - 40 - 8. Translation from IPv4 adds the difference.
-const MAX_DATAGRAM_V6: u32 = 1452;
+/// The largest IP packet that a path may be expected to take, unless the relay knows of less.
+const ETHERNET_MTU: u32 = 1500;
 
 /// An offer or session.
 #[derive(Debug)]
@@ -68,6 +66,8 @@ pub(super) struct Party {
     pub counter: u64,
     /// Of the tuple it proved last; before the first, of its control connection.
     pub family: Family,
+    /// The largest IP packet that fits towards it.
+    pub mtu: u32,
     /// The tuple it has proved, unless another session has proved it since.
     pub bound: Option<FlowTuple>,
     /// When it last proved a tuple.
@@ -129,6 +129,31 @@ pub struct SideStatus {
     pub last_proof: Option<Duration>,
 }
 
+impl Party {
+    /// One that has proved nothing yet. Its control connection comes from `remote`.
+    pub fn unproved(
+        node: NodeId,
+        conn: ConnId,
+        remote: SocketAddr,
+        bind_key: BindKey,
+        now: MonoTime,
+    ) -> Party {
+        Party {
+            node,
+            conn: Some(conn),
+            bind_key,
+            counter: 0,
+            family: Family::of(remote),
+            mtu: ETHERNET_MTU,
+            bound: None,
+            proved: now,
+            challenge: None,
+            challenges: Pace::default(),
+            moves: Pace::default(),
+        }
+    }
+}
+
 impl Session {
     /// An offer made now.
     pub fn offer(id: SessionId, parties: [Party; 2], limit: Limit, now: MonoTime) -> Session {
@@ -183,11 +208,19 @@ impl Session {
         }
     }
 
-    /// The largest UDP payload that fits both sides' paths, as the agents are told.
+    /// The largest UDP payload that fits both sides' paths as far as the relay knows them, as the agents are told.
     pub fn max_datagram_bytes(&self) -> u32 {
-        match self.parties.each_ref().map(|party| party.family) {
-            [Family::V4, Family::V4] => MAX_DATAGRAM_V4,
-            _ => MAX_DATAGRAM_V6,
+        // A datagram leaves with the headers of the side it goes to: translation to IPv6 adds to them.
+        let towards = |party: &Party| party.mtu.saturating_sub(headers(party.family));
+        let [connector, target] = &self.parties;
+        towards(connector).min(towards(target)).max(*MAX_DATAGRAM_RANGE.start())
+    }
+
+    /// Looks at how large packets may be that leave towards each side. What is not known now stays as it was.
+    pub fn see_mtus(&mut self, flows: &impl Flows) {
+        let Some(slot) = self.slot else { return };
+        for (party, mtu) in self.parties.iter_mut().zip(flows.egress_mtus(slot)) {
+            party.mtu = mtu.map_or(party.mtu, |mtu| mtu.min(ETHERNET_MTU));
         }
     }
 
@@ -287,6 +320,14 @@ impl Session {
 fn pause(is_busy: bool, sessions: usize) -> Duration {
     let share = Duration::from_secs(sessions as u64) / LOOKS_PER_SECOND;
     if is_busy { LOOK_EVERY } else { share.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY) }
+}
+
+/// Bytes of the IP and UDP headers before a datagram.
+const fn headers(family: Family) -> u32 {
+    match family {
+        Family::V4 => 20 + 8,
+        Family::V6 => 40 + 8,
+    }
 }
 
 /// What two slots of one session have carried.

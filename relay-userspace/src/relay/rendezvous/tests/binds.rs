@@ -414,6 +414,34 @@ fn both_are_told_the_largest_datagram_again_when_a_bind_shows_another_family() {
 }
 
 #[test]
+fn both_are_told_what_fits_the_smaller_interface_once_they_are_paired_and_when_it_changes() {
+    let (mut world, .., terms) = offered();
+    let told = |world: &mut World| {
+        let told: Vec<u32> = world.terms().iter().map(|(_, terms)| terms.max_datagram_bytes).collect();
+        world.clear();
+        told
+    };
+    world.flows.mtus = [None, Some(1280)];
+    world.bind(&terms[0], A, 1);
+    assert!(told(&mut world).is_empty(), "nothing leaves yet");
+    world.bind(&terms[1], B, 1);
+    assert_eq!(told(&mut world), [1252, 1252]);
+    world.pass(seconds(10));
+    assert!(told(&mut world).is_empty(), "they know");
+    world.bind(&terms[1], B_V6, 2);
+    assert_eq!(told(&mut world), [1232, 1232]);
+    world.flows.mtus = [Some(9000), None];
+    world.pass(seconds(10));
+    assert!(told(&mut world).is_empty(), "a hop that is not known for the moment takes what it took");
+    world.flows.mtus = [Some(9000), Some(9000)];
+    world.pass(seconds(10));
+    assert_eq!(told(&mut world), [1452, 1452], "not more than paths elsewhere may be expected to take");
+    world.flows.mtus = [Some(576), Some(576)];
+    world.pass(seconds(10));
+    assert_eq!(told(&mut world), [1200, 1200], "not less than QUIC can do with");
+}
+
+#[test]
 fn a_move_that_is_refused_does_not_change_the_largest_datagram() {
     let mut world = World::new();
     let (.., terms) = world.paired();
