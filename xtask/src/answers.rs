@@ -56,6 +56,8 @@ pub struct RelaySession {
 pub struct RelaySide {
     /// Where the agent is, seen from the relay; none before it has bound.
     pub agent: Option<SocketAddr>,
+    /// The relay's address that it uses; none before it has bound.
+    pub relay: Option<SocketAddr>,
     /// Packets the XDP program forwarded.
     pub packets_kernel: u64,
     /// Packets the daemon forwarded.
@@ -76,6 +78,8 @@ pub struct AgentSessions {
 /// A session as one of its agents sees it.
 #[derive(Debug, Deserialize)]
 pub struct AgentSession {
+    /// The relay's data address.
+    pub relay: String,
     /// Datagrams given to the data socket.
     pub datagrams_sent: u64,
     /// Datagrams that came from the relay.

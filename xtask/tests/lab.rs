@@ -7,12 +7,17 @@ mod in_lab {
     mod capture;
     mod deaths;
     mod fallback;
+    mod families;
     mod hand_agent;
     mod interrupted_demo;
     mod limit;
+    mod moves;
     mod network;
+    mod paths;
     mod raw_agents;
     mod refusals;
+    mod strangers;
+    mod stream;
     mod transfer;
     mod world;
 }

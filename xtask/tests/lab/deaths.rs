@@ -1,7 +1,6 @@
 //! Killing one agent, the other, or the relay in the middle of a transfer: what is left notices, says why, and cleans up.
 
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use relay_userspace::identity::NodeKey;
@@ -10,7 +9,7 @@ use xtask::lab::Process;
 use xtask::tcp_copy;
 use xtask::tool::Tool;
 
-use super::hand_agent::{HandAgent, HandBind};
+use super::hand_agent::{HandAgent, HandBind, carries};
 use super::raw_agents::run_inside;
 use super::world::{
     FORWARDED, NATIVE, NOTICED_WITHIN, RELAY, SERVED, USERSPACE, World, wait_for, wait_until_said,
@@ -219,20 +218,6 @@ fn a_side_falls_silent(world: World, forwarder: Forwarder) {
     assert!(closed_after >= NOTICED_WITHIN - Duration::from_secs(15), "closed after {closed_after:?}");
     wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
     relay.stop().unwrap();
-}
-
-/// Whether a datagram sent by `from` arrives at `to`.
-fn carries(from: &HandBind, to: &HandBind) -> bool {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let datagram = format!("datagram {}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    from.socket.send_to(datagram.as_bytes(), RELAY).unwrap();
-    let mut buffer = [0; 2048];
-    while let Ok(length) = to.socket.recv(&mut buffer) {
-        if buffer[..length] == *datagram.as_bytes() {
-            return true;
-        }
-    }
-    false
 }
 
 /// A transfer that the default limit makes last for a minute.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use relay_common::BIND_LEN;
@@ -141,14 +142,34 @@ pub struct HandBind {
 
 impl HandBind {
     pub fn new(terms: FlowTerms) -> HandBind {
+        HandBind { socket: HandBind::socket(), terms, counter: 0 }
+    }
+
+    /// The same side from another socket.
+    pub fn from_socket(self, socket: UdpSocket) -> HandBind {
+        HandBind { socket, ..self }
+    }
+
+    /// A socket of the namespace this is called in. Its reads end after 300 ms.
+    pub fn socket() -> UdpSocket {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        HandBind { socket, terms, counter: 0 }
+        socket
+    }
+
+    /// The counter that was used last.
+    pub fn counter(&self) -> u64 {
+        self.counter
     }
 
     /// Binds, answers the challenge and waits for the relay's word.
     pub fn prove(&mut self) {
-        self.counter += 1;
+        self.prove_with(self.counter + 1);
+    }
+
+    /// As [`HandBind::prove`], with this counter.
+    pub fn prove_with(&mut self, counter: u64) {
+        self.counter = counter;
         let challenge = self.answer(&self.datagram(BindKind::Bind, self.counter, Cookie::NONE)).unwrap();
         let proof = self.datagram(BindKind::Proof, self.counter, self.read(&challenge).cookie);
         let bound = self.answer(&proof).unwrap();
@@ -179,6 +200,26 @@ pub fn answer(socket: &UdpSocket, datagram: &[u8]) -> Option<[u8; BIND_LEN]> {
     socket.send_to(datagram, RELAY).unwrap();
     let mut answer = [0; BIND_LEN];
     socket.recv(&mut answer).ok().map(|_| answer)
+}
+
+/// Whether a datagram sent by `from` arrives at `to`.
+pub fn carries(from: &HandBind, to: &HandBind) -> bool {
+    carries_bytes(from, to, 0)
+}
+
+/// Whether a datagram of `len` bytes (at least what tells it from others) sent by `from` arrives at `to`.
+pub fn carries_bytes(from: &HandBind, to: &HandBind, len: usize) -> bool {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let mut datagram = format!("datagram {}", NUMBER.fetch_add(1, Ordering::Relaxed)).into_bytes();
+    datagram.resize(datagram.len().max(len), 0);
+    from.socket.send_to(&datagram, RELAY).unwrap();
+    let mut buffer = [0; 16 << 10];
+    while let Ok(length) = to.socket.recv(&mut buffer) {
+        if buffer[..length] == datagram {
+            return true;
+        }
+    }
+    false
 }
 
 /// The wall clock as the protocol has it.

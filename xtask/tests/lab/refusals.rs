@@ -51,7 +51,7 @@ fn handshakes_that_do_not_hold_are_refused_and_others_go_on() {
     let version = refused(&world, async |agent| agent.say_hello(|hello| hello.protocol_v = 9).await);
     assert_eq!(version.code, 1001, "another version");
 
-    wait_refused(&world, [("clock_drift", 1), ("handshake_failed", 4)]);
+    world.wait_refused([("clock_drift", 1), ("handshake_failed", 4)]);
     log_names(&mut relay, "handshake_failed", &[&foreign_id, &foreign_key, &bad_signature, &version]);
     log_names(&mut relay, "clock_drift", &[&skewed]);
     all_answered(&mut bystander);
@@ -98,7 +98,7 @@ fn messages_that_are_not_allowed_are_refused_and_others_go_on() {
     assert_eq!(oversized.code, 2002, "an oversized frame");
 
     let counts = [("foreign_identity", 2), ("unknown_message", 1), ("bad_frame", 1), ("frame_too_large", 1)];
-    wait_refused(&world, counts);
+    world.wait_refused(counts);
     log_names(&mut relay, "foreign_identity", &[&announce, &connect]);
     log_names(&mut relay, "unknown_message", &[&unknown]);
     log_names(&mut relay, "bad_frame", &[&truncated]);
@@ -124,26 +124,26 @@ fn bind_datagrams_that_prove_nothing_get_no_answer() {
         let mut forged = side.datagram(BindKind::Bind, 1, Cookie::NONE);
         forged[BIND_LEN - 1] ^= 1;
         assert_eq!(side.answer(&forged), None);
-        wait_refused(&world, [("bind_mac", 1)]);
+        world.wait_refused([("bind_mac", 1)]);
 
         // A proof that nobody asked for.
         assert_eq!(side.answer(&side.datagram(BindKind::Proof, 2, Cookie([9; 16]))), None);
-        wait_refused(&world, [("bind_no_challenge", 1)]);
+        world.wait_refused([("bind_no_challenge", 1)]);
 
         // A proof without having received the challenge: who forged its address cannot know the cookie.
         let challenge = side.answer(&side.datagram(BindKind::Bind, 3, Cookie::NONE)).unwrap();
         assert_eq!(side.answer(&side.datagram(BindKind::Proof, 3, Cookie([9; 16]))), None);
-        wait_refused(&world, [("bind_cookie", 1)]);
+        world.wait_refused([("bind_cookie", 1)]);
 
         // A challenge that was sent to one place proves nothing about another.
         let proof = side.datagram(BindKind::Proof, 3, side.read(&challenge).cookie);
         assert_eq!(answer(&elsewhere, &proof), None);
-        wait_refused(&world, [("bind_no_challenge", 2)]);
+        world.wait_refused([("bind_no_challenge", 2)]);
 
         // The right proof is accepted; repeated from elsewhere, it is not.
         assert!(side.answer(&proof).is_some());
         assert_eq!(answer(&elsewhere, &proof), None);
-        wait_refused(&world, [("bind_replayed", 1)]);
+        world.wait_refused([("bind_replayed", 1)]);
 
         // Begins as a bind datagram, but is none: dropped by the program.
         let before = dropped_as(&world, "bind_malformed");
@@ -232,7 +232,7 @@ fn an_agent_that_is_not_accepted_gets_the_answer_for_an_absent_one() {
     });
 
     assert_eq!(codes, (3001, 3001));
-    wait_refused(&world, [("target_denies", 1), ("target_absent", 1)]);
+    world.wait_refused([("target_denies", 1), ("target_absent", 1)]);
 }
 
 /// What the relay made of a misbehaving agent.
@@ -256,14 +256,6 @@ fn refused_after_handshake(world: &World, misbehave: impl AsyncFnOnce(&mut HandA
         misbehave(&mut agent).await;
         Refused { code: agent.refusal().await, node: agent.key.node_id().to_string() }
     })
-}
-
-/// Waits until control has counted so many refusals for each reason: it counts after it has told the agent.
-fn wait_refused<const N: usize>(world: &World, counts: [(&str, u64); N]) {
-    wait_for(&format!("the counts {counts:?}"), Duration::from_secs(5), || {
-        let as_expected = counts.iter().all(|(reason, count)| world.refused(reason) == *count);
-        as_expected.then_some(())
-    });
 }
 
 /// Waits until a line of the log names the reason and one of the agents that were refused for it: a reason gets one line
