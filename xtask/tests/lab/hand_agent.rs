@@ -145,8 +145,8 @@ impl HandBind {
         HandBind { socket: HandBind::socket(), terms, counter: 0 }
     }
 
-    /// The same side from another socket.
-    pub fn from_socket(self, socket: UdpSocket) -> HandBind {
+    /// The same side, from now on at another socket.
+    pub fn moved_to(self, socket: UdpSocket) -> HandBind {
         HandBind { socket, ..self }
     }
 

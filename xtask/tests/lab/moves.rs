@@ -129,15 +129,15 @@ fn a_gateway_that_changes_its_mac_address_is_followed() {
 fn a_gateway_whose_neighbour_entry_ages_is_asked_after_while_the_kernel_forwards() {
     const NAME: &str = "a_gateway_whose_neighbour_entry_ages_is_asked_after_while_the_kernel_forwards";
     let Some(world) = mixed(NAME, RelayPlan::Public) else { return };
+    // Entries age in a second or two instead of half a minute.
+    for (setting, time) in [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1")] {
+        let names = ["ipv4", "ipv6"].map(|family| format!("net/{family}/neigh/r0/{setting}"));
+        world.lab.relay.set(&names.each_ref().map(String::as_str), time).unwrap();
+    }
     let _relay = world.deployment.start_relay(None, NATIVE).unwrap();
     with_stream(&world, |stream| {
         wait_for_kernel(&world, &only_session(&world).session, 10);
         let before = only_session(&world);
-        // Entries age in a second or two instead of half a minute.
-        for (setting, time) in [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1")] {
-            let names = ["ipv4", "ipv6"].map(|family| format!("net/{family}/neigh/r0/{setting}"));
-            world.lab.relay.set(&names.each_ref().map(String::as_str), time).unwrap();
-        }
         stream.gaps();
 
         for gateway in [RELAY_GATEWAYS[0].of(Family::V4), RELAY_GATEWAYS[0].of(Family::V6)] {

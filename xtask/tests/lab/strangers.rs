@@ -45,7 +45,7 @@ fn a_tuple_that_another_session_has_proved_leaves_the_first() {
         assert!(carries(&far, &near) && carries(&near, &far));
 
         // The first session's port is used again by the second, as an agent that was started anew might.
-        let mut second_near = second_near.from_socket(near.socket.try_clone().unwrap());
+        let mut second_near = second_near.moved_to(near.socket.try_clone().unwrap());
         second_near.prove();
         second_far.prove();
 
@@ -54,7 +54,7 @@ fn a_tuple_that_another_session_has_proved_leaves_the_first() {
         assert!(!carries(&near, &far), "the tuple still reaches the first session");
         // It needs no new pairing, only a tuple of its own.
         let elsewhere = world.lab.agents[1].inside(HandBind::socket).unwrap();
-        let mut near = near.from_socket(elsewhere);
+        let mut near = near.moved_to(elsewhere);
         near.prove();
         assert!(carries(&far, &near) && carries(&near, &far));
         assert!(carries(&second_far, &second_near) && carries(&second_near, &second_far));
