@@ -52,7 +52,7 @@ enum Task {
     },
     /// Builds, runs a relay and two agents behind NAT in network namespaces, moves real traffic, prints what happened.
     ///
-    /// Without root it runs the userspace datapath on loopback.
+    /// Without root it runs the userspace datapath on loopback. As root, RELAY_BIN may name a binary that is built already.
     Demo {
         /// Writes the same as JSON.
         #[arg(long, value_name = "FILE")]

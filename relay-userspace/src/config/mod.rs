@@ -123,7 +123,7 @@ pub enum DatapathMode {
     Userspace,
 }
 
-/// `[admin]`: the socket that `net peers`, `net sessions` and `xdp status` ask.
+/// `[admin]`: the socket that `net peers`, `net sessions`, `xdp status` and `config reload` ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// `socket`. Default `state/admin.sock` under the Atlas root.
