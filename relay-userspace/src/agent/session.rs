@@ -95,11 +95,14 @@ impl Session {
 
     /// The session in the form that is printed.
     pub fn snapshot(&self) -> SessionSnapshot {
+        let (limited_packets, limited_bytes) = self.limited();
         SessionSnapshot {
             session: self.id().to_string(),
             peer: self.peer().to_string(),
             role: Role(self.side()).to_string(),
             relay: self.inner.socket.relay().to_string(),
+            limited_packets,
+            limited_bytes,
             traffic: self.traffic(),
         }
     }

@@ -46,6 +46,10 @@ pub struct SessionSnapshot {
     pub role: String,
     /// The relay's data address.
     pub relay: String,
+    /// Datagrams of either side that the relay says it has dropped for the session's limit.
+    pub limited_packets: u64,
+    /// Their UDP payload bytes.
+    pub limited_bytes: u64,
     /// What went through its data socket.
     #[serde(flatten)]
     pub traffic: SessionTraffic,
@@ -84,6 +88,8 @@ mod tests {
             peer: "atlas_1".into(),
             role: "target".into(),
             relay: "192.0.2.1:4433".into(),
+            limited_packets: 2,
+            limited_bytes: 2400,
             traffic: SessionTraffic { bytes_sent: 7, ..SessionTraffic::default() },
         };
         let json = serde_json::to_value(SessionsSnapshot {

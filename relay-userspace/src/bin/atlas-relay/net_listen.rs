@@ -76,7 +76,7 @@ async fn serve_relay(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
 
 async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    let mut reload = reload_signal()?;
+    let reload = reload_signal()?;
     let (accept, allow) = (node.config.agent.accept.clone(), node.config.agent.allow.clone());
     let settings = AgentSettings { announce: true, accept, allow, ..node.agent()? };
     let admin = AdminSocket::bind(&node.config.admin.socket)?;
@@ -84,16 +84,11 @@ async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
     tracing::info!(node = %node.key.node_id(), name = node.name(), relays = settings.relays.len(), "agent starting");
     let agent = Agent::spawn(settings);
     let serving = tokio::spawn(admin.serve(asked));
-    let mut answers = Answers { questions, agent: agent.inspector(), source, present: node.config.clone() };
-    let signal = loop {
-        tokio::select! {
-            signal = stop.next() => break signal,
-            Some(()) = reload.recv() => drop(answers.reload().await),
-            Some(asked) = answers.questions.recv() => answers.answer(asked).await,
-        }
-    };
-    tracing::info!(signal, "stopping");
+    let answers = Answers { agent: agent.inspector(), source, present: node.config.clone() };
+    let answering = tokio::spawn(answers.serve(questions, reload));
+    tracing::info!(signal = stop.next().await, "stopping");
     agent.shutdown().await;
+    answering.abort();
     // Its end removes the socket.
     serving.abort();
     let _aborted = serving.await;
@@ -102,7 +97,6 @@ async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
 
 /// What an agent's admin socket is answered with.
 struct Answers {
-    questions: mpsc::Receiver<Asked>,
     agent: Inspector,
     source: ConfigSource,
     /// What is in effect.
@@ -110,6 +104,17 @@ struct Answers {
 }
 
 impl Answers {
+    async fn serve(mut self, mut questions: mpsc::Receiver<Asked>, mut reload: Signal) {
+        loop {
+            tokio::select! {
+                Some(asked) = questions.recv() => self.answer(asked).await,
+                // What comes of it is in the log.
+                Some(()) = reload.recv() => drop(self.reload().await),
+                else => return,
+            }
+        }
+    }
+
     async fn answer(&mut self, Asked { request, answer }: Asked) {
         let value = match request {
             Request::Peers => json(&self.agent.peers().await),

@@ -28,6 +28,8 @@ struct AgentSession {
     datagrams_received: u64,
     bytes_sent: u64,
     bytes_received: u64,
+    limited_packets: u64,
+    limited_bytes: u64,
 }
 
 pub fn run(format: Format) -> anyhow::Result<()> {
@@ -47,8 +49,19 @@ pub fn run(format: Format) -> anyhow::Result<()> {
 }
 
 fn relay_table(sessions: &[Session]) {
-    let titles =
-        ["SESSION", "CONNECTOR", "TARGET", "STATE", "AGE", "RATE", "KERNEL", "USERSPACE", "BYTES", "LIMITED"];
+    let titles = [
+        "SESSION",
+        "CONNECTOR",
+        "TARGET",
+        "STATE",
+        "AGE",
+        "RATE",
+        "KERNEL",
+        "USERSPACE",
+        "BYTES",
+        "LIMITED",
+        "LIMITED BYTES",
+    ];
     let rows = sessions.iter().map(|session| {
         let sum = |count: fn(&relay_userspace::relay::report::SessionSide) -> u64| {
             session.sides.iter().map(count).sum::<u64>().to_string()
@@ -67,13 +80,25 @@ fn relay_table(sessions: &[Session]) {
             sum(|side| side.packets_userspace),
             sum(|side| side.bytes),
             session.limited_packets.to_string(),
+            session.limited_bytes.to_string(),
         ]
     });
     output::table(titles, rows, NONE);
 }
 
 fn agent_table(sessions: &[AgentSession]) {
-    let titles = ["SESSION", "PEER", "ROLE", "RELAY", "SENT", "RECEIVED", "BYTES SENT", "BYTES RECEIVED"];
+    let titles = [
+        "SESSION",
+        "PEER",
+        "ROLE",
+        "RELAY",
+        "SENT",
+        "RECEIVED",
+        "BYTES SENT",
+        "BYTES RECEIVED",
+        "LIMITED",
+        "LIMITED BYTES",
+    ];
     let rows = sessions.iter().map(|session| {
         [
             session.session.clone(),
@@ -84,6 +109,8 @@ fn agent_table(sessions: &[AgentSession]) {
             session.datagrams_received.to_string(),
             session.bytes_sent.to_string(),
             session.bytes_received.to_string(),
+            session.limited_packets.to_string(),
+            session.limited_bytes.to_string(),
         ]
     });
     output::table(titles, rows, NONE);
