@@ -48,6 +48,7 @@ pub struct NextHop {
     pub vlan: Word32,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<NextHop>() == 32);
 
 /// A private copy of a [`NextHop`].

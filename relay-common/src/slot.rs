@@ -67,6 +67,7 @@ pub struct SideLine {
     pub bytes: Word64,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == Slot::SIZE && size_of::<SideLine>() == 64);
 
 impl Slot {
@@ -166,13 +167,12 @@ pub struct Changed;
 
 #[cfg(not(target_arch = "bpf"))]
 mod writer {
-    use core::sync::atomic::{Ordering, fence};
-
     use super::{SideLine, Slot};
     use crate::bucket::Allowance;
     use crate::route::{Onward, Route};
     use crate::tables::Tables;
     use crate::tuple::{AnyTuple, TupleV4, TupleV6, address_v6};
+    use crate::word::stores_in_order;
 
     /// The numbers of the relay's addresses in the table of locals, where a line needs them; 0 for IPv4.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -277,7 +277,7 @@ mod writer {
             self.sequence.store(sequence);
             // The odd count must be seen before any of the new words: x86-64 keeps stores in order, the fence keeps the
             // compiler to it.
-            fence(Ordering::SeqCst);
+            stores_in_order();
             write(self);
             self.sequence.store(sequence.wrapping_add(1));
         }

@@ -2,30 +2,52 @@
 //!
 //! All of the crate's unsafe code is here. Kernel maps are mapped into the daemon, so every field of a shared record
 //! is one of these words: no reference to plain data that another CPU may be writing ever exists.
-#![expect(unsafe_code, reason = "shared memory, and the BPF target has no atomic types")]
+#![cfg_attr(not(loom), expect(unsafe_code, reason = "shared memory, and the BPF target has no atomic types"))]
 
+#[cfg(not(loom))]
 use core::cell::UnsafeCell;
-#[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(any(target_arch = "bpf", loom)))]
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// A 64-bit word in shared memory.
+#[cfg(not(loom))]
 #[derive(Default)]
 #[repr(transparent)]
 pub struct Word64(UnsafeCell<u64>);
 
 /// A 32-bit word in shared memory.
+#[cfg(not(loom))]
 #[derive(Default)]
 #[repr(transparent)]
 pub struct Word32(UnsafeCell<u32>);
 
+/// A 64-bit word in a model of memory: see `relay-common/loom`.
+///
+/// Beside the value stands what each access touches in no order. It makes all accesses to one word depend on each other:
+/// loom remembers only the last load, so a store after a load by the same thread would never come before another thread's.
+#[cfg(loom)]
+#[derive(Default)]
+pub struct Word64(AtomicU64, AtomicU32);
+
+/// A 32-bit word in a model of memory, as [`Word64`].
+#[cfg(loom)]
+#[derive(Default)]
+pub struct Word32(AtomicU32, AtomicU32);
+
 // SAFETY: the content is only reached through the atomic operations below (single aligned instructions on the BPF
 // target), so sharing references between threads is sound.
+#[cfg(not(loom))]
 unsafe impl Sync for Word64 {}
 // SAFETY: as for Word64.
+#[cfg(not(loom))]
 unsafe impl Sync for Word32 {}
 // SAFETY: a word owns nothing that is bound to a thread.
+#[cfg(not(loom))]
 unsafe impl Send for Word64 {}
 // SAFETY: as for Word64.
+#[cfg(not(loom))]
 unsafe impl Send for Word32 {}
 
 /// On the BPF target. An atomic load cannot be selected by LLVM for it, but an aligned volatile read is one load
@@ -100,16 +122,18 @@ mod operations {
 macro_rules! host_word {
     ($word:ident, $plain:ident, $atomic:ident) => {
         impl $word {
-            /// A word holding `value`.
-            pub const fn new(value: $plain) -> Self {
-                $word(UnsafeCell::new(value))
-            }
-
+            #[cfg(not(loom))]
             #[inline(always)]
             fn atomic(&self) -> &$atomic {
                 // SAFETY: the pointer is valid and aligned for the life of `self`, and everything that reaches the
                 // content does so atomically.
                 unsafe { $atomic::from_ptr(self.0.get()) }
+            }
+
+            #[cfg(loom)]
+            fn atomic(&self) -> &$atomic {
+                self.1.fetch_add(1, Ordering::Relaxed);
+                &self.0
             }
 
             /// The present value; later reads see what was written before it was.
@@ -149,3 +173,11 @@ macro_rules! host_word {
 host_word!(Word64, u64, AtomicU64);
 #[cfg(not(target_arch = "bpf"))]
 host_word!(Word32, u32, AtomicU32);
+
+/// What was stored before is seen by whoever sees what is stored after. x86-64 keeps stores in order as it is; this keeps
+/// the compiler to it.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn stores_in_order() {
+    fence(Ordering::SeqCst);
+}
