@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use relay_userspace::admin::{self, Request};
-use relay_userspace::agent::{Agent, AgentSettings, Incoming, RawSendError};
+use relay_userspace::agent::{Agent, AgentSettings, CongestionSettings, Incoming, RawSendError};
 use relay_userspace::config::{Allow, AtlasRoot, Config, RelayAddress};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::relay::report::{Peers, Sessions, Status};
@@ -349,6 +349,7 @@ impl TestRelay {
             allow: allow.to_vec(),
             incoming: Incoming::EndToEnd,
             sessions_per_peer: 4,
+            congestion: CongestionSettings::default(),
         }
     }
 

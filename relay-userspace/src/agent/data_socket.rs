@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 
 use super::lock;
 use super::pacing::Pacer;
+use super::settings::CongestionSettings;
 use super::snapshot::SessionTraffic;
 use crate::clock::MonoTime;
 use crate::protocol::bind::{BindClient, BindEvent, BindMagic, BindOutput};
@@ -33,6 +34,7 @@ pub struct DataSocket {
     magic: BindMagic,
     bind: std::sync::Mutex<BindClient>,
     bind_changed: Notify,
+    congestion: CongestionSettings,
     pacer: std::sync::Mutex<Pacer>,
     /// Until receiving is tried again after an error.
     receive_pause: std::sync::Mutex<Option<Pin<Box<Sleep>>>>,
@@ -67,7 +69,12 @@ impl DataSocket {
     ///
     /// # Errors
     /// The system's.
-    pub fn open(relay: SocketAddr, terms: &FlowTerms, now: MonoTime) -> io::Result<Arc<Self>> {
+    pub fn open(
+        relay: SocketAddr,
+        terms: &FlowTerms,
+        congestion: CongestionSettings,
+        now: MonoTime,
+    ) -> io::Result<Arc<Self>> {
         let any: IpAddr = match relay {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -84,7 +91,8 @@ impl DataSocket {
             magic: terms.bind_magic,
             bind: BindClient::new(terms, now).into(),
             bind_changed: Notify::new(),
-            pacer: Pacer::new(terms.rate_bytes_per_s, terms.burst_bytes, Instant::now()).into(),
+            congestion,
+            pacer: Pacer::new(paced_rate(terms, congestion), terms.burst_bytes, Instant::now()).into(),
             receive_pause: None.into(),
             counters: Counters::default(),
         }))
@@ -130,7 +138,8 @@ impl DataSocket {
     /// The relay has sent the session's terms again.
     pub fn set_terms(&self, terms: &FlowTerms) {
         lock(&self.bind).set_terms(terms);
-        lock(&self.pacer).set_limit(terms.rate_bytes_per_s, terms.burst_bytes, Instant::now());
+        let rate = paced_rate(terms, self.congestion);
+        lock(&self.pacer).set_limit(rate, terms.burst_bytes, Instant::now());
         self.bind_changed.notify_one();
     }
 
@@ -149,6 +158,7 @@ impl DataSocket {
         if pace == Pace::AtRate && self.pacing_delay(contents.len()).is_some() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        let ecn = ecn.filter(|_| self.congestion.ecn);
         let transmit = Transmit { destination: self.relay, ecn, contents, segment_size, src_ip: None };
         let sent = self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit));
         let datagrams = match segment_size {
@@ -328,6 +338,11 @@ pub enum Pace {
     Free,
 }
 
+/// The rate that sending is held to; 0: none.
+fn paced_rate(terms: &FlowTerms, congestion: CongestionSettings) -> u64 {
+    if congestion.pacing { terms.rate_bytes_per_s } else { 0 }
+}
+
 /// The local address from which datagrams to `remote` would be sent now.
 pub fn local_address_towards(remote: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = match remote {
@@ -403,6 +418,49 @@ mod tests {
         assert_eq!((traffic.datagrams_sent, traffic.bytes_sent, traffic.unsent), (4, 2510, 0));
     }
 
+    #[tokio::test]
+    async fn without_pacing_nothing_waits_for_the_limit_and_a_new_limit_changes_nothing() {
+        let limited = FlowTerms { rate_bytes_per_s: 1_000, burst_bytes: 1_000, ..terms() };
+        let relay = "127.0.0.1:9".parse().unwrap();
+        for (pacing, waits) in [(true, true), (false, false)] {
+            let congestion = CongestionSettings { pacing, ..CongestionSettings::default() };
+            let socket = socket_to(relay, limited.clone(), congestion);
+            socket.io.writable().await.unwrap();
+            socket.try_send(&[0x40; 60_000], Some(1_200), None, Pace::AtRate).unwrap();
+            assert_eq!(socket.pacing_delay(1_200).is_some(), waits, "pacing = {pacing}");
+            socket.set_terms(&FlowTerms { rate_bytes_per_s: 500, ..limited.clone() });
+            assert_eq!(socket.pacing_delay(1_200).is_some(), waits, "pacing = {pacing}, new terms");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mark_on_the_way_reaches_quic_and_without_ecn_none_can_be_made() {
+        let relay = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let relay_state = UdpSocketState::new((&relay).into()).unwrap();
+        for (ecn, sent) in [(true, Some(EcnCodepoint::Ect0)), (false, None)] {
+            let congestion = CongestionSettings { ecn, ..CongestionSettings::default() };
+            let socket = socket_to(relay.local_addr().unwrap(), terms(), congestion);
+            socket.io.writable().await.unwrap();
+            socket.try_send(&[0x40; 100], None, Some(EcnCodepoint::Ect0), Pace::Free).unwrap();
+            let mut meta = [RecvMeta::default()];
+            let mut buffer = [0; 2_000];
+            relay_state.recv((&relay).into(), &mut [IoSliceMut::new(&mut buffer)], &mut meta).unwrap();
+            assert_eq!(meta[0].ecn, sent, "ecn = {ecn}");
+
+            let marked = Transmit {
+                destination: (Ipv4Addr::LOCALHOST, socket.io.local_addr().unwrap().port()).into(),
+                ecn: Some(EcnCodepoint::Ce),
+                contents: &[0x40; 100],
+                segment_size: None,
+                src_ip: None,
+            };
+            relay_state.try_send((&relay).into(), &marked).unwrap();
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let received = std::future::poll_fn(|cx| socket.poll_recv(cx, &mut slices, &mut meta)).await;
+            assert_eq!((received.unwrap(), meta[0].len, meta[0].ecn), (1, 100, Some(EcnCodepoint::Ce)));
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_error_of_receiving_that_persists_is_met_again_only_after_a_pause() {
         let socket = socket();
@@ -425,7 +483,11 @@ mod tests {
     }
 
     fn socket() -> Arc<DataSocket> {
-        DataSocket::open("127.0.0.1:9".parse().unwrap(), &terms(), MonoTime::now()).unwrap()
+        socket_to("127.0.0.1:9".parse().unwrap(), terms(), CongestionSettings::default())
+    }
+
+    fn socket_to(relay: SocketAddr, terms: FlowTerms, congestion: CongestionSettings) -> Arc<DataSocket> {
+        DataSocket::open(relay, &terms, congestion, MonoTime::now()).unwrap()
     }
 
     fn meta(socket: &DataSocket, len: usize, stride: usize) -> RecvMeta {

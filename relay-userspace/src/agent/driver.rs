@@ -212,7 +212,8 @@ impl Driver {
                 let id = self.request(Asker::Raw(answer));
                 self.state.connect(id, peer, Use::Raw, now());
             }
-            Command::Permit(config::Agent { accept, allow }) => {
+            // How it sends stays: that needs a restart.
+            Command::Permit(config::Agent { accept, allow, pacing: _, ecn: _ }) => {
                 self.serving.allow.send_replace(allow.into());
                 self.state.set_accept(accept.iter().copied().collect(), now());
                 self.settings.accept = accept;
@@ -322,7 +323,8 @@ impl Driver {
             return Err(end);
         }
         let data = data_address(&terms.data_addresses, link.address);
-        let socket = DataSocket::open(data, terms, MonoTime::now()).map_err(|error| failed(&error))?;
+        let socket = DataSocket::open(data, terms, self.settings.congestion, MonoTime::now())
+            .map_err(|error| failed(&error))?;
         let session = Session::new(terms, socket.clone());
         let received = match carries {
             Use::EndToEnd => {

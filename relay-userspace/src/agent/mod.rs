@@ -46,7 +46,7 @@ pub use peer_address::peer_address;
 pub use raw::{RawSendError, RawSession};
 pub use refusal::Refusal;
 pub use session::Session;
-pub use settings::{AgentSettings, Incoming};
+pub use settings::{AgentSettings, CongestionSettings, Incoming};
 pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
 
 use crate::config::{self, HostPort};

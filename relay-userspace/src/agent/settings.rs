@@ -27,6 +27,23 @@ pub struct AgentSettings {
     pub incoming: Incoming,
     /// How many sessions one peer may have here at a time (default 4). Each of its processes has its own.
     pub sessions_per_peer: usize,
+    /// How its own QUIC meets the session's limit (`[agent] pacing` and `ecn`).
+    pub congestion: CongestionSettings,
+}
+
+/// How the agents' QUIC meets the limit of a session. Both are on by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CongestionSettings {
+    /// It sends no faster than the relay lets through.
+    pub pacing: bool,
+    /// Its datagrams say that they can be marked, so that the relay need not drop them to slow it down.
+    pub ecn: bool,
+}
+
+impl Default for CongestionSettings {
+    fn default() -> Self {
+        CongestionSettings { pacing: true, ecn: true }
+    }
 }
 
 impl AgentSettings {
@@ -47,6 +64,7 @@ impl AgentSettings {
             allow: Vec::new(),
             incoming: Incoming::EndToEnd,
             sessions_per_peer: 4,
+            congestion: CongestionSettings::default(),
         }
     }
 }

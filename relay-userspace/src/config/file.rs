@@ -96,6 +96,8 @@ pub(super) struct Admin {
 pub(super) struct Agent {
     pub accept: Entry<Vec<Spanned<String>>>,
     pub allow: Vec<Spanned<Allow>>,
+    pub pacing: Entry<bool>,
+    pub ecn: Entry<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

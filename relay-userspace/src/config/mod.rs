@@ -130,13 +130,18 @@ pub struct Admin {
     pub socket: PathBuf,
 }
 
-/// `[agent]`: what others may do through this agent. Nothing unless it is written here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// `[agent]`: what others may do through this agent (nothing unless it is written here), and how it sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
     /// `accept`: who may connect to this agent. Default nobody.
     pub accept: Vec<NodeId>,
     /// `[[agent.allow]]`: what they may reach through it. Default nothing.
     pub allow: Vec<Allow>,
+    /// `pacing`: it sends no faster than the relay lets through. Default true.
+    pub pacing: bool,
+    /// `ecn`: its datagrams say that the relay can mark them rather than drop them. Default true; false for networks
+    /// that do not carry such datagrams.
+    pub ecn: bool,
 }
 
 /// One `[[agent.allow]]` table.

@@ -104,7 +104,7 @@ impl Config {
         let Security { max_clock_drift } = security;
         let Datapath { mode, interfaces, max_sessions } = datapath;
         let Admin { socket } = admin;
-        let Agent { accept, allow } = agent;
+        let Agent { accept, allow, pacing, ecn } = agent;
         let of = |role: Role, value: String| if self.role() == role { value } else { String::new() };
         let of_relays = |value: String| of(Role::Relay, value);
         let of_agents = |value: String| of(Role::Agent, value);
@@ -126,6 +126,8 @@ impl Config {
             ("admin.socket", socket.display().to_string()),
             (AGENT_ACCEPT, of_agents(list(accept))),
             (AGENT_ALLOW, of_agents(list(&permits))),
+            ("agent.pacing", of_agents(pacing.to_string())),
+            ("agent.ecn", of_agents(ecn.to_string())),
         ]
     }
 }

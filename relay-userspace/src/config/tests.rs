@@ -71,10 +71,15 @@ fn keys_of_the_other_role_are_pointed_out() {
     let keys = |text: &str| -> Vec<String> {
         parse(text).unwrap().warnings.into_iter().map(|warning| warning.key).collect()
     };
-    let of_agents = format!("[network]\nrelays = [\"192.0.2.1:4433\"]\n[agent]\naccept = [\"{NODE}\"]\n");
+    let of_agents = format!(
+        "[network]\nrelays = [\"192.0.2.1:4433\"]\n[agent]\naccept = [\"{NODE}\"]\npacing = true\necn = true\n"
+    );
     let of_relays = "[datapath]\nmode = \"userspace\"\n";
     let relay = "transport = { enable_relay = true, offer_relay = true }\n";
-    assert_eq!(keys(&format!("{relay}{of_agents}{of_relays}")), ["network.relays", "agent.accept"]);
+    assert_eq!(
+        keys(&format!("{relay}{of_agents}{of_relays}")),
+        ["network.relays", "agent.accept", "agent.pacing", "agent.ecn"]
+    );
     assert_eq!(keys(&format!("{of_agents}{of_relays}")), ["datapath.mode"]);
 }
 
@@ -90,7 +95,17 @@ fn an_empty_file_is_an_agent_with_the_documented_defaults() {
     assert_eq!(config.datapath.max_sessions, 65_536);
     assert_eq!(config.admin.socket, Path::new("/var/lib/atlas/state/admin.sock"));
     assert!(config.agent.accept.is_empty());
+    assert!(config.agent.pacing && config.agent.ecn);
     assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn an_agent_can_be_told_not_to_pace_and_not_to_ask_for_marks() {
+    let agent = |text: &str| parse(text).unwrap().agent;
+    let unpaced = agent("[agent]\npacing = false\n");
+    assert_eq!((unpaced.pacing, unpaced.ecn), (false, true));
+    let unmarked = agent("[agent]\necn = false\n");
+    assert_eq!((unmarked.pacing, unmarked.ecn), (true, false));
 }
 
 #[test]

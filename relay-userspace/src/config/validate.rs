@@ -160,7 +160,8 @@ impl Source<'_> {
             }
             allow.push(permit);
         }
-        Ok(Agent { accept, allow })
+        let is_on = |entry: &Entry<bool>| entry.as_ref().is_none_or(|value| *value.get_ref());
+        Ok(Agent { accept, allow, pacing: is_on(&file.pacing), ecn: is_on(&file.ecn) })
     }
 
     /// Keys that are upstream's and do nothing here are accepted, but not in silence.
@@ -180,6 +181,8 @@ impl Source<'_> {
             ("network.relays", empty_is_nothing(&file.network.relays), of_agents),
             ("agent.accept", empty_is_nothing(&file.agent.accept), of_agents),
             ("agent.allow", file.agent.allow.first().map(Spanned::span), of_agents),
+            ("agent.pacing", span(&file.agent.pacing), of_agents),
+            ("agent.ecn", span(&file.agent.ecn), of_agents),
             ("network.port", span(&file.network.port), of_relays),
             ("transport.max_connections", span(&file.transport.max_connections), of_relays),
             ("transport.max_streams_per_conn", span(&file.transport.max_streams_per_conn), of_relays),

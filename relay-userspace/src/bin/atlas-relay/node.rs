@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use relay_userspace::agent::AgentSettings;
+use relay_userspace::agent::{AgentSettings, CongestionSettings};
 use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile};
 use relay_userspace::identity::NodeKey;
 use tokio::runtime::Runtime;
@@ -36,7 +36,9 @@ impl Node {
     pub fn agent(&self) -> anyhow::Result<AgentSettings> {
         check_agent(&self.config, &self.root.config())?;
         let relays = self.config.network.relays.clone();
-        Ok(AgentSettings::dialer(self.key.clone(), self.name(), relays, self.root.known_relays()))
+        let dialer = AgentSettings::dialer(self.key.clone(), self.name(), relays, self.root.known_relays());
+        let (pacing, ecn) = (self.config.agent.pacing, self.config.agent.ecn);
+        Ok(AgentSettings { congestion: CongestionSettings { pacing, ecn }, ..dialer })
     }
 }
 
