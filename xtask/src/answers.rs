@@ -49,6 +49,8 @@ pub struct RelaySession {
     pub limited_packets: u64,
     /// Their UDP payload.
     pub limited_bytes: u64,
+    /// Packets marked CE for the limit.
+    pub marked_packets: u64,
 }
 
 /// What one agent has sent through the relay.

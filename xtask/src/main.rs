@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::demo::{self, Datapath};
+use xtask::lab::interactive::Line;
 use xtask::setup::{self, Consent, Purpose};
 use xtask::test::{self, Selection};
 use xtask::workspace::Workspace;
@@ -26,6 +27,7 @@ Examples:
   cargo xtask test -- falls_silent          only tests whose name contains `falls_silent`
   cargo xtask test --no-install             print what would be installed
   cargo xtask build                         target/release/atlas-relay with the XDP program inside
+  cargo xtask lab --delay 20ms --loss 0.1%  the demo's network, with agent 1 far away
   cargo xtask load --interface eth0         attach the XDP program, for development";
 
 #[derive(Subcommand)]
@@ -62,7 +64,10 @@ enum Task {
         datapath: Vec<Datapath>,
     },
     /// Brings up the network of the demo to look around in, until Ctrl-C.
-    Lab,
+    Lab {
+        #[command(flatten)]
+        line: Line,
+    },
     /// Sets up what is missing, builds, and runs every test.
     Test {
         #[command(flatten)]
@@ -132,9 +137,9 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Load { interface, mode } => load::load(&workspace, &interface, mode.map(Mode::name)),
         Task::Unload { interface } => load::unload(&workspace, &interface),
         Task::Demo { report, datapath } => demo::run(&workspace, &datapath, report.as_deref()),
-        Task::Lab => {
+        Task::Lab { line } => {
             setup::provide_lab_programs()?;
-            lab::interactive::show()
+            lab::interactive::show(line)
         }
         Task::Test { install, long, filter } => {
             test::run(&workspace, install.consent(), &Selection { long, filter, nothing_skips: false })

@@ -17,6 +17,7 @@
 //! up.
 
 mod address;
+pub mod delay;
 mod host;
 pub mod interactive;
 mod leftovers;
@@ -38,6 +39,7 @@ use anyhow::{Context as _, bail};
 
 use crate::syscall;
 use address::Network;
+use delay::DelayLine;
 
 /// Where the relay is reached.
 pub const RELAY_ADDRESSES: AddressPair = Network::RELAY.guest();
@@ -71,6 +73,8 @@ const PREFIX: &str = "atlas-lab-";
 
 /// A running lab.
 pub struct Lab {
+    /// The delay lines, in the order of the NATs that are at their ends.
+    pub lines: Vec<DelayLine>,
     /// The relay's host.
     pub relay: Namespace,
     /// The relay's own NAT, if it is behind one.
@@ -110,7 +114,8 @@ impl Lab {
             (0..count).map(|number| namespace(&format!("{role}{number}"))).collect::<anyhow::Result<Vec<_>>>()
         };
         let has_nat = plan.relay == RelayPlan::BehindOneToOneNat;
-        let lab = Lab {
+        let mut lab = Lab {
+            lines: Vec::new(),
             relay: namespace("relay")?,
             relay_nat: has_nat.then(|| namespace("cloud")).transpose()?,
             router: namespace("router")?,
@@ -118,7 +123,7 @@ impl Lab {
             agents: numbered("agent", plan.agents.len())?,
             directory,
         };
-        lab.wire(plan)?;
+        lab.lines = lab.wire(plan)?;
         lab.translate(plan)?;
         Ok(lab)
     }

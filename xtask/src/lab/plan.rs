@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::delay::Conditions;
+
 /// A lab to be brought up. The default is the one in the picture of [`super`].
 #[derive(Clone, Debug)]
 pub struct LabPlan {
@@ -26,6 +28,8 @@ pub struct NatPlan {
     pub behind: Option<usize>,
     /// How long a UDP mapping lives without a packet; none: as long as the system has it.
     pub udp_timeout: Option<Duration>,
+    /// What its line to the Internet, or to the NAT that it is behind, does to packets in each direction; none: nothing.
+    pub line: Option<Conditions>,
 }
 
 /// Which port a NAT gives to a mapping.
@@ -51,7 +55,7 @@ pub enum RelayPlan {
 impl NatPlan {
     /// A NAT on the Internet.
     pub const fn on_internet(ports: MappedPorts) -> Self {
-        NatPlan { ports, behind: None, udp_timeout: None }
+        NatPlan { ports, behind: None, udp_timeout: None, line: None }
     }
 }
 
@@ -62,6 +66,15 @@ impl LabPlan {
     /// Every link, the relay's too, carries IP packets of at most `mtu` bytes.
     pub fn with_mtu(mtu: u32) -> Self {
         LabPlan { mtu, relay_mtu: mtu, ..LabPlan::default() }
+    }
+
+    /// Agent 1 is at the end of a line that does this to packets in each direction.
+    pub fn over_a_line(line: Conditions) -> Self {
+        let mut plan = LabPlan::default();
+        if let Some(nat) = plan.nats.get_mut(1) {
+            nat.line = Some(line);
+        }
+        plan
     }
 
     /// Both agents are behind one NAT, which draws ports at random.

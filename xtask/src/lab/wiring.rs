@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use super::address::{AddressPair, Network};
+use super::delay::DelayLine;
 use super::plan::{LabPlan, RelayPlan};
 use super::{
     AGENT_INTERFACE, Lab, Namespace, RELAY_GATEWAY_DEVICE, RELAY_INTERFACE, RELAY_SECOND_GATEWAY_DEVICE,
@@ -11,7 +12,8 @@ use super::{
 use crate::tool::Tool;
 
 impl Lab {
-    pub(super) fn wire(&self, plan: &LabPlan) -> anyhow::Result<()> {
+    /// Lays everything; what takes time on the way is given back, to be kept.
+    pub(super) fn wire(&self, plan: &LabPlan) -> anyhow::Result<Vec<DelayLine>> {
         let hosts = self.agents.iter().chain(&self.nats).chain([&self.relay, &self.router]);
         for host in hosts.chain(&self.relay_nat) {
             have_addresses_at_once(host)?;
@@ -25,23 +27,29 @@ impl Lab {
                 plan.mtu,
             )?;
         }
+        let mut lines = Vec::new();
         for (number, (nat, planned)) in self.nats.iter().zip(&plan.nats).enumerate() {
             let outside = match planned.behind {
                 Some(outer) => self.nats.get(outer).context("a NAT is behind one that is not planned")?,
                 None => &self.router,
             };
             let network = Network::of_nat(number);
-            connect(
-                &End { host: nat, device: WAN, addresses: network.guest() },
-                &End { host: outside, device: &format!("i{number}"), addresses: network.gateway() },
-                plan.mtu,
-            )?;
+            let near = End { host: nat, device: WAN, addresses: network.guest() };
+            let far = End { host: outside, device: &format!("i{number}"), addresses: network.gateway() };
+            match planned.line {
+                None => connect(&near, &far, plan.mtu)?,
+                Some(conditions) => {
+                    let ends = [(nat, WAN), (outside, far.device)];
+                    lines.push(DelayLine::lay(ends, plan.mtu, [conditions; 2], number as u64)?);
+                    address(&near, &far)?;
+                }
+            }
         }
         self.wire_relay(plan)?;
         for host in self.nats.iter().chain([&self.router]).chain(&self.relay_nat) {
             forward(host)?;
         }
-        Ok(())
+        Ok(lines)
     }
 
     fn wire_relay(&self, plan: &LabPlan) -> anyhow::Result<()> {
@@ -95,6 +103,11 @@ fn connect(near: &End, far: &End, mtu: u32) -> anyhow::Result<()> {
         ])
         .args(["peer", "name", far.device, "mtu", &mtu.to_string(), "netns", far.host.name()])
         .output()?;
+    address(near, far)
+}
+
+/// Gives both ends of a link their addresses. The default route of `near` leads over it.
+fn address(near: &End, far: &End) -> anyhow::Result<()> {
     let up = |end: &End| {
         let (device, AddressPair { v4, v6 }) = (end.device, end.addresses);
         format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device}\nlink set {device} up\n")
