@@ -6,6 +6,7 @@
 mod in_lab {
     mod capture;
     mod deaths;
+    mod delay;
     mod fallback;
     mod families;
     mod hand_agent;
