@@ -5,6 +5,7 @@
 #[path = "lab"]
 mod in_lab {
     mod capture;
+    mod congestion;
     mod deaths;
     mod delay;
     mod fallback;
