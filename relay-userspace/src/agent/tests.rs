@@ -186,7 +186,7 @@ async fn what_is_permitted_may_change_while_the_agent_runs() {
     assert_eq!(tcp.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 
     let allow = vec![Allow { peer: node(1), to }];
-    bob.inspector().permit(config::Agent { accept: vec![node(1)], allow }).await;
+    bob.inspector().permit(config::Agent { accept: vec![node(1)], allow, ..Default::default() }).await;
     let _near = TcpStream::connect(forward.local_addr()).await.unwrap();
     service.accept().await.unwrap();
     assert_eq!(session.end(), None, "the session has gone on");

@@ -144,6 +144,12 @@ pub struct Agent {
     pub ecn: bool,
 }
 
+impl Default for Agent {
+    fn default() -> Self {
+        Agent { accept: Vec::new(), allow: Vec::new(), pacing: true, ecn: true }
+    }
+}
+
 /// One `[[agent.allow]]` table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allow {
