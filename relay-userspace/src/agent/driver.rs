@@ -192,9 +192,15 @@ impl Driver {
             }
             LinkChange::Message(message) => self.state.message(relay, message, now()),
             LinkChange::Down(error) => {
-                if let LinkError::Pin(PinError::NotPinned { .. } | PinError::Changed { .. }) = error {
-                    // The link has logged both keys, and how to accept the new one.
-                    self.serving.refusals.count(Refusal::RelayKey);
+                // The link has logged it: of keys both, and how to accept the new one.
+                match &error {
+                    LinkError::Pin(PinError::NotPinned { .. } | PinError::Changed { .. }) => {
+                        self.serving.refusals.count(Refusal::RelayKey);
+                    }
+                    LinkError::Handshake(fault) if fault.is_ours() => {
+                        self.serving.refusals.count(Refusal::RelayHandshake);
+                    }
+                    _ => {}
                 }
                 self.drop_link(relay);
                 self.state.relay_down(relay, error.to_string(), now());

@@ -369,18 +369,29 @@ async fn serve_connection(
     incoming: quinn::Incoming,
     serving: &Serving,
 ) -> Result<String, String> {
-    let connection = incoming.await.map_err(|error| error.to_string())?;
-    let Some(session) = endpoint.socket.session() else { return Err("the session is over".to_owned()) };
-    let _user = SessionUser::come(session, &serving.news);
-    let key = tls::peer_key(&connection).map_err(|error| error.to_string())?;
     let refused = |refusal: Refusal, why: String| {
         serving.refusals.refuse(refusal, &endpoint.peer, &why);
         Err(why)
     };
+    let connection = match incoming.await {
+        Ok(connection) => connection,
+        // Found here: what the peer finds comes as a ConnectionClosed.
+        Err(error @ quinn::ConnectionError::TransportError(_)) => {
+            return refused(Refusal::TlsFailed, error.to_string());
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let Some(session) = endpoint.socket.session() else { return Err("the session is over".to_owned()) };
+    let _user = SessionUser::come(session, &serving.news);
+    let key = match tls::peer_key(&connection) {
+        Ok(key) => key,
+        Err(error) => return refused(Refusal::TlsFailed, error.to_string()),
+    };
     if key.node_id() != endpoint.peer {
-        connection.close(ErrorCode::InvalidIdentity.number().into(), b"not the peer the relay has named");
         let why = format!("{} answers where the relay has named another", key.node_id());
-        return refused(Refusal::ForeignIdentity, why);
+        let outcome = refused(Refusal::ForeignIdentity, why);
+        connection.close(ErrorCode::InvalidIdentity.number().into(), b"not the peer the relay has named");
+        return outcome;
     }
     let mut challenge = [0; CHALLENGE_LEN];
     getrandom::fill(&mut challenge).map_err(|error| error.to_string())?;
@@ -399,7 +410,8 @@ async fn serve_connection(
         // The refusal is on its way; the peer closes.
         let _closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
         connection.close(fault.code().number().into(), fault.to_string().as_bytes());
-        return refused(Refusal::HandshakeFailed, format!("handshake: {fault}"));
+        let why = format!("handshake: {fault}");
+        return if fault.is_ours() { refused(Refusal::HandshakeFailed, why) } else { Err(why) };
     }
     tracing::info!(peer = %endpoint.peer, %session, "the peer is connected, end to end");
     tokio::select! {

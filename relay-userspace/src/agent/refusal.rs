@@ -15,6 +15,7 @@ reasons! {
         SessionsFull = "sessions_full": "A session beyond those that this agent takes from all peers together.",
         RawSessionUntaken = "raw_session_untaken": "A session whose datagrams the application does not take over.",
         ConnectionsFull = "connections_full": "A connection of a peer that has as many here as one peer may.",
+        TlsFailed = "tls_failed": "A connection of a peer whose TLS fails, or that shows no usable Ed25519 certificate.",
         ForeignIdentity = "foreign_identity": "A connection of another node than the relay has named.",
         HandshakeTimeout = "handshake_timeout": "A connection of a peer that does not begin the handshake in time.",
         HandshakeFailed = "handshake_failed": "A connection of a peer whose handshake does not hold.",
@@ -26,6 +27,7 @@ reasons! {
         ForwardNotPermitted = "forward_not_permitted": "A forward that no `[[agent.allow]]` permits.",
         ForwardUnreachable = "forward_unreachable": "A permitted forward whose destination cannot be reached.",
         RelayKey = "relay_key": "A relay that shows another key than the configured or remembered one.",
+        RelayHandshake = "relay_handshake": "A relay whose handshake does not hold.",
         RelayTerms = "relay_terms": "A session whose terms from the relay cannot be used.",
         ForeignMagic = "foreign_magic": "A session whose bind magic does not follow from the relay's key.",
     }

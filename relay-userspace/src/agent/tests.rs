@@ -243,10 +243,11 @@ async fn a_relay_that_offers_a_peer_that_is_not_accepted_is_refused_by_the_targe
 async fn a_connector_that_the_relay_passes_off_as_an_accepted_peer_is_refused() {
     let net = Network::start().await;
     net.relay.state().passes_off = Some(PassedOff { impostor: node(3), accepted: node(1) });
-    let (mallory, _bob) = (net.dialer(3), net.server(2, &[1], &[]).await);
+    let (mallory, bob) = (net.dialer(3), net.server(2, &[1], &[]).await);
     let error = mallory.connect(node(2)).await.unwrap_err();
     let refused = matches!(error, ConnectError::Handshake { .. } | ConnectError::EndToEnd { .. });
     assert!(refused, "paired, but refused end to end: {error}");
+    assert_eq!(bob.sessions().await.refused.get("foreign_identity"), Some(&1));
 }
 
 #[tokio::test]
@@ -267,6 +268,7 @@ async fn terms_with_another_relays_magic_are_refused() {
     let foreign = SessionEnd::ForeignMagic { relay: net.relay.id };
     assert!(matches!(&error, ConnectError::Ended(end) if *end == foreign), "{error}");
     net.relay.until(|state| state.disconnected.len() == 2).await;
+    assert_eq!(alice.sessions().await.refused.get("foreign_magic"), Some(&1));
 }
 
 #[tokio::test]
@@ -339,7 +341,9 @@ async fn a_relay_with_another_key_than_remembered_is_refused_with_both_ids() {
     let net = Network::start().await;
     let known = net.known_relays(1);
     std::fs::write(&known, format!("{} {}\n", net.relay.control, node(77))).unwrap();
-    let error = net.dialer(1).connect(node(2)).await.unwrap_err().to_string();
+    let alice = net.dialer(1);
+    let error = alice.connect(node(2)).await.unwrap_err().to_string();
+    assert_eq!(alice.sessions().await.refused.get("relay_key"), Some(&1));
     for part in [node(77).to_string(), net.relay.id.to_string(), known.display().to_string()] {
         assert!(error.contains(&part), "{error}");
     }

@@ -266,6 +266,11 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
+    /// Whether it was found here: not the peer's refusal, nor a connection that broke off.
+    pub const fn is_ours(&self) -> bool {
+        !matches!(self, HandshakeError::Rejected { .. })
+    }
+
     /// The documented code for this failure.
     pub const fn code(&self) -> ErrorCode {
         match self {
