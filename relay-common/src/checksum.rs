@@ -41,6 +41,13 @@ pub const fn fold(sum: u32) -> u16 {
     ((once & 0xffff) + (once >> 16)) as u16
 }
 
+/// Folds a sum of up to 2^16 words of 32 bits.
+#[inline(always)]
+pub const fn fold_wide(sum: u64) -> u16 {
+    let once = (sum & 0xffff_ffff) + (sum >> 32);
+    fold(((once & 0xffff_ffff) + (once >> 32)) as u32)
+}
+
 fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
     bytes.chunks(2).map(|pair| match *pair {
         [first, second] => u16::from_ne_bytes([first, second]),

@@ -116,6 +116,8 @@ reasons! {
     TtlExpired = "ttl_expired", Drop;
     /// Carries no VLAN tag, and would leave by a VLAN.
     VlanMissing = "vlan_missing", Pass;
+    /// Its UDP checksum covers no more than the pseudo header: left to hardware that it has not met, on a virtual network.
+    UnfinishedChecksum = "unfinished_checksum", Pass;
 }
 
 impl Reason {

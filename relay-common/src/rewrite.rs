@@ -5,7 +5,7 @@
 
 use network_types::ip::IpProto;
 
-use crate::checksum::{ChecksumDelta, fold};
+use crate::checksum::{ChecksumDelta, fold, fold_wide};
 use crate::frame::{Frame, field, set_field};
 use crate::header::{
     ECN_MASK, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TAGGED_ETH_LEN, UDP_LEN, V4_CHECK, V4_DESTINATION,
@@ -29,6 +29,8 @@ pub trait Rewrite {
     ///
     /// # Errors
     /// [`Reason::ZeroChecksum`]: an IPv4 packet without UDP checksum cannot become IPv6.
+    /// [`Reason::UnfinishedChecksum`]: what is to be finished yet cannot be changed like a finished one. It is recognised
+    /// by its value, which one finished checksum of 65536 has as well.
     fn suits(&self, route: &Route) -> Result<(), Reason>;
 
     /// Sends the frame on its way: link-layer addresses, addresses, ports, TTL less one, checksums, and the CE mark if
@@ -52,7 +54,7 @@ impl Rewrite for Packet<TupleV4> {
     fn suits(&self, route: &Route) -> Result<(), Reason> {
         match route.onward {
             Onward::V6 { .. } if self.udp_check == 0 => Err(Reason::ZeroChecksum),
-            _ => Ok(()),
+            _ => finished(self, u64::from(self.tuple.source) + u64::from(self.tuple.destination)),
         }
     }
 
@@ -100,7 +102,9 @@ impl Rewrite for Packet<TupleV6> {
 
     #[inline(always)]
     fn suits(&self, _: &Route) -> Result<(), Reason> {
-        Ok(())
+        let ([a, b, c, d], [e, f, g, h]) = (self.tuple.source, self.tuple.destination);
+        let [a, b, c, d, e, f, g, h] = [a, b, c, d, e, f, g, h].map(u64::from);
+        finished(self, a + b + c + d + e + f + g + h)
     }
 
     #[inline(always)]
@@ -129,6 +133,15 @@ impl Rewrite for Packet<TupleV6> {
             }
         }
     }
+}
+
+/// Whether a packet's UDP checksum is more than the sum of its pseudo header (RFC 768, RFC 8200 section 8.1), whose
+/// addresses have the sum `addresses`. That is what stands there before hardware has added the rest.
+#[inline(always)]
+fn finished<K>(packet: &Packet<K>, addresses: u64) -> Result<(), Reason> {
+    let length = ((packet.payload + UDP_LEN as u32) as u16).to_be_bytes();
+    let rest = u16::from_ne_bytes(length) as u64 + u16::from_ne_bytes([0, IpProto::Udp as u8]) as u64;
+    if packet.udp_check == fold_wide(addresses + rest) { Err(Reason::UnfinishedChecksum) } else { Ok(()) }
 }
 
 /// An IPv6 header for a packet that came as IPv4 (RFC 7915 section 4.1). Flow label 0.

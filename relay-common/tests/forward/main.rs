@@ -98,6 +98,31 @@ fn a_packet_without_udp_checksum_cannot_become_ipv6_and_goes_up_uncharged() {
     assert_eq!(world.refusal(bytes), Reason::ZeroChecksum);
 }
 
+/// The sum of a packet's pseudo header, as a sender leaves it to hardware to go on from.
+fn with_unfinished_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    let v6 = frame[12] == 0x86;
+    let (addresses, length, check) = if v6 { (22..54, 58..60, 60) } else { (26..34, 38..40, 40) };
+    let words = frame[addresses].chunks(2).chain([&frame[length]]);
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>() + 17;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    frame[check..check + 2].copy_from_slice(&(folded as u16).to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_packet_whose_checksum_is_left_to_hardware_goes_up_uncharged() {
+    for (connector, target) in
+        [(CONNECTOR, TARGET), (CONNECTOR, TARGET_V6), (CONNECTOR_V6, TARGET), (CONNECTOR_V6, TARGET_V6)]
+    {
+        let world = World::between(connector, target);
+        world.limit(1_000_000, 100_000);
+        let finished = frame(connector, relay_for(connector), 64, 0, b"payload");
+        assert_eq!(world.refusal(with_unfinished_checksum(finished.clone())), Reason::UnfinishedChecksum);
+        assert_eq!(world.slot.arrival.load(), 0);
+        assert!(world.forward(&finished).is_ok());
+    }
+}
+
 #[test]
 fn a_udp_checksum_that_comes_out_as_zero_is_sent_in_its_other_form() {
     let world = World::new();

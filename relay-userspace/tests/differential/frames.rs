@@ -137,7 +137,7 @@ fn disturb(random: &mut Random, frame: &mut Vec<u8>) {
     let v6 = frame[12] == 0x86;
     let (headers, ttl, protocol, length, source, source_port, check) =
         if v6 { (62, 21, 20, 18, 22, 54, 60) } else { (42, 22, 23, 16, 26, 34, 40) };
-    match random.below(24) {
+    match random.below(25) {
         0 if v6 => frame[protocol] = random.pick(&[0, 43, 44, 51, 60, 135, 139, 140]),
         0 => frame[14] = 0x46 + random.below(10) as u8,
         1 if v6 => extend(frame, random.pick(&[0, 43, 60])),
@@ -188,11 +188,21 @@ fn disturb(random: &mut Random, frame: &mut Vec<u8>) {
             frame.resize(ETH_LEN + MTU as usize + 1 + random.below(1000), 0);
             set_lengths(frame);
         }
+        23 => unfinish(frame, source, check),
         _ => {
             let group = random.pick(&[[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0; 6]]);
             frame[6..12].copy_from_slice(&group);
         }
     }
+}
+
+/// Leaves the checksum to hardware: what stands there then is the sum of the pseudo header.
+fn unfinish(frame: &mut [u8], source: usize, check: usize) {
+    let ports = check - 6;
+    let words = frame[source..ports].chunks(2).chain([&frame[check - 2..check]]);
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>() + 17;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    frame[check..check + 2].copy_from_slice(&(folded as u16).to_be_bytes());
 }
 
 /// Puts an extension header of eight bytes in front of the UDP header.

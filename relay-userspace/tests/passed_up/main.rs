@@ -111,6 +111,29 @@ fn what_cannot_become_ipv6_in_the_kernel_does_in_userspace() {
 }
 
 #[test]
+fn a_checksum_that_the_sender_left_to_hardware_is_finished_on_the_way_through_userspace() {
+    in_lab("a_checksum_that_the_sender_left_to_hardware_is_finished_on_the_way_through_userspace", |lab| {
+        for (near, far) in [("10.9.1", "10.9.2"), ("fd00:1:", "fd00:2:"), ("10.9.1", "fd00:2:")] {
+            let session = lab.session(near, far, PLAIN);
+            let bound = session.connector;
+            let connector = lab.agents.run(move || {
+                run("ethtool", "-K near0 tx on");
+                UdpSocket::bind(bound).unwrap()
+            });
+            let before = lab.state(&session);
+            let forwarded = lab.forwarder.count(Reason::Forwarded);
+            connector.send_to(b"unfinished", session.relay).unwrap();
+            session.expect(b"unfinished");
+            assert!(lab.far.hear(session.target.port(), b"unfinished").checksum);
+            until_counted(&lab.forwarder, Reason::Forwarded, forwarded + 1);
+            assert_eq!(lab.state(&session), State { userspace: 1, ..charged(before, b"unfinished") });
+            lab.end(session);
+        }
+        assert_eq!(lab.program.tally(Reason::UnfinishedChecksum).unwrap().packets, 3);
+    });
+}
+
+#[test]
 fn what_may_not_go_on_is_not_relayed_by_userspace_either() {
     in_lab("what_may_not_go_on_is_not_relayed_by_userspace_either", |lab| {
         let session = lab.session("10.9.1", "10.9.2", PLAIN);
@@ -296,11 +319,7 @@ impl Lab {
         until_counted(&self.forwarder, Reason::Forwarded, forwarded + 1);
         let passed = self.program.tally(reason).unwrap().packets - passed;
         assert_eq!(passed, frames.len() as u64, "{reason:?}");
-        let after = State {
-            arrival: before.arrival + charge(payload),
-            userspace: before.userspace + 1,
-            kernel: before.kernel,
-        };
+        let after = State { userspace: before.userspace + 1, ..charged(before, payload) };
         assert_eq!(self.state(session), after, "{reason:?}");
     }
 
@@ -308,7 +327,7 @@ impl Lab {
     fn expect_from_the_kernel(&self, session: &Session, frames: &[Vec<u8>], payload: &[u8]) {
         let before = self.state(session);
         self.send(session, frames, payload);
-        let after = State { arrival: before.arrival + charge(payload), kernel: before.kernel + 1, ..before };
+        let after = State { kernel: before.kernel + 1, ..charged(before, payload) };
         assert_eq!(self.state(session), after);
     }
 
@@ -317,14 +336,19 @@ impl Lab {
         for frame in frames {
             self.near.send(frame);
         }
-        let mut buffer = [0; 8192];
-        let (len, from) = session.at_target.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..len], from), (payload, session.from));
+        session.expect(payload);
+    }
+
+    /// Removes a session, so that its connector's tuple can be another's.
+    fn end(&mut self, session: Session) {
+        self.flows.remove(session.slot, MonoTime::now());
     }
 }
 
-fn charge(payload: &[u8]) -> u64 {
-    Allowance::new(LIMIT.bytes_per_s, LIMIT.burst_bytes).cost(payload.len() as u32)
+/// The state after one charge for a datagram.
+fn charged(before: State, payload: &[u8]) -> State {
+    let cost = Allowance::new(LIMIT.bytes_per_s, LIMIT.burst_bytes).cost(payload.len() as u32);
+    State { arrival: before.arrival + cost, ..before }
 }
 
 fn mac(station: [u8; 6]) -> String {
@@ -332,6 +356,13 @@ fn mac(station: [u8; 6]) -> String {
 }
 
 impl Session {
+    /// Takes the datagram that arrives.
+    fn expect(&self, payload: &[u8]) {
+        let mut buffer = [0; 8192];
+        let (len, from) = self.at_target.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (payload, self.from));
+    }
+
     /// A frame of the connector's.
     fn packet(&self, payload: &[u8]) -> Vec<u8> {
         let udp_length = (8 + payload.len()) as u16;
