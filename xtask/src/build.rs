@@ -85,6 +85,8 @@ fn build_bpf_objects(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Re
         "-Ctarget-cpu=v3".to_owned(), // 32-bit registers and atomics: kernel 5.12 and later
         format!("-Clinker={}", toolchain.linker.display()),
         "-Clink-arg=--btf".to_owned(),
+        // A field of a frame is one load or store, as x86-64 allows, not one for each byte: a seventh less program.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
     ];
     let mut build = Tool::new(&compiler.cargo)
         .words("build --release -Z build-std=core --target")
