@@ -52,6 +52,7 @@ fn frames_get_the_reason_that_their_name_promises() {
         ("ipv4-bind", Reason::Bind),
         ("ipv4-bind-cut-short", Reason::BindMalformed),
         ("ipv4-bytes-behind-the-packet", Reason::LengthMismatch),
+        ("ipv4-checksum-left-to-hardware", Reason::UnfinishedChecksum),
         ("ipv4-empty-payload", Reason::Forwarded),
         ("ipv4-first-fragment", Reason::Fragment),
         ("ipv4-last-hop", Reason::TtlExpiring),

@@ -156,12 +156,9 @@ impl World {
             }
         }
         let slot = self.installed[choice as usize % self.installed.len()];
-        match (choice >> 32) % 4 {
-            0 => {
-                let rate = RATES[(choice >> 40) as usize % RATES.len()];
-                self.flows.set_limit(slot, Limit::per_second(rate), now);
-            }
-            _ => {}
+        if (choice >> 32).is_multiple_of(4) {
+            let rate = RATES[(choice >> 40) as usize % RATES.len()];
+            self.flows.set_limit(slot, Limit::per_second(rate), now);
         }
     }
 

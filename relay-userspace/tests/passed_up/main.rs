@@ -1,4 +1,4 @@
-//! Packets of a session that the native program passes up are relayed by the userspace forwarder: once, under the same
+//! Packets of a session that the program passes up are relayed by the userspace forwarder: once, under the same
 //! bucket, and counted apart.
 //!
 //! Needs root, `ip` and `ethtool`, and a binary built with the BPF program.
@@ -54,7 +54,7 @@ const TOS: u8 = 0xb8;
 
 #[test]
 fn what_the_program_passes_up_is_relayed_once_and_charged_once() {
-    in_lab("what_the_program_passes_up_is_relayed_once_and_charged_once", |lab| {
+    in_lab(Hook::Native, "what_the_program_passes_up_is_relayed_once_and_charged_once", |lab| {
         let session = lab.session("10.9.1", "10.9.2", PLAIN);
         lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
 
@@ -79,7 +79,7 @@ fn what_the_program_passes_up_is_relayed_once_and_charged_once() {
 
 #[test]
 fn what_the_program_passes_up_is_relayed_in_ipv6_too() {
-    in_lab("what_the_program_passes_up_is_relayed_in_ipv6_too", |lab| {
+    in_lab(Hook::Native, "what_the_program_passes_up_is_relayed_in_ipv6_too", |lab| {
         let session = lab.session("fd00:1:", "fd00:2:", PLAIN);
         lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
         for (kind, name) in [(0, &b"hop-by-hop"[..]), (60, b"destination options")] {
@@ -97,7 +97,7 @@ fn what_the_program_passes_up_is_relayed_in_ipv6_too() {
 
 #[test]
 fn what_cannot_become_ipv6_in_the_kernel_does_in_userspace() {
-    in_lab("what_cannot_become_ipv6_in_the_kernel_does_in_userspace", |lab| {
+    in_lab(Hook::Native, "what_cannot_become_ipv6_in_the_kernel_does_in_userspace", |lab| {
         let session = lab.session("10.9.1", "fd00:2:", PLAIN);
         lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
         let unsummed = without_checksum(&session.packet(b"no checksum"));
@@ -112,30 +112,62 @@ fn what_cannot_become_ipv6_in_the_kernel_does_in_userspace() {
 
 #[test]
 fn a_checksum_that_the_sender_left_to_hardware_is_finished_on_the_way_through_userspace() {
-    in_lab("a_checksum_that_the_sender_left_to_hardware_is_finished_on_the_way_through_userspace", |lab| {
-        for (near, far) in [("10.9.1", "10.9.2"), ("fd00:1:", "fd00:2:"), ("10.9.1", "fd00:2:")] {
-            let session = lab.session(near, far, PLAIN);
-            let bound = session.connector;
-            let connector = lab.agents.run(move || {
-                run("ethtool", "-K near0 tx on");
-                UdpSocket::bind(bound).unwrap()
-            });
-            let before = lab.state(&session);
-            let forwarded = lab.forwarder.count(Reason::Forwarded);
-            connector.send_to(b"unfinished", session.relay).unwrap();
-            session.expect(b"unfinished");
-            assert!(lab.far.hear(session.target.port(), b"unfinished").checksum);
-            until_counted(&lab.forwarder, Reason::Forwarded, forwarded + 1);
-            assert_eq!(lab.state(&session), State { userspace: 1, ..charged(before, b"unfinished") });
-            lab.end(session);
+    in_lab(
+        Hook::Native,
+        "a_checksum_that_the_sender_left_to_hardware_is_finished_on_the_way_through_userspace",
+        |lab| {
+            for (near, far) in [("10.9.1", "10.9.2"), ("fd00:1:", "fd00:2:"), ("10.9.1", "fd00:2:")] {
+                let session = lab.session(near, far, PLAIN);
+                let bound = session.connector;
+                let connector = lab.agents.run(move || {
+                    run("ethtool", "-K near0 tx on");
+                    UdpSocket::bind(bound).unwrap()
+                });
+                let before = lab.state(&session);
+                let forwarded = lab.forwarder.count(Reason::Forwarded);
+                connector.send_to(b"unfinished", session.relay).unwrap();
+                session.expect(b"unfinished");
+                assert!(lab.far.hear(session.target.port(), b"unfinished").checksum);
+                until_counted(&lab.forwarder, Reason::Forwarded, forwarded + 1);
+                assert_eq!(lab.state(&session), State { userspace: 1, ..charged(before, b"unfinished") });
+                lab.end(session);
+            }
+            assert_eq!(lab.program.tally(Reason::UnfinishedChecksum).unwrap().packets, 3);
+        },
+    );
+}
+
+#[test]
+fn datagrams_merged_into_one_frame_are_relayed_one_by_one_in_generic_mode() {
+    let name = "datagrams_merged_into_one_frame_are_relayed_one_by_one_in_generic_mode";
+    in_lab(Hook::Generic, name, |lab| {
+        let session = lab.session("10.9.1", "10.9.2", PLAIN);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"nothing unusual")], b"nothing unusual");
+        let bound = session.connector;
+        let connector = lab.agents.run(move || {
+            run("ethtool", "-K near0 tx on tx-udp-segmentation on");
+            UdpSocket::bind(bound).unwrap()
+        });
+        // Two that are smaller than the interface's MTU together, and ten that are not.
+        for (reason, count) in [(Reason::UnfinishedChecksum, 2), (Reason::SuperFrame, 10)] {
+            let (mut expected, forwarded) = (lab.state(&session), lab.forwarder.count(Reason::Forwarded));
+            let datagrams: Vec<Vec<u8>> = (0..count).map(|number| vec![number; 600]).collect();
+            wire::send_merged(&connector, &datagrams.concat(), 600, session.relay);
+            for datagram in &datagrams {
+                session.expect(datagram);
+                expected = State { userspace: expected.userspace + 1, ..charged(expected, datagram) };
+            }
+            until_counted(&lab.forwarder, Reason::Forwarded, forwarded + u64::from(count));
+            assert_eq!(lab.state(&session), expected, "{reason:?}");
+            assert_eq!(lab.program.tally(reason).unwrap().packets, 1, "{reason:?}");
         }
-        assert_eq!(lab.program.tally(Reason::UnfinishedChecksum).unwrap().packets, 3);
+        lab.expect_from_the_kernel(&session, &[session.packet(b"the end")], b"the end");
     });
 }
 
 #[test]
 fn what_may_not_go_on_is_not_relayed_by_userspace_either() {
-    in_lab("what_may_not_go_on_is_not_relayed_by_userspace_either", |lab| {
+    in_lab(Hook::Native, "what_may_not_go_on_is_not_relayed_by_userspace_either", |lab| {
         let session = lab.session("10.9.1", "10.9.2", PLAIN);
         let before = lab.state(&session);
         let mut expiring = session.packet(b"last hop");
@@ -162,7 +194,7 @@ fn what_may_not_go_on_is_not_relayed_by_userspace_either() {
 #[test]
 fn a_tagged_packet_leaves_by_its_vlan_in_the_kernel() {
     for (near, far) in [("10.9.1", "10.9.2"), ("fd00:1:", "10.9.2"), ("10.9.1", "fd00:2:")] {
-        in_lab("a_tagged_packet_leaves_by_its_vlan_in_the_kernel", |lab| {
+        in_lab(Hook::Native, "a_tagged_packet_leaves_by_its_vlan_in_the_kernel", |lab| {
             let session = lab.session(near, far, BY_VLAN);
             let before = lab.state(&session);
             let mut tagged = session.packet(b"tagged");
@@ -183,7 +215,7 @@ fn a_tagged_packet_leaves_by_its_vlan_in_the_kernel() {
     }
 }
 
-/// A relay between two veth pairs, each with the native program, and the agents in a namespace of their own.
+/// A relay between two veth pairs, each with the program, and the agents in a namespace of their own.
 struct Lab {
     agents: Inside,
     /// Where the near agent's frames are sent, and where the far one's are heard.
@@ -225,19 +257,19 @@ impl Routes for OneHop {
     fn release(&mut self, _hop: u16) {}
 }
 
-fn in_lab(name: &str, test: impl FnOnce(&mut Lab) + Send) {
+fn in_lab(hook: Hook, name: &str, test: impl FnOnce(&mut Lab) + Send) {
     if OBJECT.is_none() {
         return skipping::skip(name, "built without the BPF program: run `cargo xtask test`");
     }
     in_namespace(name, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _within = runtime.enter();
-        test(&mut Lab::new());
+        test(&mut Lab::new(hook));
     });
 }
 
 impl Lab {
-    fn new() -> Lab {
+    fn new(hook: Hook) -> Lab {
         ip("link set lo up");
         let agents = Inside::new();
         for (relay, station, agent, agent_station, net) in
@@ -265,7 +297,7 @@ impl Lab {
         let index = |name: &str| links.iter().find(|link| link.name == name).unwrap().index;
         for (name, station) in [("near", NEAR), ("far", FAR)] {
             let port = Port { name: name.into(), index: index(name), station, mtu: 1500 };
-            program.attach(&tables, port, Hook::Native).unwrap();
+            program.attach(&tables, port, hook).unwrap();
         }
         for (number, vlan) in [(PLAIN, 0), (BY_VLAN, VLAN)] {
             egress.set(number.into(), index("far")).unwrap();

@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use std::{mem, ptr};
@@ -105,6 +106,18 @@ impl Wire {
         });
         (frame, vlan)
     }
+}
+
+/// Sends datagrams of `size` bytes as one, for the hardware to take apart (udp(7), UDP_SEGMENT); a veth passes it whole.
+pub fn send_merged(socket: &UdpSocket, datagrams: &[u8], size: u16, to: SocketAddr) {
+    let size = i32::from(size);
+    let (level, len) = (libc::SOL_UDP, size_of_val(&size) as u32);
+    // SAFETY: the value is a local of the length that is told.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, libc::UDP_SEGMENT, (&raw const size).cast(), len)
+    };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    assert_eq!(socket.send_to(datagrams, to).unwrap(), datagrams.len());
 }
 
 fn read(frame: &[u8], vlan: Option<u16>, port: u16) -> Option<Heard> {
