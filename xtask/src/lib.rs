@@ -18,6 +18,7 @@ pub mod test;
 pub mod tidy;
 pub mod tool;
 pub mod toolchain;
+pub mod verifier;
 pub mod workspace;
 
 mod syscall;

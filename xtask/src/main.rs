@@ -9,7 +9,7 @@ use xtask::lab::interactive::Line;
 use xtask::setup::{self, Consent, Purpose};
 use xtask::test::{self, Selection};
 use xtask::workspace::Workspace;
-use xtask::{build, ci, interrupt, lab, load, terminal, tidy};
+use xtask::{build, ci, interrupt, lab, load, terminal, tidy, verifier};
 
 /// The tasks of this repository. What a task needs and the machine lacks is listed, then installed.
 #[derive(Parser)]
@@ -79,6 +79,16 @@ enum Task {
         #[arg(last = true)]
         filter: Option<String>,
     },
+    /// Builds, and prints what the kernel makes of the XDP program (root): instructions, machine code, stack.
+    ///
+    /// Fails if it has grown beyond what stands in relay-ebpf/verifier.toml, as `cargo xtask test` does.
+    Verifier {
+        #[command(flatten)]
+        install: Install,
+        /// Writes the file instead.
+        #[arg(long)]
+        record: bool,
+    },
     /// Checks rules of the code's order that no compiler checks: imports, names, top-level parts.
     Tidy,
     /// What continuous integration runs: format, lints, tests.
@@ -144,6 +154,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test { install, long, filter } => {
             test::run(&workspace, install.consent(), &Selection { long, filter, nothing_skips: false })
         }
+        Task::Verifier { install, record } => verifier::run(&workspace, install.consent(), record),
         Task::Tidy => tidy::check(&workspace),
         Task::Ci => ci::run(&workspace),
     }

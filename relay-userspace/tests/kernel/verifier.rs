@@ -58,6 +58,7 @@ fn the_program_has_not_grown_beyond_what_is_recorded() {
         return;
     }
     let recorded: Figures = toml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    println!("recorded: {recorded:#?}");
     let faults = figures.grown_beyond(&recorded);
     assert!(
         faults.is_empty(),
