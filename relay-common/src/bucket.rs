@@ -8,7 +8,7 @@
 use crate::word::{Word32, Word64};
 
 /// Ticks of the bucket per nanosecond.
-const TICKS_PER_NS: u64 = 64;
+pub(crate) const TICKS_PER_NS: u64 = 64;
 
 /// Fractional bits of [`Allowance::cost_per_byte`].
 const COST_FRACTION_BITS: u32 = 18;

@@ -219,12 +219,11 @@ fn refuse_bind<F: Frame, T: Tables>(
     offset: usize,
     payload: u32,
 ) -> Result<(), Reason> {
-    match frame.window::<BIND_MAGIC_LEN>(offset) {
-        Some(head) if payload >= BIND_MAGIC_LEN as u32 => {
-            classify_bind(u64::from_ne_bytes(*head), payload, tables.bind_magic())
-        }
-        _ => Ok(()),
+    if payload < BIND_MAGIC_LEN as u32 {
+        return Ok(());
     }
+    let head = frame.window::<BIND_MAGIC_LEN>(offset).ok_or(Reason::Truncated)?;
+    classify_bind(u64::from_ne_bytes(*head), payload, tables.bind_magic())
 }
 
 /// Tells bind datagrams from relayed ones, by the first eight bytes of the payload and its length in bytes.

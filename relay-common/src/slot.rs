@@ -168,7 +168,7 @@ pub struct Changed;
 #[cfg(not(target_arch = "bpf"))]
 mod writer {
     use super::{SideLine, Slot};
-    use crate::bucket::Allowance;
+    use crate::bucket::{Allowance, TICKS_PER_NS};
     use crate::route::{Onward, Route};
     use crate::tables::Tables;
     use crate::tuple::{AnyTuple, TupleV4, TupleV6, address_v6};
@@ -187,6 +187,13 @@ mod writer {
     const CLOSED: u64 = 1 << 62;
 
     impl Slot {
+        /// Makes the bucket go on at `now` (ns) where another one of the session stood, for the slot's only writer before
+        /// it lets packets pass. `arrival` is that one's word; of what it owed, one burst of this one at most is still owed.
+        pub fn resume(&self, arrival: u64, now: u64) {
+            let latest = now.wrapping_mul(TICKS_PER_NS).saturating_add(self.burst.load());
+            self.arrival.store(arrival.min(latest));
+        }
+
         /// Changes the bucket's allowance at `now` (ns), for the slot's only writer: what is left of the burst stays left.
         ///
         /// Several words change, and others charge the bucket meanwhile. So it is closed first: for these few
@@ -205,8 +212,9 @@ mod writer {
                 self.cost_per_byte.store(new.cost_per_byte);
                 return;
             }
+            let closed = now.wrapping_mul(TICKS_PER_NS).saturating_add(CLOSED);
             let mut arrival = self.arrival.load();
-            while let Err(found) = self.arrival.replace(arrival, arrival.saturating_add(CLOSED)) {
+            while let Err(found) = self.arrival.replace(arrival, closed) {
                 arrival = found;
             }
             self.burst.store(new.burst);

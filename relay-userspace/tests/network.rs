@@ -24,8 +24,8 @@ use relay_common::Reason;
 use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange, NetworkEvents,
-    NextHops, NoRoutes, TableSizes, Tables,
+    Debt, FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange,
+    NetworkEvents, NextHops, NoRoutes, TableSizes, Tables,
 };
 use relay_userspace::relay::forwarder::{Forwarder, RelayPort};
 
@@ -205,7 +205,7 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
         let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
         let sides = [tuple(&connector, relay[0]), tuple(&target, relay[1])];
-        flows.install(sides, Limit::UNLIMITED, [now + lease; 2], now).unwrap();
+        flows.install(sides, Limit::UNLIMITED, Debt::NONE, [now + lease; 2], now).unwrap();
 
         let mut buffer = [0; 8192];
         let payload: Vec<u8> = (0..4000u32).map(|at| (at % 251) as u8).collect();
@@ -267,7 +267,13 @@ fn a_mixed_pair_over_ethernet_carries_1452_bytes_whole_and_fragments_both_ways()
         let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
         flows
-            .install([tuple(&connector, near), tuple(&target, far)], Limit::UNLIMITED, [now + lease; 2], now)
+            .install(
+                [tuple(&connector, near), tuple(&target, far)],
+                Limit::UNLIMITED,
+                Debt::NONE,
+                [now + lease; 2],
+                now,
+            )
             .unwrap();
 
         let payload: Vec<u8> = (0..4000u32).map(|at| (at % 251) as u8).collect();

@@ -80,7 +80,7 @@ impl PacketPath {
         let flows = FlowTable::new(Arc::clone(&tables), hops);
         tracing::info!(
             max_sessions = sizes.slots,
-            mib = sizes.bytes() >> 20,
+            bytes = sizes.bytes(),
             bytes_per_session = sizes.bytes() / u64::from(sizes.slots),
             "flow tables made"
         );

@@ -20,7 +20,7 @@ use relay_common::slot::{LineLocals, SideLine, Slot};
 use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
 
-use super::flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+use super::flows::{Debt, FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
 use super::tables::{Carried, Tables};
 use crate::clock::MonoTime;
 
@@ -292,6 +292,7 @@ impl<R: Routes> Flows for FlowTable<R> {
         &mut self,
         sides: [FlowTuple; 2],
         limit: Limit,
+        debt: Debt,
         deadlines: [MonoTime; 2],
         now: MonoTime,
     ) -> Result<SlotId, InstallError> {
@@ -306,6 +307,7 @@ impl<R: Routes> Flows for FlowTable<R> {
 
         reset(slot, tables.carried.get(number as usize));
         write_limit(slot, limit, now);
+        slot.resume(debt.0, now.0);
         for (line, side) in lines.iter().zip(Side::BOTH) {
             line.write(slot, side);
         }
@@ -379,9 +381,9 @@ impl<R: Routes> Flows for FlowTable<R> {
         }
     }
 
-    fn remove(&mut self, id: SlotId, now: MonoTime) {
+    fn remove(&mut self, id: SlotId, now: MonoTime) -> Debt {
         let tables = Arc::clone(&self.tables);
-        let Some(slot) = tables.slot(id.0) else { return };
+        let Some(slot) = tables.slot(id.0) else { return Debt::NONE };
         for deadline in &slot.deadline {
             deadline.store(0);
         }
@@ -395,6 +397,11 @@ impl<R: Routes> Flows for FlowTable<R> {
         }
         self.resting.push_back((now + QUARANTINE, id.0));
         self.installed = self.installed.saturating_sub(1);
+        Debt(slot.arrival.load())
+    }
+
+    fn proved(&mut self, tuple: FlowTuple) {
+        self.tables.previous.forget(&tuple);
     }
 
     fn traffic(&self, id: SlotId) -> Traffic {
@@ -402,21 +409,18 @@ impl<R: Routes> Flows for FlowTable<R> {
             return Traffic::default();
         };
         let side = |side: Side| {
-            let (line, carried) = (slot.side(side), &carried[side.index()]);
-            let seen = line.packets.load();
-            let new = seen.wrapping_sub(carried.kernel_seen.swap(seen, Ordering::Relaxed));
-            let before = carried.kernel_packets.fetch_add(u64::from(new), Ordering::Relaxed);
+            let (line, carried) = (slot.side(side), &carried.sides[side.index()]);
             SideTraffic {
-                packets_kernel: before + u64::from(new),
+                packets_kernel: carried.kernel.read(line.packets.load()),
                 packets_userspace: carried.packets.load(Ordering::Relaxed),
                 bytes: line.bytes.load() + carried.bytes.load(Ordering::Relaxed),
             }
         };
         Traffic {
             sides: [side(Side::Connector), side(Side::Target)],
-            limited_packets: u64::from(slot.limited_packets.load()),
+            limited_packets: carried.limited.read(slot.limited_packets.load()),
             limited_bytes: slot.limited_bytes.load(),
-            marked_packets: u64::from(slot.marked_packets.load()),
+            marked_packets: carried.marked.read(slot.marked_packets.load()),
         }
     }
 
@@ -431,7 +435,7 @@ impl<R: Routes> Flows for FlowTable<R> {
 }
 
 /// Makes a rested slot fit for the next session.
-fn reset(slot: &Slot, carried: Option<&[Carried; 2]>) {
+fn reset(slot: &Slot, carried: Option<&Carried>) {
     for word in [&slot.limited_packets, &slot.marked_packets, &slot.sides[0].packets, &slot.sides[1].packets]
     {
         word.store(0);
@@ -441,11 +445,8 @@ fn reset(slot: &Slot, carried: Option<&[Carried; 2]>) {
     }
     slot.set_allowance(Allowance::UNLIMITED, 0);
     slot.generation.store(slot.generation.load().wrapping_add(1));
-    for side in carried.into_iter().flatten() {
-        side.packets.store(0, Ordering::Relaxed);
-        side.bytes.store(0, Ordering::Relaxed);
-        side.kernel_seen.store(0, Ordering::Relaxed);
-        side.kernel_packets.store(0, Ordering::Relaxed);
+    if let Some(carried) = carried {
+        carried.reset();
     }
 }
 
@@ -491,16 +492,25 @@ mod tests {
         b: u32,
         now: MonoTime,
     ) -> Result<SlotId, InstallError> {
-        table.install([agent(a), agent(b)], Limit::UNLIMITED, [LATER, LATER], now)
+        table.install([agent(a), agent(b)], Limit::UNLIMITED, Debt::NONE, [LATER, LATER], now)
     }
 
     fn decide(tables: &Tables, from: FlowTuple, payload: &[u8], now: MonoTime) -> Result<Relayed, Reason> {
         tables.decide(&Arrival { from: from.agent, to: from.relay, payload, tos: 0, ttl: 64 }, now)
     }
 
-    /// Where a datagram of `from` goes, long after the last move.
+    fn decide_previous(
+        tables: &Tables,
+        from: FlowTuple,
+        payload: &[u8],
+        now: MonoTime,
+    ) -> Result<Relayed, Reason> {
+        tables.decide_previous(&Arrival { from: from.agent, to: from.relay, payload, tos: 0, ttl: 64 }, now)
+    }
+
+    /// Where a datagram of `from` goes.
     fn destination(tables: &Tables, from: FlowTuple) -> Option<SocketAddr> {
-        decide(tables, from, b"data", at(1_000_000)).ok().map(|relayed| relayed.to)
+        decide(tables, from, b"data", at(1)).ok().map(|relayed| relayed.to)
     }
 
     #[test]
@@ -533,11 +543,29 @@ mod tests {
         };
         let mut join = |number: u16, relay: u16| {
             let sides = [tuple(2 * number, relay), tuple(2 * number + 1, relay)];
-            table.install(sides, Limit::UNLIMITED, [at(100); 2], at(1))
+            table.install(sides, Limit::UNLIMITED, Debt::NONE, [at(100); 2], at(1))
         };
         let refused = (1..=257).find_map(|number| join(number, number).err());
         assert_eq!(refused, Some(InstallError::Tuple(TupleFault::RelayAddresses)));
         assert!(join(258, 1).is_ok());
+    }
+
+    #[test]
+    fn a_sessions_next_slot_owes_what_its_last_one_did() {
+        let (tables, mut table) = table(4);
+        let limit = Limit { bytes_per_s: 1000, burst_bytes: 10_000 };
+        let spend = |now| (0..1000).filter(|_| decide(&tables, agent(1), &[0; 200], now).is_ok()).count();
+        let install = |table: &mut FlowTable<NoRoutes>, debt, now| {
+            table.install([agent(1), agent(2)], limit, debt, [LATER, LATER], now).unwrap()
+        };
+        let slot = install(&mut table, Debt::NONE, at(1));
+        assert_eq!(spend(at(1)), 50);
+        let debt = table.remove(slot, at(1));
+        let slot = install(&mut table, debt, at(2));
+        assert_eq!(spend(at(2)), 5, "a second's worth");
+        let debt = table.remove(slot, at(2));
+        install(&mut table, debt, at(1000));
+        assert_eq!(spend(at(1000)), 50, "and no more than a burst");
     }
 
     #[test]
@@ -566,11 +594,12 @@ mod tests {
         let limit = Limit { bytes_per_s: 1000, burst_bytes: 10_000 };
         table.set_limit(slot, limit, at(1));
         table.rebind(slot, Side::Connector, agent(9), at(1)).unwrap();
-        let late = decide(&tables, agent(1), &[0; 200], at(1)).unwrap();
+        let late = decide_previous(&tables, agent(1), &[0; 200], at(1)).unwrap();
         assert_eq!((late.to, late.from, late.at.side), (agent(2).agent, agent(2).relay, Side::Connector));
         let present = (0..100).filter(|_| decide(&tables, agent(9), &[0; 200], at(1)).is_ok()).count();
         assert_eq!(present, 10_000 / 200 - 1, "the late datagram was charged");
-        assert_eq!(decide(&tables, agent(1), b"late", at(1) + PREVIOUS_TUPLE_KEPT), Err(Reason::NoFlow));
+        let too_late = at(1) + PREVIOUS_TUPLE_KEPT;
+        assert_eq!(decide_previous(&tables, agent(1), b"late", too_late), Err(Reason::NoFlow));
     }
 
     #[test]
@@ -581,9 +610,13 @@ mod tests {
         install(&mut table, 1, 5, at(1)).unwrap();
         assert_eq!(decide(&tables, agent(1), b"data", at(1)).unwrap().to, agent(5).agent);
         table.rebind(slot, Side::Connector, agent(10), at(2)).unwrap();
-        assert!(decide(&tables, agent(9), b"data", at(2)).is_ok());
-        table.remove(slot, at(2));
-        assert_eq!(decide(&tables, agent(9), b"data", at(2)), Err(Reason::NoFlow));
+        assert!(decide_previous(&tables, agent(9), b"data", at(2)).is_ok());
+        table.proved(agent(9));
+        assert_eq!(decide_previous(&tables, agent(9), b"data", at(2)), Err(Reason::NoFlow));
+        table.rebind(slot, Side::Connector, agent(11), at(3)).unwrap();
+        assert!(decide_previous(&tables, agent(10), b"data", at(3)).is_ok());
+        table.remove(slot, at(3));
+        assert_eq!(decide_previous(&tables, agent(10), b"data", at(3)), Err(Reason::NoFlow));
     }
 
     #[test]
@@ -634,7 +667,7 @@ mod tests {
             ("[ff02::1]:5", TupleFault::Address),
         ] {
             let bad = FlowTuple { agent: address.parse().unwrap(), relay: RELAY.parse().unwrap() };
-            let refused = table.install([agent(1), bad], Limit::UNLIMITED, [LATER, LATER], at(1));
+            let refused = table.install([agent(1), bad], Limit::UNLIMITED, Debt::NONE, [LATER, LATER], at(1));
             assert_eq!(refused, Err(InstallError::Tuple(fault)), "{address}");
         }
     }
@@ -642,7 +675,8 @@ mod tests {
     #[test]
     fn nothing_is_relayed_after_a_deadline() {
         let (tables, mut table) = table(4);
-        let slot = table.install([agent(1), agent(2)], Limit::UNLIMITED, [at(5), at(9)], at(1)).unwrap();
+        let slot =
+            table.install([agent(1), agent(2)], Limit::UNLIMITED, Debt::NONE, [at(5), at(9)], at(1)).unwrap();
         let decide = |now| decide(&tables, agent(1), b"data", now).map(|_| ());
         assert_eq!(decide(at(4)), Ok(()));
         assert_eq!(decide(at(5)), Err(Reason::ConsentExpired));
@@ -687,9 +721,9 @@ mod tests {
         let (tables, _) = table(2);
         let mut table = FlowTable::new(tables, Counted::default());
         let far = [LATER, LATER];
-        let first = table.install([agent(0), agent(4)], Limit::UNLIMITED, far, at(1)).unwrap();
-        let second = table.install([agent(8), agent(12)], Limit::UNLIMITED, far, at(1)).unwrap();
-        assert!(table.install([agent(16), agent(20)], Limit::UNLIMITED, far, at(1)).is_err());
+        let first = table.install([agent(0), agent(4)], Limit::UNLIMITED, Debt::NONE, far, at(1)).unwrap();
+        let second = table.install([agent(8), agent(12)], Limit::UNLIMITED, Debt::NONE, far, at(1)).unwrap();
+        assert!(table.install([agent(16), agent(20)], Limit::UNLIMITED, Debt::NONE, far, at(1)).is_err());
         table.rebind(first, Side::Connector, agent(24), at(1)).unwrap();
         assert!(table.rebind(first, Side::Connector, agent(8), at(1)).is_err());
         table.routes().shift = 100;
@@ -713,7 +747,7 @@ mod tests {
         for number in 0..2 * REROUTED_AT_ONCE {
             let sides = [agent(4 * (2 * number % 40)), agent(4 * (2 * number % 40) + 4)]
                 .map(|tuple| FlowTuple { agent: (tuple.agent.ip(), 1000 + number as u16).into(), ..tuple });
-            table.install(sides, Limit::UNLIMITED, [LATER, LATER], at(1)).unwrap();
+            table.install(sides, Limit::UNLIMITED, Debt::NONE, [LATER, LATER], at(1)).unwrap();
         }
         table.routes().shift = 100;
         table.reroute();
@@ -738,7 +772,8 @@ mod tests {
     fn what_fits_towards_a_side_is_what_the_other_sides_next_hop_takes() {
         let (tables, _) = table(2);
         let mut table = FlowTable::new(Arc::clone(&tables), Counted::default());
-        let slot = table.install([agent(4), agent(8)], Limit::UNLIMITED, [LATER, LATER], at(1)).unwrap();
+        let slot =
+            table.install([agent(4), agent(8)], Limit::UNLIMITED, Debt::NONE, [LATER, LATER], at(1)).unwrap();
         assert_eq!(table.egress_mtus(slot), [None, None]);
         let towards = |sender: Side| usize::from(tables.slots[slot.0 as usize].side(sender).hop());
         let hop = |mtu| Hop { egress: Egress::Redirect, interface: 1, mtu, stations: [0; 3], vlan: 0 };
@@ -758,6 +793,11 @@ mod tests {
         assert_eq!((0..1000).filter(|_| decide()).count(), 70);
         let traffic = table.traffic(slot);
         assert_eq!((traffic.limited_packets, traffic.limited_bytes), (930, 930_000));
+        let word = &tables.slots[slot.0 as usize].limited_packets;
+        word.store(u32::MAX);
+        let before = table.traffic(slot).limited_packets;
+        word.store(4);
+        assert_eq!(table.traffic(slot).limited_packets, before + 5, "the slot's counter wraps");
         table.set_limit(slot, Limit::UNLIMITED, at(1));
         assert!(decide());
     }

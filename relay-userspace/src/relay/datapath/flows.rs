@@ -10,7 +10,7 @@ use crate::clock::MonoTime;
 /// What the rendezvous asks of the packet path. Every call takes effect before it returns.
 pub trait Flows {
     /// Puts both flows of a session in place: when this returns, packets from either tuple are forwarded to the other
-    /// until the earlier of `deadlines` (indexed by [`Side`]).
+    /// until the earlier of `deadlines` (indexed by [`Side`]). `debt` is what the session's last slot was left with.
     ///
     /// # Errors
     /// The table or both buckets of a tuple are full, or a tuple cannot be forwarded. Nothing is installed then.
@@ -18,6 +18,7 @@ pub trait Flows {
         &mut self,
         sides: [FlowTuple; 2],
         limit: Limit,
+        debt: Debt,
         deadlines: [MonoTime; 2],
         now: MonoTime,
     ) -> Result<SlotId, InstallError>;
@@ -41,8 +42,12 @@ pub trait Flows {
     /// Changes the session's limit. What is left of the burst stays left, in bytes, at most a whole new burst.
     fn set_limit(&mut self, slot: SlotId, limit: Limit, now: MonoTime);
 
-    /// Stops forwarding at once. The slot is reused only after a quarantine.
-    fn remove(&mut self, slot: SlotId, now: MonoTime);
+    /// Stops forwarding at once. The slot is reused only after a quarantine. Returns what the session's bucket owes, for
+    /// the next slot of the same session.
+    fn remove(&mut self, slot: SlotId, now: MonoTime) -> Debt;
+
+    /// Somebody has proved `tuple`, whether its flows are in place or not: it is nobody's previous tuple any more.
+    fn proved(&mut self, tuple: FlowTuple);
 
     /// What the session has carried so far.
     fn traffic(&self, slot: SlotId) -> Traffic;
@@ -83,6 +88,15 @@ impl Limit {
     pub fn per_second(bytes_per_s: u64) -> Limit {
         Limit { bytes_per_s, burst_bytes: (bytes_per_s / 4).max(Limit::MIN_BURST_BYTES) }
     }
+}
+
+/// What a session's bucket was charged and has not earned again: its word (see [`relay_common::bucket`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Debt(pub(super) u64);
+
+impl Debt {
+    /// Of a session that is new.
+    pub const NONE: Debt = Debt(0);
 }
 
 /// A session's place in the tables.

@@ -20,7 +20,7 @@ mod tables;
 mod xdp_features;
 
 pub use flow_table::{FlowTable, NoRoutes, QUARANTINE, Routes};
-pub use flows::{FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+pub use flows::{Debt, FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
 pub use hop_writer::HopWriter;
 pub use netlink::{KnownNeighbour, Netlink};
 pub use network_events::{NetworkChange, NetworkEvents};

@@ -2,11 +2,11 @@
 //! for a while, to wherever the side's packets go now, under the same bucket.
 //!
 //! The program knows one tuple a side, so it passes such packets up like any stranger's; the userspace forwarder asks
-//! here before it calls them that. Moves are rare, so that one lock serves all readers, and none is taken while there is
-//! nothing to find.
+//! here before it calls them that. Moves are rare, so that one lock serves all readers, and none is taken once the last
+//! move is long enough ago.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,8 +23,10 @@ pub const PREVIOUS_TUPLE_KEPT: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct PreviousTuples {
     held: RwLock<Held>,
-    /// How many are held; what readers ask first.
+    /// How many are held, ended or not: what the writer asks first.
     count: AtomicUsize,
+    /// When the last of them ends, in nanoseconds: what readers ask first.
+    until: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +40,7 @@ struct Held {
 impl PreviousTuples {
     /// Whose tuple this was until a moment ago.
     pub fn find(&self, tuple: &FlowTuple, now: MonoTime) -> Option<SlotSide> {
-        if self.count.load(Ordering::Relaxed) == 0 {
+        if now.0 >= self.until.load(Ordering::Relaxed) {
             return None;
         }
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
@@ -56,6 +58,7 @@ impl PreviousTuples {
             held.by_side.insert((at.slot, at.side), tuple);
             held.ends.push_back((until, tuple));
         });
+        self.until.store((now + PREVIOUS_TUPLE_KEPT).0, Ordering::Relaxed);
     }
 
     /// Somebody has proved `tuple`: it is nobody's previous one any more.
@@ -131,6 +134,14 @@ mod tests {
         assert_eq!(previous.find(&tuple(1), second(5)), Some(at(7, Side::Target)));
         assert_eq!(previous.find(&tuple(2), second(5)), None);
         assert_eq!(previous.find(&tuple(1), second(6)), None);
+    }
+
+    #[test]
+    fn strangers_wait_for_no_lock_once_the_last_move_is_long_ago() {
+        let previous = PreviousTuples::default();
+        previous.keep(tuple(1), at(7, Side::Target), second(1));
+        let _somebody_writes = previous.held.write().unwrap();
+        assert_eq!(previous.find(&tuple(2), second(6)), None);
     }
 
     #[test]

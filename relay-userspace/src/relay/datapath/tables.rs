@@ -27,23 +27,67 @@ pub struct Tables {
     pub(super) next_hops: SharedArray<NextHop>,
     pub(super) interfaces: SharedArray<Interface>,
     pub(super) locals: SharedArray<Local>,
-    pub(super) carried: Box<[[Carried; 2]]>,
+    pub(super) carried: Box<[Carried]>,
     pub(super) previous: PreviousTuples,
     pub(super) hash_key: HashKey,
     pub(super) bind_magic: u64,
 }
 
-/// What one side of a slot has carried besides what stands in the slot itself.
+/// What a slot has carried besides what stands in the slot itself.
 #[derive(Debug, Default)]
 pub(super) struct Carried {
+    /// By sending side, indexed by [`Side`].
+    pub sides: [CarriedSide; 2],
+    /// Packets dropped for the limit.
+    pub limited: Widened,
+    /// Packets marked CE.
+    pub marked: Widened,
+}
+
+/// What one side of a slot has carried besides what stands in the slot itself.
+#[derive(Debug, Default)]
+pub(super) struct CarriedSide {
     /// Packets forwarded in userspace.
     pub packets: AtomicU64,
     /// Their UDP payload bytes.
     pub bytes: AtomicU64,
-    /// The program's packet counter when it was last read: it wraps at 2^32.
-    pub kernel_seen: AtomicU32,
-    /// Packets forwarded by the program, up to then.
-    pub kernel_packets: AtomicU64,
+    /// Packets forwarded by the program.
+    pub kernel: Widened,
+}
+
+/// A counter of the slot, which wraps at 2^32, in 64 bits.
+#[derive(Debug, Default)]
+pub(super) struct Widened {
+    /// What it was when it was last read.
+    seen: AtomicU32,
+    /// The count up to then.
+    total: AtomicU64,
+}
+
+impl Widened {
+    /// The count, now that the slot's counter is `counter`. To be asked more often than that one wraps.
+    pub fn read(&self, counter: u32) -> u64 {
+        let new = u64::from(counter.wrapping_sub(self.seen.swap(counter, Ordering::Relaxed)));
+        self.total.fetch_add(new, Ordering::Relaxed) + new
+    }
+
+    fn reset(&self) {
+        self.seen.store(0, Ordering::Relaxed);
+        self.total.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Carried {
+    /// Makes it fit for the slot's next session, whose counters begin at zero.
+    pub fn reset(&self) {
+        for side in &self.sides {
+            side.packets.store(0, Ordering::Relaxed);
+            side.bytes.store(0, Ordering::Relaxed);
+            side.kernel.reset();
+        }
+        self.limited.reset();
+        self.marked.reset();
+    }
 }
 
 /// How large the tables are.
@@ -65,9 +109,10 @@ impl TableSizes {
         TableSizes { slots, buckets: u32::try_from(buckets).unwrap_or(MAX_BUCKETS).min(MAX_BUCKETS) }
     }
 
-    /// Bytes the tables take, in the kernel or, without the program, in the daemon.
+    /// Bytes the tables take: in the kernel or, without the program, in the daemon, and besides what the daemon counts of
+    /// each session.
     pub fn bytes(self) -> u64 {
-        u64::from(self.slots) * Slot::SIZE as u64
+        u64::from(self.slots) * (Slot::SIZE + size_of::<Carried>()) as u64
             + u64::from(self.buckets) * size_of::<IndexBucket>() as u64
             + u64::from(NEXT_HOP_ENTRIES) * size_of::<NextHop>() as u64
             + u64::from(INTERFACES) * size_of::<Interface>() as u64
@@ -119,7 +164,7 @@ impl Tables {
         }
     }
 
-    pub(super) fn carried(sizes: TableSizes) -> Box<[[Carried; 2]]> {
+    pub(super) fn carried(sizes: TableSizes) -> Box<[Carried]> {
         (0..sizes.slots).map(|_| Default::default()).collect()
     }
 
@@ -134,10 +179,19 @@ impl Tables {
             classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
         }
         let tuple = AnyTuple::new(arrival.from, arrival.to).ok_or(Reason::NoFlow)?;
-        let flow = match self.find(&tuple) {
-            Err(Reason::NoFlow) => self.find_previous(arrival, now)?,
-            found => found?,
-        };
+        self.admit(&self.find(&tuple)?, arrival, now)
+    }
+
+    /// As [`Tables::decide`], for a datagram of no flow: it may be of a side that has just moved away from its tuple.
+    ///
+    /// # Errors
+    /// As for [`Tables::decide`].
+    pub fn decide_previous(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+        self.admit(&self.find_previous(arrival, now)?, arrival, now)
+    }
+
+    fn admit(&self, flow: &Flow<'_>, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+        let length = u32::try_from(arrival.payload.len()).unwrap_or(u32::MAX);
         if arrival.ttl <= 1 {
             return Err(Reason::TtlExpired);
         }
@@ -177,10 +231,10 @@ impl Tables {
 
     /// Counts datagrams of a session that userspace has sent, with their payload bytes.
     pub fn count(&self, at: SlotSide, packets: u64, bytes: u64) {
-        if let Some(sides) = self.carried.get(at.slot as usize) {
+        if let Some(Carried { sides: [connector, target], .. }) = self.carried.get(at.slot as usize) {
             let carried = match at.side {
-                Side::Connector => &sides[0],
-                Side::Target => &sides[1],
+                Side::Connector => connector,
+                Side::Target => target,
             };
             carried.packets.fetch_add(packets, Ordering::Relaxed);
             carried.bytes.fetch_add(bytes, Ordering::Relaxed);

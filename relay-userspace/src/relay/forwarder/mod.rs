@@ -80,7 +80,7 @@ impl Forwarder {
             sockets: Vec::new(),
             counters: Vec::new(),
         };
-        for senders in &port.sockets {
+        for (number, senders) in port.sockets.iter().enumerate() {
             for socket in senders.iter() {
                 let counters = Arc::new(Counters::new());
                 forwarder.counters.push(Arc::clone(&counters));
@@ -88,6 +88,7 @@ impl Forwarder {
                 let reader = Reader {
                     socket: Arc::clone(socket),
                     senders: senders.clone(),
+                    is_control: number == 0,
                     port: port.port(),
                     tables: Arc::clone(&tables),
                     binds: bind_queue.clone(),

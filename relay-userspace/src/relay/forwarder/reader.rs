@@ -34,6 +34,8 @@ pub struct BindDatagram {
 pub struct Reader {
     /// The socket it reads.
     pub socket: Arc<UdpSocket>,
+    /// Whether control's datagrams are steered to it.
+    pub is_control: bool,
     /// Those it forwards through: the one it reads, and the other family's of the same number.
     pub senders: PerFamily<Arc<UdpSocket>>,
     /// The relay's port: control messages report addresses without it.
@@ -118,7 +120,13 @@ impl Reader {
         let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else { return Err(Reason::Truncated) };
         let to = SocketAddr::new(to, self.port);
         let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
-        match self.tables.decide(&arrival, MonoTime::now()) {
+        let now = MonoTime::now();
+        let decision = match self.tables.decide(&arrival, now) {
+            // A tuple that a side has just moved away from may be control's by now.
+            Err(Reason::NoFlow) if !self.is_control => self.tables.decide_previous(&arrival, now),
+            decision => decision,
+        };
+        match decision {
             Ok(Relayed { to, from, mark, at }) => {
                 let tos = if mark { ancillary.tos | CE } else { ancillary.tos };
                 batch.forward(index, Headers { to, from: from.ip(), tos, ttl: ttl - 1 }, at);

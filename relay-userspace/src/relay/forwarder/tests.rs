@@ -20,7 +20,9 @@ use super::socket_group::SocketGroup;
 use super::steering::Marks;
 use super::{BIND_QUEUE_LEN, Forwarder, RelayPort, Started};
 use crate::clock::MonoTime;
-use crate::relay::datapath::{FlowTable, FlowTuple, Flows, Limit, NoRoutes, SlotId, TableSizes, Tables};
+use crate::relay::datapath::{
+    Debt, FlowTable, FlowTuple, Flows, Limit, NoRoutes, SlotId, TableSizes, Tables,
+};
 use crate::relay::family::{Family, PerFamily};
 use crate::socket_queue::queue_drops;
 
@@ -358,7 +360,9 @@ impl Relay {
             relay: self.address_for(agent),
         };
         let now = MonoTime::now();
-        self.flows.install([tuple(connector), tuple(target)], limit, [now + consent; 2], now).unwrap()
+        self.flows
+            .install([tuple(connector), tuple(target)], limit, Debt::NONE, [now + consent; 2], now)
+            .unwrap()
     }
 }
 

@@ -197,6 +197,7 @@ impl Rendezvous {
         if changed && !first && !party.moves.permits(now) {
             return Err(Refusal::BindMoveRate);
         }
+        flows.proved(tuple);
         // Whoever has the tuple now keeps it if it cannot be moved here. Flows of its own have to go first: one tuple has
         // one line in the tables. But then their line and address are what the new ones need.
         let owner = self.sessions.owner(&tuple).filter(|owner| *owner != (id, side));
@@ -265,9 +266,9 @@ impl Rendezvous {
         let Some(session) = self.sessions.get_mut(id) else { return false };
         let Some(tuples) = session.tuples() else { return true };
         let deadlines = session.parties.each_ref().map(|party| party.proved + LEASE);
-        let (limit, was_offer) = (session.limit, session.offer_until.is_some());
+        let (limit, debt, was_offer) = (session.limit, session.debt(), session.offer_until.is_some());
         let [connector, target] = session.parties.each_ref().map(|party| party.node);
-        match flows.install(tuples, limit, deadlines, now) {
+        match flows.install(tuples, limit, debt, deadlines, now) {
             Ok(slot) => {
                 session.paired(slot, now);
                 if was_offer {

@@ -13,7 +13,7 @@ use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::bind::BindKey;
 use crate::protocol::flow_terms::MAX_DATAGRAM_RANGE;
-use crate::relay::datapath::{FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
+use crate::relay::datapath::{Debt, FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
 use crate::relay::family::Family;
 
 /// The traffic of a busy session is looked at this often, for what the limit dropped; and agents are told of that at most
@@ -43,6 +43,8 @@ pub(super) struct Session {
     pub slot: Option<SlotId>,
     /// What slots it had before have carried.
     carried: Traffic,
+    /// What the last of them owed: losing its tuples does not renew a session's burst.
+    debt: Debt,
     /// Relayed packets at the last look.
     seen_packets: u64,
     /// Their bytes.
@@ -165,6 +167,7 @@ impl Session {
             offer_until: Some(now + super::OFFER_LIFETIME),
             slot: None,
             carried: Traffic::default(),
+            debt: Debt::NONE,
             seen_packets: 0,
             seen_bytes: 0,
             active: now,
@@ -230,6 +233,11 @@ impl Session {
         Some([connector.bound?, target.bound?])
     }
 
+    /// What the bucket of its next slot begins with.
+    pub fn debt(&self) -> Debt {
+        self.debt
+    }
+
     /// The flows are in place from now on.
     pub fn paired(&mut self, slot: SlotId, now: MonoTime) {
         self.slot = Some(slot);
@@ -242,7 +250,7 @@ impl Session {
     pub fn part(&mut self, flows: &mut impl Flows, now: MonoTime) {
         if let Some(slot) = self.slot.take() {
             self.carried = sum(self.carried, flows.traffic(slot));
-            flows.remove(slot, now);
+            self.debt = flows.remove(slot, now);
         }
     }
 

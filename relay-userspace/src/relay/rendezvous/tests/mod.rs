@@ -2,6 +2,7 @@
 
 mod agents;
 mod binds;
+mod escapes;
 mod offers;
 mod sessions;
 mod soak;
@@ -24,7 +25,7 @@ use crate::protocol::flow_terms::{
 };
 use crate::protocol::message::Pong;
 use crate::protocol::{Message, SessionId};
-use crate::relay::datapath::{FlowTuple, Flows, InstallError, Limit, SlotId, Traffic};
+use crate::relay::datapath::{Debt, FlowTuple, Flows, InstallError, Limit, SlotId, Traffic};
 
 const LIMIT: Limit = Limit { bytes_per_s: 1_048_576, burst_bytes: 262_144 };
 const IDLE: Duration = Duration::from_secs(300);
@@ -113,6 +114,7 @@ impl Flows for Ledger {
         &mut self,
         tuples: [FlowTuple; 2],
         limit: Limit,
+        _debt: Debt,
         deadlines: [MonoTime; 2],
         _now: MonoTime,
     ) -> Result<SlotId, InstallError> {
@@ -152,11 +154,14 @@ impl Flows for Ledger {
         self.slots.get_mut(&slot).expect("only installed flows have a limit").limit = limit;
     }
 
-    fn remove(&mut self, slot: SlotId, _now: MonoTime) {
+    fn proved(&mut self, _tuple: FlowTuple) {}
+
+    fn remove(&mut self, slot: SlotId, _now: MonoTime) -> Debt {
         let removed = self.slots.remove(&slot).expect("only installed flows are removed");
         for tuple in removed.tuples {
             self.by_tuple.remove(&tuple);
         }
+        Debt::NONE
     }
 
     fn traffic(&self, slot: SlotId) -> Traffic {
