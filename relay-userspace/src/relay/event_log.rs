@@ -17,9 +17,9 @@ pub fn log(event: &Event) {
         Event::Closed { node, reason } => {
             tracing::info!(%node, reason, "control connection closed");
         }
-        Event::Announced { node, flow, allowed } => match allowed {
-            Some(allowed) => tracing::info!(%node, flow, allowed, "agent announced"),
-            None => tracing::info!(%node, flow, allowed = "anyone", "agent announced"),
+        Event::Announced { node, flow, allowed, times } => match allowed {
+            Some(allowed) => tracing::info!(%node, flow, allowed, times, "agent announced"),
+            None => tracing::info!(%node, flow, allowed = "anyone", times, "agent announced"),
         },
         Event::Replaced { node, remote } => {
             tracing::warn!(%node, %remote, "agent replaced: the same identity has announced itself again");

@@ -57,6 +57,8 @@ pub(super) struct Agent {
     pub unanswered_pings: u8,
     /// Errors it has reported.
     pub reports: Tally,
+    /// Its announcements that changed something.
+    announcements: Tally,
     /// When its connects would have come, had it sent them evenly.
     connects_until: MonoTime,
 }
@@ -74,7 +76,7 @@ impl Agent {
 }
 
 /// An agent that can be reached.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Announcement {
     pub conn: ConnId,
     pub speaks_flow: bool,
@@ -185,6 +187,7 @@ impl Rendezvous {
                 since: now,
                 unanswered_pings: 0,
                 reports: Tally::default(),
+                announcements: Tally::default(),
                 connects_until: now,
             },
         );
@@ -237,8 +240,14 @@ impl Rendezvous {
             },
         };
         let flow = announce.flow == Some(FLOW);
-        self.event(Event::Announced { node, flow, allowed: allow.as_ref().map(BTreeSet::len) });
+        let allowed = allow.as_ref().map(BTreeSet::len);
         let announcement = Announcement { conn, speaks_flow: flow, allow };
+        // An agent may announce itself all the time, and change its mind as often: that must not fill the log.
+        if self.agents.announcement(&node) != Some(&announcement)
+            && let Some(times) = self.agents.get_mut(conn).and_then(|agent| agent.announcements.count(now))
+        {
+            self.event(Event::Announced { node, flow, allowed, times });
+        }
         let before = self.agents.announced.insert(node, announcement);
         if let Some(older) = before.map(|before| before.conn).filter(|older| *older != conn) {
             self.replace(older, conn);

@@ -37,7 +37,7 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// An agent can be reached.
+    /// An agent can be reached, or by others than before.
     Announced {
         /// Who.
         node: NodeId,
@@ -45,6 +45,9 @@ pub enum Event {
         flow: bool,
         /// How many may connect to it; none: anyone.
         allowed: Option<usize>,
+        /// How many announcements have changed something since this was last said of its connection. This is the last of
+        /// them.
+        times: u64,
     },
     /// The same identity has announced itself on a newer connection.
     Replaced {

@@ -18,6 +18,33 @@ fn an_announcing_agent_is_told_to_wait_and_is_listed() {
 }
 
 #[test]
+fn an_agent_that_announces_itself_all_the_time_does_not_fill_the_log() {
+    let mut world = World::new();
+    let conn = world.connect(1);
+    world.events.clear();
+    let said = |world: &mut World| std::mem::take(&mut world.events);
+    let line = |allowed, times| Event::Announced { node: node(1), flow: true, allowed, times };
+    for _ in 0..10_000 {
+        world.message(conn, announce(1));
+    }
+    assert_eq!(said(&mut world), [line(None, 1)]);
+    world.pass(seconds(2));
+    world.message(conn, announce(1));
+    assert_eq!(said(&mut world), [], "nothing has changed");
+    let choosy = || RelayAnnounce { allow: Some(vec![node(2).to_string()]), ..announce(1) };
+    world.message(conn, choosy());
+    assert_eq!(said(&mut world), [line(Some(1), 1)]);
+    for _ in 0..5_000 {
+        world.message(conn, announce(1));
+        world.message(conn, choosy());
+    }
+    assert_eq!(said(&mut world), [], "each changes something, but they come too fast");
+    world.pass(seconds(2));
+    world.message(conn, announce(1));
+    assert_eq!(said(&mut world), [line(None, 10_001)]);
+}
+
+#[test]
 fn an_announce_in_another_nodes_name_costs_the_connection() {
     let mut world = World::new();
     let conn = world.connect(1);
