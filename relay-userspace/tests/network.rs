@@ -110,6 +110,40 @@ fn next_hops_follow_the_kernels_tables() {
 }
 
 #[test]
+fn an_address_whose_lifetime_alone_changes_asks_for_nothing() {
+    in_namespace("an_address_whose_lifetime_alone_changes_asks_for_nothing", || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            ip("link add up0 type veth peer name down0");
+            for link in ["up0", "down0"] {
+                // Without an address of its own making, which would be announced at a time of its own.
+                ip(&format!("link set {link} addrgenmode none"));
+                ip(&format!("link set {link} up"));
+            }
+            let mut network = Network::open();
+            let lives = |seconds: u32| {
+                for address in ["192.0.2.1/24 dev up0", "2001:db8::1/64 dev up0 nodad"] {
+                    ip(&format!("address replace {address} valid_lft {seconds} preferred_lft {seconds}"));
+                }
+            };
+            lives(600);
+            network.until_change(|change| change.addresses).await;
+            network.asked_for_until_a_neighbour_is_added("192.0.2.7").await;
+            for seconds in [900, 1200] {
+                lives(seconds);
+            }
+            let asked = network.asked_for_until_a_neighbour_is_added("192.0.2.8").await;
+            assert!(asked.iter().all(|change| !change.addresses && !change.routes), "{asked:?}");
+            ip("address add 192.0.2.2/24 dev up0");
+            ip("address add 2001:db8::2/64 dev up0 nodad");
+            let asked = network.asked_for_until_a_neighbour_is_added("192.0.2.9").await;
+            assert!(asked.iter().any(|change| change.addresses), "{asked:?}");
+            ip("address del 2001:db8::2/64 dev up0");
+            network.until_change(|change| change.addresses).await;
+        });
+    });
+}
+
+#[test]
 fn a_native_veth_is_redirected_to_only_while_its_peer_is_ready() {
     in_namespace("a_native_veth_is_redirected_to_only_while_its_peer_is_ready", || {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -330,6 +364,19 @@ impl Network {
     async fn until(&mut self, hop: HopId, is: impl Fn(&Hop) -> bool) {
         let written = self.written.clone();
         self.until_change(|_| written.0.borrow().get(&hop).is_some_and(&is)).await;
+    }
+
+    /// What is announced up to an entry for `neighbour`, which this adds: what comes later cannot have been left out.
+    async fn asked_for_until_a_neighbour_is_added(&mut self, neighbour: &str) -> Vec<NetworkChange> {
+        ip(&format!("neighbour add {neighbour} lladdr 02:00:00:00:00:07 nud permanent dev up0"));
+        let added = HopKey { interface: self.interface("up0"), gateway: addr(neighbour) };
+        let asked = RefCell::new(Vec::new());
+        self.until_change(|change| {
+            asked.borrow_mut().push(change.clone());
+            change.neighbours.contains(&added)
+        })
+        .await;
+        asked.into_inner()
     }
 
     async fn until_routes_changed(&mut self) {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{ControlEvent, StreamNumber, ToAgent, unix_seconds};
 use super::event_log;
-use super::forwarder::BindDatagram;
+use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::packet_path::PacketPath;
 use super::reconfiguration::{Reading, Reconfiguration};
 use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings};
@@ -53,23 +53,38 @@ impl Driver {
     /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
     /// needs its sockets until the last word has arrived.
     pub async fn run(mut self, mut inputs: Inputs) -> PacketPath {
-        loop {
-            let deadline = self.rendezvous.next_deadline();
-            let mut answer_on = None;
-            tokio::select! {
-                () = inputs.shutdown.cancelled() => break,
-                Some(bind) = inputs.binds.recv() => self.bind(&bind),
-                Some(event) = inputs.control.recv() => answer_on = self.control(event),
-                Some(asked) = inputs.admin.recv() => self.answer(asked),
-                reading = self.reconfiguration.read() => self.reconfigure(reading),
-                change = self.packets.network_change() => self.packets.follow(&change),
-                () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
-            }
-            self.carry_out(answer_on);
-        }
+        while self.turn(&mut inputs).await {}
         self.rendezvous.shut_down(&mut self.packets.flows, MonoTime::now());
         self.carry_out(None);
         self.packets
+    }
+
+    /// Waits for something to happen, and does what it asks for. False: the relay is to stop.
+    async fn turn(&mut self, inputs: &mut Inputs) -> bool {
+        self.waiting_binds(&mut inputs.binds);
+        let deadline = self.rendezvous.next_deadline();
+        let mut answer_on = None;
+        tokio::select! {
+            () = inputs.shutdown.cancelled() => return false,
+            Some(bind) = inputs.binds.recv() => self.bind(&bind),
+            Some(event) = inputs.control.recv() => answer_on = self.control(event),
+            Some(asked) = inputs.admin.recv() => self.answer(asked),
+            reading = self.reconfiguration.read() => self.reconfigure(reading),
+            change = self.packets.network_change() => self.packets.follow(&change),
+            () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
+        }
+        self.carry_out(answer_on);
+        true
+    }
+
+    /// Handles the bind datagrams that wait, up to [`BINDS_AT_ONCE`]. The loop takes one thing a turn, and while sessions
+    /// are rerouted every other turn is a portion of that: binds would come in faster than one a turn, and be lost.
+    fn waiting_binds(&mut self, binds: &mut mpsc::Receiver<BindDatagram>) {
+        for _ in 0..BINDS_AT_ONCE {
+            let Ok(bind) = binds.try_recv() else { return };
+            self.bind(&bind);
+            self.carry_out(None);
+        }
     }
 
     fn bind(&mut self, bind: &BindDatagram) {
@@ -174,6 +189,9 @@ impl Driver {
     }
 }
 
+/// Bind datagrams handled before each turn of the loop, at most: as many as can wait.
+const BINDS_AT_ONCE: usize = BIND_QUEUE_LEN;
+
 /// Randomness of the operating system.
 struct SystemRandomness;
 
@@ -201,3 +219,51 @@ async fn until(deadline: Option<MonoTime>) {
 
 /// What the coarse clock may lag behind, at least.
 const CLOCK_TICK: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use relay_common::BIND_LEN;
+
+    use super::*;
+    use crate::config::{AtlasRoot, Config, DatapathMode};
+    use crate::identity::NodeKey;
+    use crate::protocol::bind::BindMagic;
+    use crate::relay::forwarder::RelayPort;
+    use crate::relay::packet_path::Opened;
+
+    #[tokio::test]
+    async fn all_binds_that_wait_are_handled_before_the_next_thing_but_not_more_than_a_batch() {
+        let config = Config::parse("", "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap();
+        let mut datapath = config.datapath.clone();
+        (datapath.mode, datapath.max_sessions) = (DatapathMode::Userspace, 1);
+        let magic = BindMagic([0x2a, 1, 2, 3, 4, 5, 6, 7]);
+        let port = RelayPort::open(0, magic.0).unwrap();
+        let Opened { packets, .. } = PacketPath::open(&datapath, port, magic).unwrap();
+        let settings = Settings {
+            key: NodeKey::from_seed(&[1; 32]),
+            limit: config.transport.relay_bandwidth_limit,
+            idle_timeout: Duration::from_secs(300),
+            advertise: Vec::new(),
+        };
+        let mut driver = Driver::new(settings, packets, Reconfiguration::new(&config, None));
+        let (bind, binds) = mpsc::channel(3 * BINDS_AT_ONCE);
+        let (ask, admin) = mpsc::channel(1);
+        let (_connect, control) = mpsc::channel(1);
+        let mut inputs = Inputs { control, binds, admin, shutdown: CancellationToken::new() };
+        let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        for _ in 0..BINDS_AT_ONCE + 2 {
+            let datagram = BindDatagram { from: address, to: address, bytes: [0; BIND_LEN] };
+            bind.try_send(datagram).unwrap();
+        }
+        // The turn's one thing is a third bind, or this question.
+        let (answer, _answered) = tokio::sync::oneshot::channel();
+        ask.try_send(Asked { request: Request::Peers, answer }).unwrap();
+        assert!(driver.turn(&mut inputs).await);
+        assert!((1..=2).contains(&inputs.binds.len()), "{} binds wait", inputs.binds.len());
+        driver.waiting_binds(&mut inputs.binds);
+        assert!(inputs.binds.is_empty());
+        inputs.shutdown.cancel();
+    }
+}

@@ -32,8 +32,9 @@ pub const QUARANTINE: Duration = Duration::from_secs(1);
 /// sessions before it is filled to two thirds.
 const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 5 / 8;
 
-/// Sessions whose next hops are asked for at once: a few milliseconds of the driver's time.
-const REROUTED_AT_ONCE: u32 = 256;
+/// Sessions whose next hops are asked for at once: a fraction of a millisecond of the driver's time. Binds wait for no more
+/// than one such portion.
+const REROUTED_AT_ONCE: u32 = 16;
 
 /// A new session's entry leaves so many of a bucket's places free: a tenth, for sides that move.
 const KEPT_FOR_MOVES: u32 = 2;

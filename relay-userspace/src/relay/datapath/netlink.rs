@@ -274,6 +274,11 @@ fn xdp_program(facts: &[LinkXdp]) -> Option<XdpProgram> {
 
 fn address(answer: &Message) -> Option<IpAddr> {
     let Message::NewAddress(message) = answer else { return None };
+    local_address(message)
+}
+
+/// The address of this host that a message is about.
+pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     // On a point-to-point link IFA_ADDRESS is the other end's, and IFA_LOCAL ours.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),

@@ -1,15 +1,17 @@
 //! What changes in the host's network, as the kernel announces it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::pending;
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 
-use super::netlink::{messages, subject};
+use super::netlink::{local_address, messages, subject};
 use super::next_hops::HopKey;
 use super::xdp_features::{XdpFeatures, announced};
 
@@ -43,6 +45,7 @@ pub struct NetworkEvents {
     network: Listener,
     /// Of drivers' XDP support; none on kernels that do not tell.
     drivers: Option<Listener>,
+    addresses: HeardAddresses,
 }
 
 impl NetworkEvents {
@@ -56,25 +59,28 @@ impl NetworkEvents {
             Some(features) => Some(Listener::open(NETLINK_GENERIC, &[features.announcements()])?),
             None => None,
         };
-        Ok(NetworkEvents { network: Listener::open(NETLINK_ROUTE, &GROUPS)?, drivers })
+        let network = Listener::open(NETLINK_ROUTE, &GROUPS)?;
+        Ok(NetworkEvents { network, drivers, addresses: HeardAddresses::default() })
     }
 
-    /// Waits for announcements and returns those there are as one change. Cancelling loses none.
+    /// Waits for announcements and returns those there are as one change, which may be none that matters. Cancelling
+    /// loses none.
     pub async fn next(&mut self) -> NetworkChange {
+        let NetworkEvents { network, drivers, addresses } = self;
         let mut change = NetworkChange::default();
-        let drivers = async {
-            match &mut self.drivers {
+        let of_drivers = async {
+            match drivers {
                 Some(drivers) => drivers.next().await,
                 None => pending().await,
             }
         };
         tokio::select! {
-            network = self.network.next() => change.take(network, NetworkChange::network),
-            drivers = drivers => change.take(drivers, NetworkChange::drivers),
+            received = network.next() => change.network(received, addresses),
+            received = of_drivers => change.drivers(received),
         }
-        self.network.rest(|more| change.take(more, NetworkChange::network));
-        if let Some(drivers) = &mut self.drivers {
-            drivers.rest(|more| change.take(more, NetworkChange::drivers));
+        network.rest(|received| change.network(received, addresses));
+        if let Some(drivers) = drivers {
+            drivers.rest(|received| change.drivers(received));
         }
         change
     }
@@ -117,19 +123,21 @@ impl Listener {
 }
 
 impl NetworkChange {
-    /// Adds what `read` finds in a datagram. An error means that announcements were lost (ENOBUFS).
-    fn take(&mut self, received: io::Result<&[u8]>, read: fn(&mut NetworkChange, &[u8])) {
+    /// Adds what a datagram of drivers says. An error means that announcements were lost (ENOBUFS).
+    fn drivers(&mut self, received: io::Result<&[u8]>) {
         match received {
-            Ok(bytes) => read(self, bytes),
+            Ok(bytes) => self.links.extend(announced(bytes)),
             Err(_) => self.everything = true,
         }
     }
 
-    fn drivers(&mut self, bytes: &[u8]) {
-        self.links.extend(announced(bytes));
-    }
-
-    fn network(&mut self, bytes: &[u8]) {
+    /// As [`NetworkChange::drivers`], of the network.
+    fn network(&mut self, received: io::Result<&[u8]>, addresses: &mut HeardAddresses) {
+        let Ok(bytes) = received else {
+            self.everything = true;
+            addresses.forget();
+            return;
+        };
         for message in messages(bytes) {
             let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
             match message {
@@ -142,9 +150,109 @@ impl NetworkChange {
                 Message::NewRoute(_) | Message::DelRoute(_) | Message::NewRule(_) | Message::DelRule(_) => {
                     self.routes = true;
                 }
-                Message::NewAddress(_) | Message::DelAddress(_) => self.addresses = true,
+                Message::NewAddress(address) => self.addresses |= addresses.hear(&address),
+                Message::DelAddress(address) => {
+                    addresses.remove(&address);
+                    self.addresses = true;
+                }
                 _ => {}
             }
         }
+    }
+}
+
+/// The addresses of this host that were announced. An address is announced anew whenever a router's advertisement
+/// prolongs its lifetime, on which no route depends.
+#[derive(Debug, Default)]
+struct HeardAddresses(HashMap<AddressKey, u32>);
+
+/// Interface, address and length of its prefix.
+type AddressKey = (u32, IpAddr, u8);
+
+impl HeardAddresses {
+    /// Whether this tells something new: the address, or its flags.
+    fn hear(&mut self, message: &AddressMessage) -> bool {
+        let Some(key) = key(message) else { return true };
+        let flags = flags(message);
+        self.0.insert(key, flags) != Some(flags)
+    }
+
+    fn remove(&mut self, message: &AddressMessage) {
+        if let Some(key) = key(message) {
+            self.0.remove(&key);
+        }
+    }
+
+    /// Announcements were lost: any of these may be wrong.
+    fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn key(message: &AddressMessage) -> Option<AddressKey> {
+    Some((message.header.index, local_address(message)?, message.header.prefix_len))
+}
+
+/// All flags; the header has room for the first eight only.
+fn flags(message: &AddressMessage) -> u32 {
+    let all = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(flags.bits()),
+        _ => None,
+    });
+    all.unwrap_or_else(|| message.header.flags.bits().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{NetlinkHeader, NetlinkMessage};
+    use netlink_packet_route::address::{AddressFlags, CacheInfo};
+
+    use super::*;
+
+    /// A datagram with one announcement: `what` of `address` on interface 2.
+    fn announcement(what: fn(AddressMessage) -> Message, address: &str, flags: u32, valid: u32) -> Vec<u8> {
+        let mut message = AddressMessage::default();
+        message.header.index = 2;
+        message.header.prefix_len = 64;
+        let mut lifetime = CacheInfo::default();
+        lifetime.ifa_valid = valid;
+        message.attributes = vec![
+            AddressAttribute::Address(address.parse().unwrap()),
+            AddressAttribute::CacheInfo(lifetime),
+            AddressAttribute::Flags(AddressFlags::from_bits_retain(flags)),
+        ];
+        let mut message =
+            NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(what(message)));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn an_address_that_is_announced_again_unchanged_asks_for_nothing() {
+        const MANAGED: u32 = 0x100;
+        const TENTATIVE: u32 = 0x40;
+        let mut addresses = HeardAddresses::default();
+        let mut asks = |received: io::Result<&[u8]>| {
+            let mut change = NetworkChange::default();
+            change.network(received, &mut addresses);
+            change.addresses || change.everything
+        };
+        let mut new =
+            |address: &str, flags, valid| asks(Ok(&announcement(Message::NewAddress, address, flags, valid)));
+        assert!(new("2001:db8::1", MANAGED | TENTATIVE, 600), "it is new");
+        assert!(new("2001:db8::1", MANAGED, 600), "it may be used from now on");
+        assert!(!new("2001:db8::1", MANAGED, 900), "it lives longer");
+        assert!(new("2001:db8::2", MANAGED, 600), "this one is new");
+        assert!(!new("2001:db8::1", MANAGED, 1200));
+        assert!(asks(Ok(&announcement(Message::DelAddress, "2001:db8::1", MANAGED, 1200))));
+        assert!(asks(Ok(&announcement(Message::NewAddress, "2001:db8::1", MANAGED, 600))), "it is back");
+        assert!(!asks(Ok(&announcement(Message::NewAddress, "2001:db8::2", MANAGED, 900))));
+        assert!(asks(Err(io::Error::from_raw_os_error(libc::ENOBUFS))));
+        assert!(
+            asks(Ok(&announcement(Message::NewAddress, "2001:db8::2", MANAGED, 900))),
+            "it may have gone and come"
+        );
     }
 }

@@ -35,7 +35,7 @@ use counters::Counters;
 use reader::{Reader, Stop};
 
 /// Bind datagrams that may wait for the rendezvous.
-const BIND_QUEUE_LEN: usize = 256;
+pub const BIND_QUEUE_LEN: usize = 256;
 
 /// TTL of what the relay itself sends.
 const OWN_TTL: u8 = 64;
