@@ -37,9 +37,12 @@ pub enum Request {
 pub struct Asked {
     /// The question.
     pub request: Request,
-    /// Where the answer goes: a JSON value, or a sentence why there is none.
-    pub answer: oneshot::Sender<Result<Value, String>>,
+    /// Where the answer goes.
+    pub answer: Asker,
 }
+
+/// Who waits for an answer: a JSON value, or a sentence why there is none.
+pub type Asker = oneshot::Sender<Result<Value, String>>;
 
 /// A bound admin socket. As long as it lives, no other daemon can have the same path.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -170,11 +171,88 @@ fn an_agent_reads_its_configuration_again_too() {
     agent.configure(&format!("{relays}[agent]\naccept = [\"{OTHER}\"]\n"));
     assert_eq!(agent.run("config reload").stdout, format!("applied: agent.accept: (nothing) -> {OTHER}\n"));
     assert_eq!(agent.run("config reload").stdout, "nothing has changed\n");
+    let paced = "pacing = false\necn = false";
+    agent.configure(&format!("{relays}[agent]\naccept = [\"{OTHER}\"]\n{paced}\n"));
+    let needed = "needs a restart: agent.pacing: true -> false\nneeds a restart: agent.ecn: true -> false\n";
+    for _ in 0..2 {
+        assert_eq!(agent.run("config reload").stdout, needed, "each time, for it is in effect at no time");
+    }
+    agent.configure(&format!("{relays}[agent]\n{paced}\n"));
+    let applied = format!("applied: agent.accept: {OTHER} -> (nothing)\n{needed}");
+    assert_eq!(agent.run("config reload").stdout, applied);
+    agent.configure(&relays);
+    assert_eq!(agent.run("config reload").stdout, "nothing has changed\n", "changed back");
     agent.configure("[network]\nrelays = [\"127.0.0.1:1\", 5]\n");
     signal(&running, "HUP");
     agent.until_logged("config.toml:2: network.relays");
     terminate(&running);
     assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn a_file_that_makes_a_daemon_something_else_changes_nothing_until_a_restart() {
+    let node = Node::relay();
+    let mut running = node.start("net listen --port 0 --datapath userspace");
+    node.until_it_answers("net peers");
+    node.configure(&format!(
+        "[network]\nrelays = [\"127.0.0.1:1\"]\n[transport]\nenable_relay = true\n[agent]\naccept = [\"{OTHER}\"]\n"
+    ));
+    let told = node.run("config reload").stdout;
+    assert!(told.contains("needs a restart: transport.offer_relay: true -> false\n"), "{told}");
+    assert!(told.contains("needs a restart: transport.relay_bandwidth_limit: "), "{told}");
+    assert!(!told.contains("applied"), "{told}");
+    assert_eq!(node.run("config reload").stdout, told, "it still needs a restart");
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn a_hangup_while_a_daemon_starts_does_not_kill_it() {
+    let relay = "[transport]\nenable_relay = true\noffer_relay = true\n[datapath]\nmax_sessions = 16\n";
+    let agent = "[network]\nrelays = [\"127.0.0.1:1\"]\n[transport]\nenable_relay = true\n";
+    for (words, configuration) in [("net listen --port 0 --datapath userspace", relay), ("net listen", agent)]
+    {
+        let node = Node::with_identity();
+        // The first thing a daemon reads after its key; it waits here for what a pipe brings.
+        let path = node.path("state/config.toml");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut running = node.start(words);
+        let mut pipe = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        signal(&running, "HUP");
+        fs::remove_file(&path).unwrap();
+        node.configure(configuration);
+        pipe.write_all(configuration.as_bytes()).unwrap();
+        drop(pipe);
+        node.until_it_answers("net peers");
+        node.until_logged("configuration reloaded: nothing has changed");
+        terminate(&running);
+        assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+    }
+}
+
+#[test]
+fn a_configuration_that_hangs_keeps_a_daemon_neither_from_answering_nor_from_stopping() {
+    let relay = "[transport]\nenable_relay = true\noffer_relay = true\n[datapath]\nmax_sessions = 16\n";
+    let agent = "[network]\nrelays = [\"127.0.0.1:1\"]\n[transport]\nenable_relay = true\n";
+    for (words, configuration) in [("net listen --port 0 --datapath userspace", relay), ("net listen", agent)]
+    {
+        let node = Node::with_identity();
+        node.configure(configuration);
+        let mut running = node.start(words);
+        node.until_it_answers("net peers");
+        let path = node.path("state/config.toml");
+        // In the pipe's place comes a file again at once, for those who ask where the daemon is.
+        fs::remove_file(&path).unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        signal(&running, "HUP");
+        let pipe = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        node.configure(configuration);
+        node.until_it_answers("net sessions");
+        terminate(&running);
+        assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+        drop(pipe);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod address;
 mod error;
 mod file;
 mod profile;
+mod readings;
 mod reload;
 mod root;
 mod validate;
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use address::{AddressError, HostPort, RelayAddress};
 pub use error::{ConfigError, Warning};
 pub use profile::{Profile, ProfileError};
+pub use readings::{Reading, Readings};
 pub use reload::{AGENT_ACCEPT, AGENT_ALLOW, Change, ConfigSource, RELAY_BANDWIDTH_LIMIT, Reloaded};
 pub use root::{AtlasRoot, RootError};
 

@@ -60,11 +60,18 @@ pub struct Reloaded {
 }
 
 impl Reloaded {
-    /// The changes from `present` to `new`; those of the keys in `live` are to be applied.
+    /// The changes from `present` to `new`; those of the keys in `live` are to be applied. None is if the node is to be
+    /// something else: what such a file says is not meant for the daemon that runs.
     pub fn of(present: &Config, new: &Config, live: &[&str]) -> Reloaded {
-        let changes = present.changes_to(new).into_iter();
-        let (applied, needs_restart) = changes.partition(|change| live.contains(&change.key.as_str()));
+        let same_role = present.role() == new.role();
+        let is_live = |change: &Change| same_role && live.contains(&change.key.as_str());
+        let (applied, needs_restart) = present.changes_to(new).into_iter().partition(is_live);
         Reloaded { applied, needs_restart }
+    }
+
+    /// Whether the change of `key` is to be applied.
+    pub fn applies(&self, key: &str) -> bool {
+        self.applied.iter().any(|change| change.key == key)
     }
 
     /// Writes it to the log of the daemon.
@@ -149,6 +156,7 @@ fn list<T: std::fmt::Display>(items: &[T]) -> String {
 mod tests {
     use super::*;
 
+    const NODE: &str = "atlas_1111111111111111111111111111111111111111111111111111111111111111";
     const RELAY: &str = "[transport]\nenable_relay = true\noffer_relay = true\n";
 
     fn config(text: &str) -> Config {
@@ -181,6 +189,20 @@ mod tests {
         assert_eq!(config(RELAY).changes_to(&relay), []);
         let agent = config("[transport]\nenable_relay = true\nrelay_bandwidth_limit = 5\n");
         assert_eq!(config("[transport]\nenable_relay = true\n").changes_to(&agent), []);
+    }
+
+    #[test]
+    fn a_file_that_makes_the_node_something_else_has_nothing_that_is_applied() {
+        let relay = config(RELAY);
+        let agent = config(&format!("[transport]\nenable_relay = true\n[agent]\naccept = [\"{NODE}\"]\n"));
+        for (present, new) in [(&relay, &agent), (&agent, &relay)] {
+            let reloaded = Reloaded::of(present, new, &[RELAY_BANDWIDTH_LIMIT, AGENT_ACCEPT, AGENT_ALLOW]);
+            assert_eq!(reloaded.applied, []);
+            let keys: Vec<&str> = reloaded.needs_restart.iter().map(|change| &*change.key).collect();
+            for key in ["transport.offer_relay", RELAY_BANDWIDTH_LIMIT, AGENT_ACCEPT] {
+                assert!(keys.contains(&key) && !reloaded.applies(key), "{key} of {keys:?}");
+            }
+        }
     }
 
     #[test]

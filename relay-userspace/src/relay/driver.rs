@@ -12,11 +12,12 @@ use super::control::{ControlEvent, StreamNumber, ToAgent, unix_seconds};
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::packet_path::PacketPath;
-use super::reconfiguration::{Reading, Reconfiguration};
+use super::reconfiguration::Reconfiguration;
 use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings};
 use super::report;
 use crate::admin::{Asked, Request};
 use crate::clock::MonoTime;
+use crate::config::Reading;
 use crate::protocol::message::{Ping, Pong};
 
 /// Everything the loop listens to.

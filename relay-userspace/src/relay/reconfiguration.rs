@@ -2,80 +2,49 @@
 
 use std::future::pending;
 
-use serde_json::Value;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
-
 use super::datapath::Limit;
-use crate::config::{Config, ConfigError, ConfigSource, RELAY_BANDWIDTH_LIMIT, Reloaded};
+use crate::admin::Asker;
+use crate::config::{Config, ConfigSource, RELAY_BANDWIDTH_LIMIT, Reading, Readings, Reloaded};
 
-/// What is in effect, and readings of the file that are under way.
+/// What is in effect, and readings of the file.
 pub struct Reconfiguration {
     present: Config,
-    source: Option<ConfigSource>,
-    /// Apart from the driver's loop: a file may take its time.
-    readings: JoinSet<Reading>,
+    readings: Option<Readings>,
 }
-
-/// The file as it was read, for whoever waits.
-pub struct Reading {
-    config: Result<Config, ConfigError>,
-    answer: Answer,
-}
-
-/// Where the outcome goes: it, or a sentence why there is none.
-type Answer = oneshot::Sender<Result<Value, String>>;
 
 impl Reconfiguration {
     /// `present` is in effect.
     pub fn new(present: &Config, source: Option<ConfigSource>) -> Reconfiguration {
-        Reconfiguration { present: present.clone(), source, readings: JoinSet::new() }
+        Reconfiguration { present: present.clone(), readings: source.map(Readings::of) }
     }
 
-    /// Begins to read the file.
-    pub fn begin(&mut self, answer: Answer) {
-        let Some(source) = self.source.clone() else {
-            let _asker_gone = answer.send(Err("this relay has no configuration file".to_owned()));
-            return;
-        };
-        self.readings.spawn_blocking(move || Reading { config: source.load(), answer });
+    /// Has the file read.
+    pub fn begin(&mut self, asker: Asker) {
+        match &mut self.readings {
+            Some(readings) => readings.ask(asker),
+            None => {
+                let _asker_gone = asker.send(Err("this relay has no configuration file".to_owned()));
+            }
+        }
     }
 
     /// Waits for the next reading. Cancelling loses nothing.
     pub async fn read(&mut self) -> Reading {
-        loop {
-            match self.readings.join_next().await {
-                Some(Ok(reading)) => return reading,
-                // A reading that has panicked has dropped its answer: whoever waits hears that.
-                Some(Err(_panicked)) => {}
-                None => return pending().await,
-            }
+        match &mut self.readings {
+            Some(readings) => readings.next().await,
+            None => pending().await,
         }
     }
 
     /// Logs and answers what has changed. `set_limit` is called if the limit is another than before.
     pub fn finish(&mut self, reading: Reading, set_limit: impl FnOnce(Limit)) {
-        let Reading { config, answer } = reading;
-        let new = match config {
-            Ok(new) => new,
-            Err(error) => {
-                tracing::error!(%error, "configuration not reloaded: nothing is changed");
-                let _asker_gone = answer.send(Err(error.to_string()));
-                return;
-            }
-        };
-        for warning in &new.warnings {
-            tracing::warn!(line = warning.line, key = warning.key, "configuration: {}", warning.text);
-        }
-        let reloaded = Reloaded::of(&self.present, &new, &[RELAY_BANDWIDTH_LIMIT]);
+        let reloaded = Reloaded::of(&self.present, &reading.config, &[RELAY_BANDWIDTH_LIMIT]);
         reloaded.log();
-        let limit = new.transport.relay_bandwidth_limit;
-        // A file that makes this node an agent says nothing about the relay that runs.
-        if new.transport.offer_relay && limit != self.present.transport.relay_bandwidth_limit {
+        if reloaded.applies(RELAY_BANDWIDTH_LIMIT) {
+            let limit = reading.config.transport.relay_bandwidth_limit;
             self.present.transport.relay_bandwidth_limit = limit;
             set_limit(limit);
         }
-        let value = serde_json::to_value(reloaded);
-        let _asker_gone = answer.send(value.map_err(|error| error.to_string()));
+        reading.answer(&serde_json::to_value(reloaded).map_err(|error| error.to_string()));
     }
 }

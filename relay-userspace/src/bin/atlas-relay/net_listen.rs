@@ -3,19 +3,27 @@
 use anyhow::Context as _;
 use relay_userspace::admin::{AdminSocket, Asked, Request};
 use relay_userspace::agent::{Agent, AgentSettings, Inspector};
-use relay_userspace::config::{AGENT_ACCEPT, AGENT_ALLOW, Config, ConfigSource, Reloaded, Role};
+use relay_userspace::config::{
+    AGENT_ACCEPT, AGENT_ALLOW, Config, ConfigSource, Reading, Readings, Reloaded, Role,
+};
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Listen;
 use crate::node::{Node, StopSignals, runtime};
 
 pub fn run(options: Listen) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    // Before anything that takes time: until then SIGHUP kills the process, and whoever has started it may send one soon.
+    let reload = {
+        let _within = runtime.enter();
+        reload_signal()?
+    };
     let mut node = Node::open()?;
     for warning in &node.config.warnings {
         tracing::warn!(line = warning.line, key = warning.key, "configuration: {}", warning.text);
@@ -45,16 +53,14 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
         interfaces: options.interface,
     };
     node.config = source.load()?;
-    let runtime = runtime()?;
     match relay {
-        true => runtime.block_on(serve_relay(&node, source)),
-        false => runtime.block_on(serve_agent(&node, source)),
+        true => runtime.block_on(serve_relay(&node, source, reload)),
+        false => runtime.block_on(serve_agent(&node, source, reload)),
     }
 }
 
-async fn serve_relay(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
+async fn serve_relay(node: &Node, source: ConfigSource, mut reload: Signal) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    let mut reload = reload_signal()?;
     let shutdown = CancellationToken::new();
     let relay = Relay::start(&node.config, Some(source), node.key.clone(), node.name(), shutdown.clone())?;
     let reloader = relay.reloader();
@@ -74,9 +80,8 @@ async fn serve_relay(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
     Ok(stopped.await?)
 }
 
-async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
+async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    let reload = reload_signal()?;
     let (accept, allow) = (node.config.agent.accept.clone(), node.config.agent.allow.clone());
     let settings = AgentSettings { announce: true, accept, allow, ..node.agent()? };
     let admin = AdminSocket::bind(&node.config.admin.socket)?;
@@ -84,7 +89,8 @@ async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
     tracing::info!(node = %node.key.node_id(), name = node.name(), relays = settings.relays.len(), "agent starting");
     let agent = Agent::spawn(settings);
     let serving = tokio::spawn(admin.serve(asked));
-    let answers = Answers { agent: agent.inspector(), source, present: node.config.clone() };
+    let answers =
+        Answers { agent: agent.inspector(), readings: Readings::of(source), present: node.config.clone() };
     let answering = tokio::spawn(answers.serve(questions, reload));
     tracing::info!(signal = stop.next().await, "stopping");
     agent.shutdown().await;
@@ -98,7 +104,7 @@ async fn serve_agent(node: &Node, source: ConfigSource) -> anyhow::Result<()> {
 /// What an agent's admin socket is answered with.
 struct Answers {
     agent: Inspector,
-    source: ConfigSource,
+    readings: Readings,
     /// What is in effect.
     present: Config,
 }
@@ -109,8 +115,8 @@ impl Answers {
             tokio::select! {
                 Some(asked) = questions.recv() => self.answer(asked).await,
                 // What comes of it is in the log.
-                Some(()) = reload.recv() => drop(self.reload().await),
-                else => return,
+                Some(()) = reload.recv() => self.readings.ask(oneshot::channel().0),
+                reading = self.readings.next() => self.reconfigure(reading).await,
             }
         }
     }
@@ -120,31 +126,26 @@ impl Answers {
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
             Request::Status => Err("this daemon is an agent: it relays nothing".to_owned()),
-            Request::Reload => self.reload().await.and_then(|reloaded| json(&reloaded)),
+            Request::Reload => return self.readings.ask(answer),
         };
         let _asker_gone = answer.send(value);
     }
 
-    /// Reads the configuration again. A file that is not sound changes nothing.
-    async fn reload(&mut self) -> Result<Reloaded, String> {
-        let source = self.source.clone();
-        let read =
-            tokio::task::spawn_blocking(move || source.load()).await.map_err(|error| error.to_string())?;
-        let new = read.map_err(|error| {
-            tracing::error!(%error, "configuration not reloaded: nothing is changed");
-            error.to_string()
-        })?;
-        for warning in &new.warnings {
-            tracing::warn!(line = warning.line, key = warning.key, "configuration: {}", warning.text);
-        }
-        let reloaded = Reloaded::of(&self.present, &new, &[AGENT_ACCEPT, AGENT_ALLOW]);
+    /// Applies, logs and answers what has changed.
+    async fn reconfigure(&mut self, reading: Reading) {
+        let reloaded = Reloaded::of(&self.present, &reading.config, &[AGENT_ACCEPT, AGENT_ALLOW]);
         reloaded.log();
-        // A file that makes this node a relay says nothing about the agent that runs.
-        if new.role() == Role::Agent {
-            self.agent.permit(new.agent.clone()).await;
-            self.present.agent = new.agent;
+        let (new, present) = (&reading.config.agent, &mut self.present.agent);
+        if reloaded.applies(AGENT_ACCEPT) {
+            present.accept.clone_from(&new.accept);
         }
-        Ok(reloaded)
+        if reloaded.applies(AGENT_ALLOW) {
+            present.allow.clone_from(&new.allow);
+        }
+        if !reloaded.applied.is_empty() {
+            self.agent.permit(present.clone()).await;
+        }
+        reading.answer(&json(&reloaded));
     }
 }
 
