@@ -10,6 +10,7 @@ mod in_lab {
     mod delay;
     mod fallback;
     mod families;
+    mod forwarder;
     mod hand_agent;
     mod interrupted_demo;
     mod limit;

@@ -9,11 +9,10 @@ use xtask::lab::Process;
 use xtask::tcp_copy;
 use xtask::tool::Tool;
 
+use super::forwarder::Forwarder;
 use super::hand_agent::{HandAgent, HandBind, carries};
 use super::raw_agents::run_inside;
-use super::world::{
-    FORWARDED, NATIVE, NOTICED_WITHIN, RELAY, SERVED, USERSPACE, World, wait_for, wait_until_said,
-};
+use super::world::{FORWARDED, NOTICED_WITHIN, RELAY, SERVED, World, wait_for, wait_until_said};
 
 /// How `net forward` begins to say why its peer is gone.
 const LOST: &str = "{\"event\":\"lost\",\"why\":\"";
@@ -34,43 +33,8 @@ fn a_death_in_the_middle_of_a_transfer_leaves_nothing_behind() {
     });
 }
 
-/// What forwards the packets of a world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Forwarder {
-    Kernel,
-    Daemon,
-}
-
-impl Forwarder {
-    fn start_relay(self, world: &World) -> Process {
-        let options = match self {
-            Forwarder::Kernel => NATIVE,
-            Forwarder::Daemon => USERSPACE,
-        };
-        world.deployment.start_relay(None, options).unwrap()
-    }
-
-    /// The packets it has counted under `reason`.
-    fn counted(self, world: &World, reason: &str) -> u64 {
-        let status = world.status();
-        let counters = match self {
-            Forwarder::Kernel => status.kernel,
-            Forwarder::Daemon => status.userspace,
-        };
-        counters.get(reason).copied().unwrap_or(0)
-    }
-
-    /// The packets it has forwarded from a side.
-    fn forwarded_from(self, side: &RelaySide) -> u64 {
-        match self {
-            Forwarder::Kernel => side.packets_kernel,
-            Forwarder::Daemon => side.packets_userspace,
-        }
-    }
-}
-
 fn the_connector_dies(world: World, forwarder: Forwarder) {
-    let mut relay = forwarder.start_relay(&world);
+    let mut relay = forwarder.start_relay(&world, None);
     let mut target = world.deployment.start_target().unwrap();
     let Transfer { forward, mut sender, mut receiver } = start_transfer(&world);
 
@@ -83,7 +47,7 @@ fn the_connector_dies(world: World, forwarder: Forwarder) {
         "{forwarder:?}, connector killed: the relay ended the session after {:.1} s",
         since.elapsed().as_secs_f64()
     );
-    wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
+    wait_for_end_because(&mut relay, "the connector has fallen silent");
     wait_for("the end of the target's session", NOTICED_WITHIN, || {
         sessions_of_target(&world).is_empty().then_some(())
     });
@@ -96,7 +60,7 @@ fn the_connector_dies(world: World, forwarder: Forwarder) {
 }
 
 fn the_target_dies(world: World, forwarder: Forwarder) {
-    let mut relay = forwarder.start_relay(&world);
+    let mut relay = forwarder.start_relay(&world, None);
     let target = world.deployment.start_target().unwrap();
     let Transfer { mut forward, mut sender, mut receiver } = start_transfer(&world);
     let [session] = world.sessions().try_into().unwrap();
@@ -108,7 +72,7 @@ fn the_target_dies(world: World, forwarder: Forwarder) {
     // The second NAT keeps ports, so whoever takes the dead process's port has its tuple.
     let thief = world.lab.agents[1].inside(|| UdpSocket::bind(("0.0.0.0", tuple.port())).unwrap()).unwrap();
     let forwarded_from_target =
-        || world.sessions().first().map(|session| forwarder.forwarded_from(&session.sides[1]));
+        || world.sessions().first().map(|session| forwarded_from(forwarder, &session.sides[1]));
     let before = forwarded_from_target().unwrap();
     thief.send_to(b"from the old tuple", RELAY).unwrap();
     wait_for("a datagram from the tuple while consent is fresh", Duration::from_secs(2), || {
@@ -133,7 +97,7 @@ fn the_target_dies(world: World, forwarder: Forwarder) {
     });
     assert_eq!(forwarded(), forwarded_before, "a datagram from the old tuple was forwarded");
 
-    wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
+    wait_for_end_because(&mut relay, "the target has fallen silent");
     wait_for_end(&mut sender, NOTICED_WITHIN);
     wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
     let _ = receiver.ended(); // it died with the target's socket or waits for nobody: the lab ends it
@@ -142,7 +106,7 @@ fn the_target_dies(world: World, forwarder: Forwarder) {
 }
 
 fn the_relay_dies(world: World, forwarder: Forwarder) {
-    let relay = forwarder.start_relay(&world);
+    let relay = forwarder.start_relay(&world, None);
     let mut target = world.deployment.start_target().unwrap();
     let Transfer { mut forward, mut sender, mut receiver } = start_transfer(&world);
     let maps = maps_of(&relay);
@@ -170,7 +134,7 @@ fn the_relay_dies(world: World, forwarder: Forwarder) {
     forward.stop().unwrap();
 
     // A relay in its place is found by the agents themselves.
-    let relay = forwarder.start_relay(&world);
+    let relay = forwarder.start_relay(&world, None);
     wait_for("the target's announcement", Duration::from_secs(60), || {
         world.deployment.is_announced(world.deployment.target.id()).then_some(())
     });
@@ -181,7 +145,7 @@ fn the_relay_dies(world: World, forwarder: Forwarder) {
 
 /// The target's control connection stays, but its data socket proves nothing any more, as behind a NAT that forgot it.
 fn a_side_falls_silent(world: World, forwarder: Forwarder) {
-    let mut relay = forwarder.start_relay(&world);
+    let mut relay = forwarder.start_relay(&world, None);
 
     let closed_after = run_inside(&world.lab.agents[0], async || {
         let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
@@ -216,7 +180,7 @@ fn a_side_falls_silent(world: World, forwarder: Forwarder) {
     );
     assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
     assert!(closed_after >= NOTICED_WITHIN - Duration::from_secs(15), "closed after {closed_after:?}");
-    wait_until_said(&mut relay, "session ended", Duration::from_secs(1));
+    wait_for_end_because(&mut relay, "the target has fallen silent");
     relay.stop().unwrap();
 }
 
@@ -253,6 +217,25 @@ fn transfer_works(world: &World) {
         tcp_copy::send(deployment.connector.host(), FORWARDED, &file, world.lab.directory()).unwrap();
     receiver.wait_success(Duration::from_secs(10)).unwrap();
     assert_eq!(std::fs::metadata(&received).unwrap().len(), 100_000);
+}
+
+/// The packets that `forwarder` has forwarded from a side.
+fn forwarded_from(forwarder: Forwarder, side: &RelaySide) -> u64 {
+    match forwarder {
+        Forwarder::Kernel => side.packets_kernel,
+        Forwarder::Daemon => side.packets_userspace,
+    }
+}
+
+/// Waits until the relay's log has the end of a session for `reason`.
+fn wait_for_end_because(relay: &mut Process, reason: &str) {
+    let reason = format!("reason=\"{reason}\"");
+    let is_end = |line: &str| line.contains("session ended") && line.contains(&reason);
+    relay
+        .wait_until(&format!("a session's end with {reason}"), Duration::from_secs(1), |relay| {
+            relay.log().lines().any(is_end).then_some(())
+        })
+        .unwrap();
 }
 
 fn wait_for_end(process: &mut Process, patience: Duration) {
