@@ -157,6 +157,11 @@ impl HandBind {
         socket
     }
 
+    /// The id of its session, as listings have it.
+    pub fn session(&self) -> String {
+        self.terms.session.to_string()
+    }
+
     /// The counter that was used last.
     pub fn counter(&self) -> u64 {
         self.counter

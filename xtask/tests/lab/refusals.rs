@@ -45,15 +45,22 @@ fn handshakes_that_do_not_hold_are_refused_and_others_go_on() {
     });
     assert_eq!(bad_signature.code, 1002, "a signature that does not verify");
 
-    let skewed = refused(&world, async |agent| agent.say_hello(|hello| hello.timestamp -= 400).await);
-    assert_eq!(skewed.code, 1002, "a clock that is 400 s slow");
+    let slow = refused(&world, async |agent| agent.say_hello(|hello| hello.timestamp -= 400).await);
+    assert_eq!(slow.code, 1002, "a clock that is 400 s slow");
+
+    let fast = refused(&world, async |agent| agent.say_hello(|hello| hello.timestamp += 400).await);
+    assert_eq!(fast.code, 1002, "a clock that is 400 s fast");
 
     let version = refused(&world, async |agent| agent.say_hello(|hello| hello.protocol_v = 9).await);
     assert_eq!(version.code, 1001, "another version");
 
-    world.wait_refused([("clock_drift", 1), ("handshake_failed", 4)]);
-    log_names(&mut relay, "handshake_failed", &[&foreign_id, &foreign_key, &bad_signature, &version]);
-    log_names(&mut relay, "clock_drift", &[&skewed]);
+    world.wait_refused([("clock_drift", 2), ("handshake_failed", 4)]);
+    log_names(
+        &mut relay,
+        "handshake_failed",
+        &[&foreign_id.node, &foreign_key.node, &bad_signature.node, &version.node],
+    );
+    log_names(&mut relay, "clock_drift", &[&slow.node, &fast.node]);
     all_answered(&mut bystander);
 }
 
@@ -99,19 +106,26 @@ fn messages_that_are_not_allowed_are_refused_and_others_go_on() {
 
     let counts = [("foreign_identity", 2), ("unknown_message", 1), ("bad_frame", 1), ("frame_too_large", 1)];
     world.wait_refused(counts);
-    log_names(&mut relay, "foreign_identity", &[&announce, &connect]);
-    log_names(&mut relay, "unknown_message", &[&unknown]);
-    log_names(&mut relay, "bad_frame", &[&truncated]);
-    log_names(&mut relay, "frame_too_large", &[&oversized]);
+    log_names(&mut relay, "foreign_identity", &[&announce.node, &connect.node]);
+    log_names(&mut relay, "unknown_message", &[&unknown.node]);
+    log_names(&mut relay, "bad_frame", &[&truncated.node]);
+    log_names(&mut relay, "frame_too_large", &[&oversized.node]);
     all_answered(&mut bystander);
 }
 
 #[test]
-fn bind_datagrams_that_prove_nothing_get_no_answer() {
-    let Some(world) = World::new("bind_datagrams_that_prove_nothing_get_no_answer") else { return };
-    let relay = world.deployment.start_relay(None, NATIVE).unwrap();
+fn bind_datagrams_that_prove_nothing_get_no_answer_and_others_go_on() {
+    let Some(world) = World::new("bind_datagrams_that_prove_nothing_get_no_answer_and_others_go_on") else {
+        return;
+    };
+    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let _target = world.deployment.start_target().unwrap();
+    let mut bystander = pings(&world, 200);
+    wait_for("the bystanders' session", Duration::from_secs(10), || {
+        world.sessions().iter().any(|session| session.state == "paired").then_some(())
+    });
 
-    run_inside(&world.lab.agents[0], async || {
+    let (node, address) = run_inside(&world.lab.agents[0], async || {
         let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
         target.announce().await;
         let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
@@ -152,13 +166,19 @@ fn bind_datagrams_that_prove_nothing_get_no_answer() {
             (dropped_as(&world, "bind_malformed") == before + 1).then_some(())
         });
 
-        let [session] = world.sessions().try_into().unwrap();
-        assert_eq!(session.state, "half", "one side has proved its tuple");
+        let sessions = world.sessions();
+        let own = sessions.iter().find(|session| session.session == side.session()).unwrap();
+        assert_eq!(own.state, "half", "one side has proved its tuple");
+        (connector.key.node_id().to_string(), own.sides[0].agent.unwrap().to_string())
     });
 
-    for reason in ["bind_mac", "bind_cookie", "bind_replayed"] {
-        assert!(relay.log().contains(reason), "the log says {reason}");
+    assert!(bystander.ended().unwrap().is_none(), "the pings of others went on all the while");
+    // A wrong MAC leaves only where it came from; all others are the node's own.
+    log_names(&mut relay, "bind_mac", &[&address]);
+    for reason in ["bind_no_challenge", "bind_cookie", "bind_replayed"] {
+        log_names(&mut relay, reason, &[&node]);
     }
+    all_answered(&mut bystander);
 }
 
 #[test]
@@ -258,11 +278,10 @@ fn refused_after_handshake(world: &World, misbehave: impl AsyncFnOnce(&mut HandA
     })
 }
 
-/// Waits until a line of the log names the reason and one of the agents that were refused for it: a reason gets one line
-/// a second, with how many there were.
-fn log_names(relay: &mut Process, reason: &str, refused: &[&Refused]) {
-    let named =
-        |line: &str| line.contains(reason) && refused.iter().any(|refused| line.contains(&refused.node));
+/// Waits until a line of the log has the reason and one of the names or addresses of those that were refused for it: a
+/// reason gets one line a second, with how many there were.
+fn log_names(relay: &mut Process, reason: &str, refused: &[&str]) {
+    let named = |line: &str| line.contains(reason) && refused.iter().any(|refused| line.contains(refused));
     relay
         .wait_until(reason, Duration::from_secs(5), |relay| relay.log().lines().any(named).then_some(()))
         .unwrap();
