@@ -30,6 +30,7 @@ fn an_interface_whose_hook_is_taken_gives_userspace_and_the_reason() {
     let error =
         second.run("net listen --port 4434 --datapath xdp-native --interface r0").unwrap_err().to_string();
     assert!(error.contains("r0"), "names the interface: {error}");
+    assert!(error.contains("`relay`, program "), "names who holds the hook: {error}");
 }
 
 #[test]
