@@ -12,9 +12,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use relay_userspace::admin::{self, Request};
-use relay_userspace::agent::{Agent, AgentSettings, CongestionSettings, Incoming, RawSendError};
+use relay_userspace::agent::{
+    Agent, AgentSettings, CongestionSettings, ConnectError, Incoming, RawSendError, SessionEnd,
+};
 use relay_userspace::config::{Allow, AtlasRoot, Config, RelayAddress};
 use relay_userspace::identity::{NodeId, NodeKey};
+use relay_userspace::protocol::ErrorCode;
 use relay_userspace::relay::report::{Peers, Sessions, Status};
 use relay_userspace::relay::{Relay, StartError};
 use tempfile::TempDir;
@@ -270,6 +273,30 @@ async fn an_absent_peer_and_one_that_does_not_accept_look_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn when_the_tables_are_full_one_more_is_told_so_and_those_inside_go_on() {
+    let relay = TestRelay::start_for(1, "");
+    let target = relay.raw_agent(2, &[key(1).node_id(), key(3).node_id()]);
+    relay.until_announced(2).await;
+    let first = relay.agent(1, &[], &[]);
+    let near = first.connect_raw(key(2).node_id()).await.unwrap();
+    let mut far = target.accept_raw().await.unwrap();
+
+    let one_more = relay.agent(3, &[], &[]);
+    let error = one_more.connect_raw(key(2).node_id()).await.unwrap_err();
+
+    let ConnectError::Ended(SessionEnd::ByRelay { reason, .. }) = &error else { panic!("{error}") };
+    assert_eq!(*reason, ErrorCode::TableFull.to_string());
+    let text = error.to_string();
+    assert!(text.contains("3004 ERR_TABLE_FULL (no room in the flow table)"), "{text}");
+    assert_eq!(relay.status().await.control["table_full"], 1);
+    let sessions = relay.sessions().await.sessions;
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    near.send(b"goes on").await.unwrap();
+    assert_eq!(far.recv().await.unwrap(), &b"goes on"[..]);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_the_relay_stops_its_agents_are_told_and_it_is_gone_at_once() {
     let relay = TestRelay::start("");
     let target = relay.agent(2, &[key(1).node_id()], &[]);
@@ -312,8 +339,14 @@ struct TestRelay {
 
 impl TestRelay {
     fn start(transport: &str) -> TestRelay {
+        TestRelay::start_for(64, transport)
+    }
+
+    /// As [`TestRelay::start`], with room for so many sessions.
+    fn start_for(max_sessions: u32, transport: &str) -> TestRelay {
         let directory = tempfile::tempdir().unwrap();
-        let config = config(directory.path(), 0, transport);
+        let mut config = config(directory.path(), 0, transport);
+        config.datapath.max_sessions = max_sessions;
         let shutdown = CancellationToken::new();
         let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
         let address = SocketAddr::new(V4, relay.local_addr().port());
