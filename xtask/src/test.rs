@@ -146,14 +146,14 @@ pub fn privileged_or_skip(name: &str) -> Option<Privileged> {
 
 /// How many tests ended how.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Counts {
+    pub passed: u64,
+    pub failed: u64,
 }
 
 impl Counts {
     /// Adds what the closing line of one test binary says; other lines count nothing.
-    fn add_closing_line(&mut self, line: &str) {
+    pub fn add_closing_line(&mut self, line: &str) {
         let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
         else {
             return;
