@@ -14,6 +14,8 @@
 
 mod checks;
 mod frames;
+#[path = "../skipping/loadable_object.rs"]
+mod loadable_object;
 mod random;
 #[path = "../skipping/mod.rs"]
 mod skipping;
@@ -22,7 +24,7 @@ mod world;
 use relay_common::frame::SliceFrame;
 use relay_common::{Action, Reason, Tally, forward};
 use relay_userspace::clock::MonoTime;
-use relay_userspace::relay::datapath::{OBJECT, Program, TableSizes, Tables};
+use relay_userspace::relay::datapath::{Program, TableSizes, Tables};
 
 use frames::MAGIC;
 use random::Random;
@@ -54,7 +56,7 @@ const NEVER: [Reason; 7] = [
 
 #[test]
 fn the_program_and_the_host_code_decide_alike() {
-    if let Some(why) = cannot_run() {
+    if let Err(why) = loadable_object::loadable_object() {
         return skipping::skip("the_program_and_the_host_code_decide_alike", why);
     }
     let cases: u64 =
@@ -187,16 +189,6 @@ fn judge_shares(counts: &[Tally], cases: u64) {
         };
         assert!(count.packets >= least, "{} comes too rarely", reason.name());
         assert_eq!(count.packets == 0, NEVER.contains(reason), "{}", reason.name());
-    }
-}
-
-fn cannot_run() -> Option<&'static str> {
-    // SAFETY: the call takes nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    match OBJECT {
-        None => Some("built without the BPF program: run `cargo xtask test`"),
-        Some(_) if !root => Some("loading the program needs root"),
-        Some(_) => None,
     }
 }
 

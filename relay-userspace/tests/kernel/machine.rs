@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use relay_userspace::relay::datapath::OBJECT;
-
+use crate::loadable_object::loadable_object;
 use crate::skipping;
 
 /// The machine, to be used by one test at a time: each needs both CPUs.
@@ -34,17 +33,6 @@ impl Machine {
     fn fit() -> Result<[usize; 2], &'static str> {
         loadable_object()?;
         <[usize; 2]>::try_from(allowed_cpus()).map_err(|_| "needs two CPUs")
-    }
-}
-
-/// The XDP program, or why it cannot be loaded here.
-pub fn loadable_object() -> Result<&'static [u8], &'static str> {
-    // SAFETY: the call takes nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    match OBJECT {
-        None => Err("built without the BPF program: run `cargo xtask test`"),
-        Some(_) if !root => Err("loading the program needs root"),
-        Some(object) => Ok(object),
     }
 }
 

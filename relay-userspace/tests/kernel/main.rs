@@ -14,6 +14,8 @@
 
 mod bucket;
 mod churn;
+#[path = "../skipping/loadable_object.rs"]
+mod loadable_object;
 mod machine;
 mod probe;
 #[path = "../../../relay-ebpf/src/probe_layout.rs"]

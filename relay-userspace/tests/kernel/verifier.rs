@@ -14,7 +14,7 @@ use relay_common::maps;
 use relay_userspace::relay::datapath::TableSizes;
 use serde::{Deserialize, Serialize};
 
-use crate::machine;
+use crate::loadable_object::loadable_object;
 use crate::skipping;
 
 /// How much more than recorded is passed over, in percent. Compilers and kernels differ by a little.
@@ -45,7 +45,7 @@ struct Figures {
 #[test]
 fn the_program_has_not_grown_beyond_what_is_recorded() {
     let name = "the_program_has_not_grown_beyond_what_is_recorded";
-    let object = match machine::loadable_object() {
+    let object = match loadable_object() {
         Ok(object) => object,
         Err(why) => return skipping::skip(name, why),
     };
