@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use relay_userspace::config::{AtlasRoot, Config, Role};
-use relay_userspace::refusals::Reason;
+use relay_userspace::refusals::RefusalReason;
 use relay_userspace::{agent, relay};
 
 fn project(path: &str) -> PathBuf {
@@ -64,7 +65,7 @@ fn the_tables_of_refusals_are_the_lists_in_the_code() {
 }
 
 /// The table under `heading` in ARCHITECTURE.md is the list `R`.
-fn table_is_list<R: Reason>(heading: &str) {
+fn table_is_list<R: RefusalReason>(heading: &str) {
     let document = text("ARCHITECTURE.md");
     let section = document.split_once(&format!("{heading}\n")).expect(heading).1;
     let section = section.split("\n## ").next().unwrap();
@@ -72,4 +73,20 @@ fn table_is_list<R: Reason>(heading: &str) {
     let row = |refusal: &R| format!("| `{}` | {} |", refusal.name(), refusal.meaning());
     let expected: Vec<String> = R::ALL.iter().map(row).collect();
     assert_eq!(rows, expected, "put this under {heading:?} in ARCHITECTURE.md:\n{}\n", expected.join("\n"));
+}
+
+#[test]
+fn every_refusal_has_a_name_that_metrics_can_use_and_a_meaning_of_its_own() {
+    names_are_fit_and_places_right::<relay::rendezvous::Refusal>();
+    names_are_fit_and_places_right::<agent::Refusal>();
+}
+
+fn names_are_fit_and_places_right<R: RefusalReason>() {
+    let names: BTreeSet<&str> = R::ALL.iter().map(|reason| reason.name()).collect();
+    let meanings: BTreeSet<&str> = R::ALL.iter().map(|reason| reason.meaning()).collect();
+    assert_eq!((names.len(), meanings.len()), (R::ALL.len(), R::ALL.len()), "each has its own");
+    for (place, reason) in R::ALL.iter().enumerate() {
+        assert_eq!(reason.place(), place);
+        assert!(reason.name().chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", reason.name());
+    }
 }

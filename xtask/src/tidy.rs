@@ -33,8 +33,12 @@ const TOP_LEVEL: &[&str] = &[
 ];
 
 /// Which top modules of relay-userspace must not know which others.
-const FORBIDDEN_IMPORTS: &[(&str, &[&str])] =
-    &[("protocol", &["agent", "relay", "config", "admin"]), ("agent", &["relay"]), ("relay", &["agent"])];
+const FORBIDDEN_IMPORTS: &[(&str, &[&str])] = &[
+    ("protocol", &["agent", "relay", "config", "admin"]),
+    ("refusals", &["agent", "relay"]),
+    ("agent", &["relay"]),
+    ("relay", &["agent"]),
+];
 
 /// Names that say nothing about what is inside.
 const DRAWERS: &[&str] = &["util", "utils", "helper", "helpers", "common", "misc"];

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::lock;
 use crate::clock::MonoTime;
-use crate::refusals::{Reason as _, Refusals, reasons};
+use crate::refusals::{RefusalReason as _, Refusals, reasons};
 
 reasons! {
     /// Why an agent refused something.

@@ -25,7 +25,7 @@ use crate::protocol::flow_terms::{
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::Responder;
 use crate::protocol::{ErrorCode, Message, SessionId};
-use crate::refusals::Reason as _;
+use crate::refusals::RefusalReason as _;
 use crate::tls;
 
 #[tokio::test]

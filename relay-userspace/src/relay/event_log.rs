@@ -3,7 +3,7 @@
 use relay_common::Side;
 
 use super::rendezvous::Event;
-use crate::refusals::Reason as _;
+use crate::refusals::RefusalReason as _;
 
 /// Writes the line of an event.
 pub fn log(event: &Event) {

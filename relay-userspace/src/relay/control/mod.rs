@@ -28,7 +28,7 @@ use crate::identity::{NodeId, NodeKey};
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message};
-use crate::refusals::Reason as _;
+use crate::refusals::RefusalReason as _;
 use crate::tls::{self, TlsError};
 
 /// What has happened on control connections, in order for each connection.
