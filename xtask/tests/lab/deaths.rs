@@ -14,8 +14,8 @@ use super::hand_agent::{HandAgent, HandBind, carries};
 use super::raw_agents::run_inside;
 use super::world::{FORWARDED, NOTICED_WITHIN, RELAY, SERVED, World, wait_for, wait_until_said};
 
-/// How `net forward` begins to say why its peer is gone.
-const LOST: &str = "{\"event\":\"lost\",\"why\":\"";
+/// How `net forward` says that its peer is gone, and why: a kill leaves nobody to tell it more.
+const LOST: &str = "{\"event\":\"lost\",\"why\":\"the peer has not been heard for 30 s";
 
 /// They wait for the same minute: one after the other they would take eight.
 #[test]
@@ -47,7 +47,8 @@ fn the_connector_dies(world: World, forwarder: Forwarder) {
         "{forwarder:?}, connector killed: the relay ended the session after {:.1} s",
         since.elapsed().as_secs_f64()
     );
-    wait_for_end_because(&mut relay, "the connector has fallen silent");
+    // The peer notices before consent runs out.
+    wait_for_end_because(&mut relay, "ended by the target");
     wait_for("the end of the target's session", NOTICED_WITHIN, || {
         sessions_of_target(&world).is_empty().then_some(())
     });
@@ -97,7 +98,7 @@ fn the_target_dies(world: World, forwarder: Forwarder) {
     });
     assert_eq!(forwarded(), forwarded_before, "a datagram from the old tuple was forwarded");
 
-    wait_for_end_because(&mut relay, "the target has fallen silent");
+    wait_for_end_because(&mut relay, "ended by the connector");
     wait_for_end(&mut sender, NOTICED_WITHIN);
     wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
     let _ = receiver.ended(); // it died with the target's socket or waits for nobody: the lab ends it
