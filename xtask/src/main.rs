@@ -54,7 +54,7 @@ enum Task {
     },
     /// Builds, runs a relay and two agents behind NAT in network namespaces, moves real traffic, prints what happened.
     ///
-    /// Without root it runs the userspace datapath on loopback. As root, RELAY_BIN may name a binary that is built already.
+    /// Without root it runs the userspace datapath on loopback. RELAY_BIN may name a binary that is built already.
     Demo {
         /// Writes the same as JSON.
         #[arg(long, value_name = "FILE")]
@@ -137,25 +137,26 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
-    let workspace = Workspace::find()?;
     match task {
         Task::Build { install } => {
-            let built = build::build(&workspace, Purpose::Build, install.consent())?;
+            let built = build::build(&Workspace::find()?, Purpose::Build, install.consent())?;
             terminal::result(format!("built {}", built.relay_binary.display()));
             Ok(())
         }
-        Task::Load { interface, mode } => load::load(&workspace, &interface, mode.map(Mode::name)),
-        Task::Unload { interface } => load::unload(&workspace, &interface),
-        Task::Demo { report, datapath } => demo::run(&workspace, &datapath, report.as_deref()),
+        Task::Load { interface, mode } => load::load(&Workspace::find()?, &interface, mode.map(Mode::name)),
+        Task::Unload { interface } => load::unload(&Workspace::find()?, &interface),
+        Task::Demo { report, datapath } => demo::run(&datapath, report.as_deref()),
         Task::Lab { line } => {
             setup::provide_lab_programs()?;
             lab::interactive::show(line)
         }
-        Task::Test { install, long, filter } => {
-            test::run(&workspace, install.consent(), &Selection { long, filter, nothing_skips: false })
-        }
-        Task::Verifier { install, record } => verifier::run(&workspace, install.consent(), record),
-        Task::Tidy => tidy::check(&workspace),
-        Task::Ci => ci::run(&workspace),
+        Task::Test { install, long, filter } => test::run(
+            &Workspace::find()?,
+            install.consent(),
+            &Selection { long, filter, nothing_skips: false },
+        ),
+        Task::Verifier { install, record } => verifier::run(&Workspace::find()?, install.consent(), record),
+        Task::Tidy => tidy::check(&Workspace::find()?),
+        Task::Ci => ci::run(&Workspace::find()?),
     }
 }

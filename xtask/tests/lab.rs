@@ -16,11 +16,13 @@ mod in_lab {
     mod limit;
     mod moves;
     mod network;
+    mod nobody;
     mod paths;
     mod raw_agents;
     mod refusals;
     mod strangers;
     mod stream;
     mod transfer;
+    mod unprivileged_demo;
     mod world;
 }

@@ -85,12 +85,12 @@ impl Addresses {
 ///
 /// # Errors
 /// Something could not be set up, or a run ended with another verdict than ok.
-pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> {
+pub fn run(datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> {
     let datapaths = if datapaths.is_empty() { &Datapath::ALL } else { datapaths };
     let result = if syscall::is_root() {
-        run_in_lab(&relay_binary(workspace)?, datapaths)?
+        run_in_lab(&relay_binary()?, datapaths)?
     } else {
-        run_on_loopback(workspace, datapaths)?
+        run_on_loopback(datapaths)?
     };
 
     terminal::result(result.table());
@@ -105,11 +105,15 @@ pub fn run(workspace: &Workspace, datapaths: &[Datapath], report: Option<&Path>)
     Ok(())
 }
 
-/// The relay's binary: the one that [`RELAY_BINARY`] names, as for the tests, else one that is built now.
-fn relay_binary(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+/// The relay's binary: the one that [`RELAY_BINARY`] names, as for the tests, else one that is built now. Without root it
+/// is built with what is here.
+fn relay_binary() -> anyhow::Result<PathBuf> {
     match std::env::var_os(RELAY_BINARY) {
         Some(built) => Ok(built.into()),
-        None => Ok(build::build(workspace, Purpose::Lab, Consent::Install)?.relay_binary),
+        None if syscall::is_root() => {
+            Ok(build::build(&Workspace::find()?, Purpose::Lab, Consent::Install)?.relay_binary)
+        }
+        None => build::build_with_what_is_here(&Workspace::find()?),
     }
 }
 
@@ -146,14 +150,14 @@ fn run_in_lab(binary: &Path, datapaths: &[Datapath]) -> anyhow::Result<Report> {
     Ok(Report { runs, notes: Vec::new() })
 }
 
-fn run_on_loopback(workspace: &Workspace, datapaths: &[Datapath]) -> anyhow::Result<Report> {
+fn run_on_loopback(datapaths: &[Datapath]) -> anyhow::Result<Report> {
     if !datapaths.contains(&Datapath::Userspace) {
         bail!(
             "without root only `--datapath userspace` can run; the XDP datapaths need root: {WHAT_ROOT_IS_FOR}"
         );
     }
     terminal::progress("not root: the userspace datapath alone, on loopback");
-    let binary = build::build_with_what_is_here(workspace)?;
+    let binary = relay_binary()?;
     let directory = TemporaryDirectory::create()?;
     let scene = Scene {
         datapath: Datapath::Userspace,

@@ -10,6 +10,7 @@ use xtask::lab::Process;
 use xtask::load;
 use xtask::tool::Tool;
 
+use super::nobody::as_nobody;
 use super::world::{NATIVE, World, wait_for};
 
 #[test]
@@ -85,21 +86,11 @@ fn a_port_in_use_is_named() {
 fn a_missing_permission_is_named() {
     let Some(world) = World::new("a_missing_permission_is_named") else { return };
     let second = relay_beside(&world);
-    Tool::new("chown").args(["-R", "nobody"]).arg(second.directory()).output().unwrap();
-    let as_nobody = |words: &str| {
-        // The lab's folder is open to all; root's own are not, so the binary is run from there.
-        let binary = second.directory().join("atlas-relay");
-        std::fs::copy(&world.binary, &binary).unwrap();
-        let tool = Tool::new("setpriv")
-            .words("--reuid nobody --regid nogroup --clear-groups --inh-caps=-all")
-            .arg(binary)
-            .words(words)
-            .env("ATLAS_ROOT", second.directory());
-        second.host().run(&tool)
-    };
+    let listen = as_nobody(&world.binary, second.directory())
+        .words("net listen --port 4434 --datapath xdp-native --interface r0")
+        .env("ATLAS_ROOT", second.directory());
 
-    let error =
-        as_nobody("net listen --port 4434 --datapath xdp-native --interface r0").unwrap_err().to_string();
+    let error = second.host().run(&listen).unwrap_err().to_string();
 
     assert!(error.contains("CAP_") || error.contains("root"), "says what is missing: {error}");
     assert_one_line(&error);
