@@ -10,7 +10,7 @@ use relay_common::siphash::HashKey;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    FlowTable, HopWriter, NetworkChange, NetworkEvents, NextHops, Port, PortError, Program, Selection,
+    FlowTable, Hook, HopWriter, NetworkChange, NetworkEvents, NextHops, Port, PortError, Program, Selection,
     TableSizes, Tables, XdpError, ports,
 };
 use super::forwarder::{BindSender, Forwarder, RelayPort, Started};
@@ -64,6 +64,10 @@ impl PacketPath {
             program.follow_log()?;
         }
         let why = obstacle.unwrap_or(why);
+        let best = Hook::Native.name();
+        if wanted.mode == DatapathMode::Auto && name != best {
+            tracing::warn!(wanted = best, datapath = name, why, "not the fastest datapath");
+        }
         let hops = match egress {
             Some(egress) => {
                 let writer = HopWriter::new(Arc::clone(&tables), egress);
@@ -196,7 +200,7 @@ pub enum PathError {
     #[error(transparent)]
     Ports(#[from] PortError),
     /// The datapath that was asked for cannot be had.
-    #[error(transparent)]
+    #[error("{0}{hint}", hint = way_round(.0))]
     Xdp(#[from] XdpError),
     /// The kernel does not answer questions about its network.
     #[error("asking the kernel for routes: {0}")]
@@ -214,6 +218,11 @@ impl PathError {
     fn is_the_operators(&self) -> bool {
         matches!(self, PathError::Ports(PortError::Unknown { .. }))
     }
+}
+
+/// What a relay can do where the program cannot be attached.
+fn way_round(error: &XdpError) -> &'static str {
+    if matches!(error, XdpError::Attach { .. }) { "; or use --datapath userspace" } else { "" }
 }
 
 /// The interfaces to attach to, and news of the network from before they were looked up: no change is missed.

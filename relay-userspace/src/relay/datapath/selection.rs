@@ -60,9 +60,10 @@ impl Selection {
                     });
                 }
                 Err(error) if mode == DatapathMode::Auto => {
-                    refusals.push(error.to_string());
                     // What keeps the program from being loaded at all would keep it from the next hook too.
-                    if !matches!(error, XdpError::Attach { .. }) {
+                    let is_final = !matches!(error, XdpError::Attach { .. });
+                    refusals.push(error);
+                    if is_final {
                         break;
                     }
                 }
@@ -96,11 +97,18 @@ fn attach(
     Ok((program, tables, egress))
 }
 
-fn reason(mode: DatapathMode, refusals: &[String]) -> String {
+fn reason(mode: DatapathMode, refusals: &[XdpError]) -> String {
     match refusals {
         _ if mode != DatapathMode::Auto => "asked for".to_owned(),
         [] => "the best there is".to_owned(),
-        refusals => refusals.join("; "),
+        // The same twice is said once.
+        [
+            XdpError::Attach { interface, hook: first, fault },
+            XdpError::Attach { interface: again, hook: second, fault: same },
+        ] if interface == again && fault == same => {
+            format!("attaching to {interface} as {} or {}: {fault}", first.name(), second.name())
+        }
+        refusals => refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     }
 }
 
@@ -117,6 +125,24 @@ mod tests {
         let selection = make(DatapathMode::Auto).unwrap();
         assert_eq!(selection.name(), "userspace");
         assert!(selection.why.contains("no interface"), "{}", selection.why);
+    }
+
+    #[test]
+    fn a_reason_that_holds_for_both_hooks_is_said_once() {
+        let refused = |hook, fault: &str| XdpError::Attach {
+            interface: "eth0".to_owned(),
+            hook,
+            fault: fault.to_owned(),
+        };
+        let same = [refused(Hook::Native, "taken"), refused(Hook::Generic, "taken")];
+        let why = reason(DatapathMode::Auto, &same);
+        assert_eq!(why, "attaching to eth0 as xdp-native or xdp-generic: taken");
+        let two = [refused(Hook::Native, "no support"), refused(Hook::Generic, "taken")];
+        let why = reason(DatapathMode::Auto, &two);
+        assert_eq!(
+            why,
+            "attaching to eth0 as xdp-native: no support; attaching to eth0 as xdp-generic: taken"
+        );
     }
 
     #[test]
