@@ -18,6 +18,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::identity::permission_hint;
+
 /// A question to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
@@ -200,7 +202,7 @@ pub enum AskError {
         path: PathBuf,
     },
     /// The socket fails.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), permission_hint(source))]
     Io {
         /// The socket.
         path: PathBuf,

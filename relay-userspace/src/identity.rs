@@ -33,7 +33,7 @@ impl NodeId {
         &self.0
     }
 
-    /// For human eyes only: `atlas_`, the first 16 digits and `...`, as `id show` prints it.
+    /// For human eyes only: `atlas_`, the first 16 digits and `...`.
     pub fn short(&self) -> String {
         let mut text = self.to_string();
         text.truncate(Self::PREFIX.len() + 16);
@@ -90,9 +90,17 @@ impl<'de> serde::Deserialize<'de> for NodeId {
 
 /// A text that is no node id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a node id: expected `atlas_` and 64 lower-case hexadecimal digits")]
+#[error(
+    "{text:?} is not a node id: expected `atlas_` and 64 lower-case hexadecimal digits{}",
+    whole_hint(text)
+)]
 pub struct NodeIdError {
     text: String,
+}
+
+/// Tables and messages shorten ids; those who copy one from there need to know where the whole is.
+fn whole_hint(text: &str) -> &'static str {
+    if text.starts_with(NodeId::PREFIX) { ": the full id (atlas-relay id show, or --json)" } else { "" }
 }
 
 /// An Ed25519 public key that somebody must hold the private key of.
@@ -296,7 +304,7 @@ pub enum IdentityError {
         fault: String,
     },
     /// The file system said no.
-    #[error("cannot {doing} the key file {}: {source}", path.display())]
+    #[error("cannot {doing} the key file {}: {source}{}", path.display(), permission_hint(source))]
     Io {
         /// `read` or `write`.
         doing: &'static str,
@@ -308,6 +316,14 @@ pub enum IdentityError {
     /// The random number generator failed.
     #[error("the operating system gives no random numbers")]
     NoRandomness,
+}
+
+/// What to do about a file that is there and not for this user.
+pub(crate) fn permission_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run this as the daemon's user",
+        _ => "",
+    }
 }
 
 fn lower_hex_digit(digit: u8) -> Option<u8> {

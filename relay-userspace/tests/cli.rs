@@ -28,7 +28,7 @@ fn an_identity_is_made_once_shown_and_named() {
     assert_eq!(node.run("id set-name relay-01").code, 0);
     let shown = node.run("id show");
     let [first, second] = shown.stdout.lines().take(2).collect::<Vec<_>>()[..] else { panic!("{shown:?}") };
-    assert_eq!(first, format!("Node ID  : {}...", &id[..22]));
+    assert_eq!(first, format!("Node ID  : {id}"), "the whole: it is for others to type");
     assert_eq!(second, "Name     : relay-01");
     let json: serde_json::Value = serde_json::from_str(&node.run("id show --json").stdout).unwrap();
     assert_eq!((json["node_id"].as_str(), json["name"].as_str()), (Some(id.as_str()), Some("relay-01")));
@@ -96,7 +96,7 @@ fn a_sound_configuration_is_told_with_its_warnings() {
     );
     let checked = node.run("config check");
     assert_eq!(checked.code, 0);
-    assert!(checked.stdout.contains("line 5: security.handshake_limit: no effect"), "{checked:?}");
+    assert!(checked.stdout.contains("config.toml:5: security.handshake_limit: no effect"), "{checked:?}");
     assert!(checked.stdout.contains("it makes a relay"), "{checked:?}");
 }
 
@@ -263,6 +263,22 @@ fn an_agent_without_relays_is_told_which_key_to_set() {
     node.configure("[transport]\nenable_relay = true\n");
     node.run("net listen").fails_with(&["network.relays"]);
     node.run(&format!("net ping {OTHER}")).fails_with(&["network.relays"]);
+}
+
+#[test]
+fn a_relays_own_root_is_no_place_to_connect_from() {
+    let node = Node::relay();
+    let forward = format!("net forward --listen 127.0.0.1:0 --peer {OTHER} --to 127.0.0.1:80");
+    for words in [format!("net ping {OTHER}"), format!("net connect {OTHER}"), forward] {
+        node.run(&words).fails_with(&["makes a relay", "an agent's ATLAS_ROOT"]);
+    }
+}
+
+#[test]
+fn a_shortened_id_is_refused_with_where_the_whole_one_is() {
+    let refused = Node::new().run("net ping atlas_70b499d01e2464e3...");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("the full id (atlas-relay id show, or --json)"), "{refused:?}");
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::identity::permission_hint;
+
 /// A configuration file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -19,7 +21,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The file is there but cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}{}", path.display(), permission_hint(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -73,9 +75,10 @@ pub struct Warning {
     pub text: String,
 }
 
+/// What follows the file's name and a colon.
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}: {}", self.line, self.key, self.text)
+        write!(f, "{}: {}: {}", self.line, self.key, self.text)
     }
 }
 
@@ -92,7 +95,24 @@ pub(super) fn from_toml(error: &toml::de::Error, text: &str, path: &Path) -> Con
     let key = if key.is_empty() { "the file".to_owned() } else { key.join(".") };
     match unknown_field(error.message()) {
         Some((unknown, known)) => ConfigError::UnknownKey { path, line, key, hint: hint(unknown, &known) },
-        None => ConfigError::Value { path, line, key, problem: error.message().replace('\n', ", ") },
+        None => {
+            let fault = error.message().replace('\n', ", ").replace("a sequence", "a list");
+            let problem = format!("{fault}{}", example(&key));
+            ConfigError::Value { path, line, key, problem }
+        }
+    }
+}
+
+/// How the values are written that people write in another way.
+fn example(key: &str) -> &'static str {
+    match key {
+        "transport.relay_bandwidth_limit" => ": bytes per second, such as 1048576 for 1 MiB/s",
+        "transport.idle_timeout" | "security.max_clock_drift_secs" => ": seconds, such as 300",
+        "network.relays" => ", such as [\"192.0.2.1:4433\"]",
+        "network.advertise" => ", such as [\"198.51.100.7:4433\"]",
+        "agent.accept" => ", such as [\"atlas_...\"]",
+        "datapath.interfaces" => ", such as [\"eth0\"]",
+        _ => "",
     }
 }
 

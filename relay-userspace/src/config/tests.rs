@@ -169,6 +169,27 @@ fn a_value_of_the_wrong_type_names_what_was_expected() {
 }
 
 #[test]
+fn a_value_that_people_write_otherwise_is_refused_with_an_example() {
+    assert_eq!(
+        refusal("[transport]\nrelay_bandwidth_limit = \"1MiB\"\n"),
+        "config.toml:2: transport.relay_bandwidth_limit: invalid type: string \"1MiB\", expected an integer: \
+         bytes per second, such as 1048576 for 1 MiB/s"
+    );
+    assert_eq!(
+        refusal("[network]\nrelays = \"192.0.2.1:4433\"\n"),
+        "config.toml:2: network.relays: invalid type: string \"192.0.2.1:4433\", expected a list, \
+         such as [\"192.0.2.1:4433\"]"
+    );
+}
+
+#[test]
+fn a_file_of_another_users_says_whose_it_is() {
+    let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    let error = ConfigError::Read { path: "config.toml".into(), source }.to_string();
+    assert!(error.ends_with("run this as the daemon's user"), "{error}");
+}
+
+#[test]
 fn a_value_out_of_range_names_the_range() {
     assert_eq!(
         refusal("[network]\nport = 70000\n"),

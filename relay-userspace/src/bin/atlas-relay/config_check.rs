@@ -19,7 +19,7 @@ pub fn run(path: Option<PathBuf>) -> anyhow::Result<()> {
         bail!("{}", obstacles.join("; and "));
     }
     for warning in &config.warnings {
-        output::line(format_args!("{}: {warning}", path.display()));
+        output::line(format_args!("{}:{warning}", path.display()));
     }
     let role = match config.role() {
         Role::Relay => "a relay",

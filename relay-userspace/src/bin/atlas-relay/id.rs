@@ -40,7 +40,7 @@ fn show(root: &AtlasRoot, format: Format) -> anyhow::Result<()> {
     if format.json {
         return output::json(&json!({ "node_id": node_id, "name": name, "bio": bio, "skills": skills }));
     }
-    output::line(format_args!("Node ID  : {}", node_id.short()));
+    output::line(format_args!("Node ID  : {node_id}"));
     output::line(format_args!("Name     : {name}"));
     output::line(format_args!("Bio      : {bio}"));
     output::line(format_args!("Skills   : {}", skills.join(", ")));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use relay_userspace::agent::{AgentSettings, CongestionSettings};
-use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile};
+use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile, Role};
 use relay_userspace::identity::NodeKey;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -34,7 +34,14 @@ impl Node {
 
     /// What an agent of this node starts with. It only dials unless the daemon says otherwise.
     pub fn agent(&self) -> anyhow::Result<AgentSettings> {
-        check_agent(&self.config, &self.root.config())?;
+        let path = self.root.config();
+        if self.config.role() == Role::Relay {
+            bail!(
+                "{}: this configuration makes a relay; run this with an agent's ATLAS_ROOT",
+                path.display()
+            );
+        }
+        check_agent(&self.config, &path)?;
         let relays = self.config.network.relays.clone();
         let dialer = AgentSettings::dialer(self.key.clone(), self.name(), relays, self.root.known_relays());
         let (pacing, ecn) = (self.config.agent.pacing, self.config.agent.ecn);
