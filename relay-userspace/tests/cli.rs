@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -309,6 +310,13 @@ fn a_command_line_that_is_not_understood_exits_with_2() {
 }
 
 #[test]
+fn a_port_alone_is_no_address_to_listen_on_and_an_example_is_given() {
+    let refused = Node::new().run(&format!("net forward --listen 8083 --peer {OTHER} --to 127.0.0.1:80"));
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("expected ADDR:PORT, such as 127.0.0.1:8080"), "{refused:?}");
+}
+
+#[test]
 fn the_version_names_the_datapaths() {
     let version = Node::new().run("--version").stdout;
     let both = [
@@ -398,6 +406,59 @@ fn an_interface_that_cannot_take_the_program_is_refused_by_name() {
 }
 
 #[test]
+fn a_ping_shows_each_answer_as_it_comes_and_sums_up_when_interrupted() {
+    let relay = Node::relay();
+    let port = free_port();
+    let mut relaying = relay.start(&format!("net listen --port {port} --datapath userspace"));
+    relay.until_it_answers("net peers");
+    let relays = format!("[network]\nrelays = [\"127.0.0.1:{port}\"]\n[transport]\nenable_relay = true\n");
+    let (asking, asked) = (Node::with_identity(), Node::with_identity());
+    asking.configure(&relays);
+    asked.configure(&format!("{relays}[agent]\naccept = [\"{}\"]\n", asking.id()));
+    let mut listening = asked.start("net listen");
+    relay.until_logged("agent announced");
+
+    let mut pinging = asking
+        .command()
+        .args(["net", "ping", &asked.id(), "--count", "100000", "--interval-ms", "10"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(pinging.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let first: Vec<String> = lines.by_ref().take(6).collect();
+    signal(&pinging, "INT");
+    let last = lines.last().unwrap();
+
+    assert!(first[2].starts_with("Ping : ") && first[2].contains(" s since 1970"), "{first:?}");
+    assert!(first[4].starts_with("1 of 100000: ") && first[4].ends_with(" ms"), "{first:?}");
+    assert!(first[5].starts_with("2 of 100000: "), "{first:?}");
+    assert!(last.contains(" sent, ") && last.contains("; round trip min "), "{last}");
+    assert_eq!(wait(&mut pinging, Duration::from_secs(5)), Some(0));
+    for daemon in [&mut listening, &mut relaying] {
+        terminate(daemon);
+        assert_eq!(wait(daemon, Duration::from_secs(5)), Some(0));
+    }
+}
+
+#[test]
+fn a_forward_whose_port_is_in_use_says_so_and_dials_nobody() {
+    let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let agent = Node::with_identity();
+    agent.configure(&format!(
+        "[network]\nrelays = [\"{}\"]\n[transport]\nenable_relay = true\n",
+        relay.local_addr().unwrap()
+    ));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    agent
+        .run(&format!("net forward --listen 127.0.0.1:{port} --peer {OTHER} --to 127.0.0.1:80"))
+        .fails_with(&[&format!("127.0.0.1:{port} is in use"), &format!("ss -tlpn sport = :{port}")]);
+    relay.set_nonblocking(true).unwrap();
+    let heard = relay.recv_from(&mut [0; 2000]).unwrap_err();
+    assert_eq!(heard.kind(), std::io::ErrorKind::WouldBlock, "the relay was dialled");
+}
+
+#[test]
 fn an_agent_daemon_answers_too_and_stops_on_sigint() {
     let agent = Node::with_identity();
     // Nobody listens there: the agent keeps trying.
@@ -407,7 +468,8 @@ fn an_agent_daemon_answers_too_and_stops_on_sigint() {
     ));
     let mut running = agent.start("net listen --port 0");
     agent.until_it_answers("net peers --json");
-    assert_eq!(agent.run("net sessions").stdout, "there are no sessions\n");
+    let sessions = agent.run("net sessions").stdout;
+    assert!(sessions.contains("no sessions") && sessions.contains("of their own"), "{sessions}");
     agent.run("xdp status").fails_with(&["this daemon is an agent"]);
     signal(&running, "INT");
     assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
@@ -437,6 +499,11 @@ impl Node {
             "[transport]\nenable_relay = true\noffer_relay = true\n[datapath]\nmax_sessions = 16\n",
         );
         node
+    }
+
+    fn id(&self) -> String {
+        let shown: serde_json::Value = serde_json::from_str(&self.run("id show --json").stdout).unwrap();
+        shown["node_id"].as_str().unwrap().to_owned()
     }
 
     fn path(&self, path: &str) -> String {

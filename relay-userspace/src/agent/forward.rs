@@ -92,8 +92,14 @@ impl Forward {
 /// Why a forward was not set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
+    /// Another program listens there.
+    #[error(
+        "TCP {0} is in use: stop what uses it (`ss -tlpn sport = :{port}` shows it) or choose another port",
+        port = .0.port()
+    )]
+    InUse(SocketAddr),
     /// The listener.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on TCP {address}: {source}")]
     Listen {
         /// The address that was asked for.
         address: SocketAddr,
@@ -105,15 +111,36 @@ pub enum ForwardError {
     Connect(#[from] ConnectError),
 }
 
+/// The local end of a forward to be: a TCP port that is taken, before anybody is asked for anything.
+#[derive(Debug)]
+pub struct ForwardListener {
+    tcp: TcpListener,
+    local: SocketAddr,
+}
+
+impl ForwardListener {
+    /// Listens on a local TCP address; port 0: any.
+    ///
+    /// # Errors
+    /// It cannot be listened on.
+    pub async fn bind(address: SocketAddr) -> Result<ForwardListener, ForwardError> {
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AddrInUse => ForwardError::InUse(address),
+            _ => ForwardError::Listen { address, source },
+        };
+        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let local = tcp.local_addr().map_err(failed)?;
+        Ok(ForwardListener { tcp, local })
+    }
+}
+
 pub(super) async fn start(
     dialler: Dialler,
-    listen: SocketAddr,
+    listener: ForwardListener,
     peer: NodeId,
     to: HostPort,
 ) -> Result<Forward, ForwardError> {
-    let failed = |source| ForwardError::Listen { address: listen, source };
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let local = listener.local_addr().map_err(failed)?;
+    let ForwardListener { tcp: listener, local } = listener;
     let connection = dialler.connect(peer).await?;
     let stop = CancellationToken::new();
     let (tell, events) = mpsc::channel(64);
@@ -250,7 +277,7 @@ async fn ask(
                 Ok((to_peer, from_peer.into_inner()))
             }
             Some(Message::Error(error)) => {
-                Err(format!("the peer refuses: {} {}", error.code, printable(&error.message, 512)))
+                Err(format!("the peer refuses: {} {}", error.code, printable_lines(&error.message)))
             }
             Some(other) => Err(format!("the peer answers with {}", other.name())),
             None => Err("the peer has closed the stream".to_owned()),
@@ -259,6 +286,13 @@ async fn ask(
     tokio::time::timeout(ANSWER_TIMEOUT, exchange)
         .await
         .unwrap_or_else(|_| Err(format!("the peer has not answered within {} s", ANSWER_TIMEOUT.as_secs())))
+}
+
+/// What a peer says, in the lines it says it in: they may be for copying. All but the first are indented, so that none
+/// of them can be taken for one of ours.
+fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.lines().take(8).map(|line| printable(line, 256)).collect();
+    lines.join("\n  ")
 }
 
 /// Serves one stream that a peer has opened.
@@ -301,7 +335,8 @@ pub(super) async fn answer(
             }
         }
         Err(Refused { refusal, why, message_id }) => {
-            serving.refusals.refuse(refusal, &peer, &why);
+            // One line in the log.
+            serving.refusals.refuse(refusal, &peer, &why.replace('\n', " "));
             let code = match refusal {
                 Refusal::ForwardUnreachable => ErrorCode::Refused,
                 _ => ErrorCode::MessageRejected,
@@ -349,8 +384,8 @@ async fn open(
     if !allow.iter().any(|rule| rule.peer == peer && rule.to == to) {
         // The peer reads it too.
         let why = format!(
-            "not permitted; to permit it, the agent that was asked needs in its configuration: \
-             [[agent.allow]] peer = \"{peer}\", to = \"{to}\""
+            "not permitted; to permit it, the agent that was asked needs in its configuration:\n\
+             [[agent.allow]]\npeer = \"{peer}\"\nto = \"{to}\""
         );
         return Err(refused(Refusal::ForwardNotPermitted, why));
     }
@@ -471,7 +506,12 @@ mod tests {
         for (peer, to) in [(peer, "127.0.0.1:2"), (NodeId::from_bytes([2; 32]), "127.0.0.1:1")] {
             let refusal = open(peer, &allow, request(to)).await.err().unwrap();
             assert_eq!(refusal.refusal, Refusal::ForwardNotPermitted);
-            assert!(refusal.why.contains("[[agent.allow]]") && refusal.why.contains(&peer.to_string()));
+            // What is to be written is TOML, also as it is shown at the other end.
+            let shown = printable_lines(&refusal.why);
+            let lines = shown.split_once('\n').unwrap().1;
+            let expected = format!("[[agent.allow]]\npeer = \"{peer}\"\nto = \"{to}\"\n");
+            let table = |text: &str| text.parse::<toml::Table>().unwrap();
+            assert_eq!(table(lines), table(&expected));
             assert_eq!(refusal.message_id.as_deref(), Some("msg_1"));
         }
     }

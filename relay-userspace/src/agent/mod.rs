@@ -39,7 +39,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use error::{ConnectError, LinkError, SessionEnd};
-pub use forward::{Forward, ForwardError, ForwardEvent};
+pub use forward::{Forward, ForwardError, ForwardEvent, ForwardListener};
 pub use known_relays::{KnownRelays, PinError};
 pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
 pub use peer_address::peer_address;
@@ -116,7 +116,20 @@ impl Agent {
         peer: NodeId,
         to: HostPort,
     ) -> Result<Forward, ForwardError> {
-        forward::start(self.dialler.clone(), listen, peer, to).await
+        self.forward_from(ForwardListener::bind(listen).await?, peer, to).await
+    }
+
+    /// As [`Agent::forward`], from a port that was taken before the agent was started.
+    ///
+    /// # Errors
+    /// The peer cannot be reached.
+    pub async fn forward_from(
+        &self,
+        listener: ForwardListener,
+        peer: NodeId,
+        to: HostPort,
+    ) -> Result<Forward, ForwardError> {
+        forward::start(self.dialler.clone(), listener, peer, to).await
     }
 
     /// The relays the agent is connected to.

@@ -30,6 +30,52 @@ pub struct Args {
     pub command: Command,
 }
 
+const PEERS: &str = "\
+Example:
+  atlas-relay net peers --json
+
+Columns:
+  NODE ID    the peer's id, shortened; --json has the whole
+  NAME       what it calls itself: proves nothing
+  ADDRESS    the other end of its control connection
+  ANNOUNCED  at a relay: whether others can reach it through this relay; at an agent: whether the relay has registered it
+  CONNECTED  for how long";
+
+const SESSIONS: &str = "\
+Example:
+  atlas-relay net sessions
+
+Columns at a relay:
+  SESSION              the session's id
+  CONNECTOR, TARGET    the agent that asked and the one that was asked for, shortened; --json has the whole
+  STATE                offered: nobody has bound; half: one side has; paired: packets are relayed
+  AGE                  since it was offered
+  RATE                 its limit, UDP payload bytes per second of both directions together
+  KERNEL, USERSPACE    packets that the XDP program and the daemon have relayed, both directions
+  BYTES                their UDP payload
+  LIMITED, its BYTES   packets dropped for the limit, and their UDP payload
+
+Columns at an agent:
+  ROLE                 connector: this agent has asked; target: it was asked for
+  RELAY                where its datagrams go
+  SENT, RECEIVED       datagrams, and under BYTES their UDP payload
+  LIMITED, its BYTES   what the relay says it has dropped for the limit, of both sides
+  REFUSED              what this agent has refused since it started, by reason";
+
+const STATUS: &str = "\
+Example:
+  atlas-relay xdp status
+
+Lines:
+  Datapath  what forwards: xdp-native, xdp-generic or userspace; Why: what stood in the way of a better one
+  Attached  an interface that the XDP program is at, and where on a packet's way
+  Table     sessions in the flow tables, how many they have room for, and the memory they take
+
+Columns, counted since the relay started:
+  PACKETS             what became of a packet; `forwarded` is relayed, ARCHITECTURE.md explains the others
+  KERNEL, USERSPACE   how many the XDP program and the daemon have seen it become of
+  REFUSED BY CONTROL  what was refused to agents, by reason, and how many TIMES";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// This node's identity.
@@ -68,10 +114,11 @@ pub enum NetCommand {
     #[command(after_help = "Example:\n  atlas-relay net listen --port 4433 --datapath auto")]
     Listen(Listen),
     /// Lists whom the running daemon is connected with: a relay's agents, an agent's relays.
-    #[command(after_help = "Example:\n  atlas-relay net peers --json")]
+    #[command(after_help = PEERS)]
     Peers(Format),
-    /// Lists the running daemon's sessions.
-    #[command(after_help = "Example:\n  atlas-relay net sessions")]
+    /// Lists the running daemon's sessions. `net forward`, `net ping` and `net connect` have sessions of their own: ask
+    /// the relay or the peer for those.
+    #[command(after_help = SESSIONS)]
     Sessions(Format),
     /// Checks the path to another agent.
     #[command(after_help = "Example:\n  atlas-relay net connect atlas_70b499d01e2464e3...")]
@@ -79,7 +126,8 @@ pub enum NetCommand {
     /// Pings another agent, end to end through a relay.
     #[command(after_help = "Example:\n  atlas-relay net ping atlas_70b499d01e2464e3... --count 10")]
     Ping(Ping),
-    /// Forwards a local TCP port to one that the other agent permits, until stopped.
+    /// Forwards a local TCP port to one that the other agent permits, until stopped. Whether it is permitted is asked
+    /// for each TCP connection: a refusal shows when the first one comes.
     #[command(
         after_help = "Example:\n  atlas-relay net forward --listen 127.0.0.1:8080 --peer atlas_70b4... --to 127.0.0.1:80\n\n\
                       The other agent's configuration permits it with:\n  \
@@ -109,7 +157,7 @@ pub enum XdpCommand {
         interface: String,
     },
     /// Says which datapath the running relay has, and what became of the packets.
-    #[command(after_help = "Example:\n  atlas-relay xdp status")]
+    #[command(after_help = STATUS)]
     Status(Format),
 }
 
@@ -175,7 +223,7 @@ pub struct Ping {
 #[derive(Debug, ClapArgs)]
 pub struct Forward {
     /// The local TCP address to listen on; port 0: any.
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
     pub listen: SocketAddr,
     /// The other agent's node id.
     #[arg(long, value_name = "NODE")]
@@ -185,6 +233,10 @@ pub struct Forward {
     pub to: HostPort,
     #[command(flatten)]
     pub format: Format,
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ADDR:PORT, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

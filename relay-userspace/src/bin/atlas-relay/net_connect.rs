@@ -13,7 +13,7 @@ pub fn run(options: &Connect) -> anyhow::Result<()> {
         let connection = agent.connect(options.node).await?;
         let peer = connection.peer();
         output::line(format_args!("Connected to {}", peer.node_id.short()));
-        output::line(format_args!("{} [unknown via relay]", peer.name));
+        output::line(format_args!("{} [via relay; the name is the peer's own word]", peer.name));
         connection.close().await;
         agent.shutdown().await;
         Ok(())

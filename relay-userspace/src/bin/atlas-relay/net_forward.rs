@@ -1,6 +1,6 @@
 //! `net forward`: a local TCP port comes out at another agent, until SIGINT or SIGTERM.
 
-use relay_userspace::agent::{Agent, ForwardEvent, SessionSnapshot, SessionTraffic};
+use relay_userspace::agent::{Agent, ForwardEvent, ForwardListener, SessionSnapshot, SessionTraffic};
 use relay_userspace::identity::NodeId;
 use serde_json::{Value, json};
 
@@ -12,16 +12,23 @@ pub fn run(options: Forward) -> anyhow::Result<()> {
     let settings = Node::open()?.agent()?;
     runtime()?.block_on(async {
         let mut stop = StopSignals::listen()?;
+        // Before the relay is dialled: a port in use is no reason to trouble it.
+        let listener = ForwardListener::bind(options.listen).await?;
         let agent = Agent::spawn(settings);
-        let outcome = forward(&agent, options, &mut stop).await;
+        let outcome = forward(&agent, listener, options, &mut stop).await;
         agent.shutdown().await;
         outcome
     })
 }
 
-async fn forward(agent: &Agent, options: Forward, stop: &mut StopSignals) -> anyhow::Result<()> {
-    let Forward { listen, peer, to, format } = options;
-    let starting = agent.forward(listen, peer, to.clone());
+async fn forward(
+    agent: &Agent,
+    listener: ForwardListener,
+    options: Forward,
+    stop: &mut StopSignals,
+) -> anyhow::Result<()> {
+    let Forward { peer, to, format, .. } = options;
+    let starting = agent.forward_from(listener, peer, to.clone());
     let mut forwarding = tokio::select! {
         forwarding = starting => forwarding?,
         _ = stop.next() => return ended(format, &SessionTraffic::default()),

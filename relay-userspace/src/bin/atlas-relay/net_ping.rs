@@ -3,51 +3,59 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use relay_userspace::agent::{Agent, PingSample};
+use relay_userspace::agent::{Agent, PingError, PingSample};
 use relay_userspace::identity::NodeId;
 use serde::Serialize;
 
 use crate::args::Ping;
-use crate::node::{Node, runtime};
+use crate::node::{Node, StopSignals, runtime};
 use crate::output;
 
 pub fn run(options: &Ping) -> anyhow::Result<()> {
     let settings = Node::open()?.agent()?;
     runtime()?.block_on(async {
+        let mut stop = StopSignals::listen()?;
         let agent = Agent::spawn(settings);
-        let outcome = ping(&agent, options).await;
+        let outcome = ping(&agent, options, &mut stop).await;
         agent.shutdown().await;
         outcome
     })
 }
 
-async fn ping(agent: &Agent, options: &Ping) -> anyhow::Result<()> {
-    let connection = agent.connect(options.node).await?;
-    let mut samples = Vec::new();
-    let mut failure = None;
+async fn ping(agent: &Agent, options: &Ping, stop: &mut StopSignals) -> anyhow::Result<()> {
+    let connection = tokio::select! {
+        connected = agent.connect(options.node) => connected?,
+        signal = stop.next() => bail!("stopped by {signal} before there was a path"),
+    };
+    let Ping { node, count, .. } = *options;
+    let for_people = !options.format.json;
+    let (mut sent, mut samples, mut failure) = (0, Vec::new(), None);
     let mut pause = tokio::time::interval(Duration::from_millis(options.interval_ms.max(1)));
-    for number in 0..options.count {
-        pause.tick().await;
-        match connection.ping().await {
-            Ok(sample) => {
-                if !options.format.json && number == 0 {
-                    show_first(options.node, sample);
-                }
-                samples.push(sample);
-            }
+    while sent < count {
+        let next = async {
+            pause.tick().await;
+            connection.ping().await
+        };
+        let answer = tokio::select! {
+            answer = next => answer,
+            // What is on its way is neither answered nor lost.
+            _ = stop.next() => break,
+        };
+        sent += 1;
+        if for_people {
+            show(node, sent, count, &answer);
+        }
+        match answer {
+            Ok(sample) => samples.push(sample),
             Err(error) => failure = Some(error),
         }
     }
     connection.close().await;
-    let report = Report::of(options, &samples);
-    if options.format.json {
+    let report = Report::of(node, sent, &samples);
+    if for_people {
+        output::line(report.summary());
+    } else {
         output::json(&report)?;
-    } else if let Some(RoundTrips { min, p50, p99, max }) = report.rtt_us {
-        let Report { sent, received, .. } = report;
-        let [min, p50, p99, max] = [min, p50, p99, max].map(milliseconds);
-        output::line(format_args!(
-            "{sent} sent, {received} received; round trip min {min}, median {p50}, p99 {p99}, max {max}"
-        ));
     }
     match failure {
         Some(error) if samples.is_empty() => bail!("no ping was answered: {error}"),
@@ -55,12 +63,20 @@ async fn ping(agent: &Agent, options: &Ping) -> anyhow::Result<()> {
     }
 }
 
-/// Upstream's four lines.
-fn show_first(peer: NodeId, sample: PingSample) {
-    output::line(format_args!("Peer : {}", peer.short()));
-    output::line("Path : relay");
-    output::line(format_args!("Ping : {}", sample.sent_unix_s));
-    output::line(format_args!("Pong : {}", sample.answered_unix_s));
+/// One line for each; the first has upstream's four before it.
+fn show(peer: NodeId, number: u32, count: u32, answer: &Result<PingSample, PingError>) {
+    match answer {
+        Ok(PingSample { round_trip, sent_unix_s, answered_unix_s }) => {
+            if number == 1 {
+                output::line(format_args!("Peer : {}", peer.short()));
+                output::line("Path : relay");
+                output::line(format_args!("Ping : {sent_unix_s} s since 1970, by this clock"));
+                output::line(format_args!("Pong : {answered_unix_s} s since 1970, by the peer's clock"));
+            }
+            output::line(format_args!("{number} of {count}: {}", milliseconds(micros(*round_trip))));
+        }
+        Err(error) => output::line(format_args!("{number} of {count}: {error}")),
+    }
 }
 
 #[derive(Serialize)]
@@ -83,17 +99,17 @@ struct RoundTrips {
 }
 
 impl Report {
-    fn of(options: &Ping, samples: &[PingSample]) -> Report {
-        let micros = |sample: &PingSample| u64::try_from(sample.round_trip.as_micros()).unwrap_or(u64::MAX);
-        let mut sorted: Vec<u64> = samples.iter().map(micros).collect();
+    fn of(peer: NodeId, sent: u32, samples: &[PingSample]) -> Report {
+        let mut sorted: Vec<u64> = samples.iter().map(|sample| micros(sample.round_trip)).collect();
         sorted.sort_unstable();
-        Report {
-            peer: options.node,
-            path: "relay",
-            sent: options.count,
-            received: samples.len(),
-            rtt_us: RoundTrips::of(&sorted),
-        }
+        Report { peer, path: "relay", sent, received: samples.len(), rtt_us: RoundTrips::of(&sorted) }
+    }
+
+    fn summary(&self) -> String {
+        let counts = format!("{} sent, {} received", self.sent, self.received);
+        let Some(RoundTrips { min, p50, p99, max }) = self.rtt_us else { return counts };
+        let [min, p50, p99, max] = [min, p50, p99, max].map(milliseconds);
+        format!("{counts}; round trip min {min}, median {p50}, p99 {p99}, max {max}")
     }
 }
 
@@ -103,6 +119,10 @@ impl RoundTrips {
         let share = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied();
         Some(RoundTrips { min: *sorted.first()?, p50: share(50)?, p99: share(99)?, max: *sorted.last()? })
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn milliseconds(micros: u64) -> String {

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::args::Format;
 use crate::{node, output};
 
-const NONE: &str = "there are no sessions";
+const NONE: &str = "the running daemon has no sessions; net forward, net ping and net connect have sessions of their own, \
+                    seen at the relay and at the peer";
 
 /// What an agent answers.
 #[derive(Deserialize)]
