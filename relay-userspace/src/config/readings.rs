@@ -110,6 +110,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
     use std::process::Command;
+    use std::time::Duration;
 
     use serde_json::json;
 
@@ -161,7 +162,8 @@ mod tests {
     }
 
     async fn next_limit(readings: &mut Readings) -> u64 {
-        let reading = readings.next().await;
+        let reading = tokio::time::timeout(Duration::from_secs(10), readings.next()).await;
+        let reading = reading.expect("no reading follows");
         let limit = reading.config.transport.relay_bandwidth_limit.bytes_per_s;
         reading.answer(&Ok(json!(limit)));
         limit
