@@ -181,7 +181,7 @@ impl Allowance {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
     use super::{Allowance, Charge, MIN_BYTES_PER_S, MIN_CHARGED_BYTES, SMALL_PACKET_BYTES};

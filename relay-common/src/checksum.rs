@@ -56,7 +56,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
     use super::{ChecksumDelta, fold, words};

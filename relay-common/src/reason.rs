@@ -128,7 +128,7 @@ impl Reason {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
     use super::{Action, Reason};
