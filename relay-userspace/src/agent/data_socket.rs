@@ -369,9 +369,7 @@ mod tests {
     use relay_common::Side;
 
     use super::*;
-    use crate::identity::NodeId;
-    use crate::protocol::SessionId;
-    use crate::protocol::bind::{BindDatagram, BindKey, BindKind, Cookie};
+    use crate::protocol::bind::{BindDatagram, BindKind, Cookie};
 
     #[tokio::test]
     async fn bind_datagrams_are_taken_out_wherever_they_stand() {
@@ -503,19 +501,6 @@ mod tests {
     }
 
     fn terms() -> FlowTerms {
-        FlowTerms {
-            session: SessionId([9; 16]),
-            peer: NodeId::from_bytes([3; 32]),
-            side: Side::Target,
-            bind_key: BindKey::from_bytes([5; 32]),
-            bind_magic: BindMagic([6; 8]),
-            rate_bytes_per_s: 0,
-            burst_bytes: 0,
-            max_datagram_bytes: 1472,
-            consent: Duration::from_secs(75),
-            keepalive: Duration::from_secs(30),
-            data_addresses: Vec::new(),
-            bind_now: false,
-        }
+        FlowTerms::example(Side::Target)
     }
 }

@@ -357,6 +357,27 @@ impl<'de> Deserialize<'de> for Role {
 }
 
 #[cfg(test)]
+impl FlowTerms {
+    /// Terms of a session without limit or data address, for tests.
+    pub(crate) fn example(side: Side) -> FlowTerms {
+        FlowTerms {
+            session: SessionId([9; 16]),
+            peer: NodeId::from_bytes([3; 32]),
+            side,
+            bind_key: BindKey::from_bytes([5; 32]),
+            bind_magic: BindMagic([6; 8]),
+            rate_bytes_per_s: 0,
+            burst_bytes: 0,
+            max_datagram_bytes: 1472,
+            consent: DEFAULT_CONSENT,
+            keepalive: DEFAULT_KEEPALIVE,
+            data_addresses: Vec::new(),
+            bind_now: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::Message;
     use super::*;
@@ -416,18 +437,11 @@ mod tests {
 
     fn terms() -> FlowTerms {
         FlowTerms {
-            session: SessionId([9; 16]),
-            peer: NodeId::from_bytes([3; 32]),
-            side: Side::Target,
-            bind_key: BindKey::from_bytes([5; 32]),
-            bind_magic: BindMagic([6; 8]),
             rate_bytes_per_s: 1_048_576,
             burst_bytes: 262_144,
-            max_datagram_bytes: 1472,
-            consent: DEFAULT_CONSENT,
-            keepalive: DEFAULT_KEEPALIVE,
             data_addresses: vec!["192.0.2.7:4433".parse().unwrap()],
             bind_now: true,
+            ..FlowTerms::example(Side::Target)
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Tests under simulated time.
 
 use super::*;
-use crate::protocol::bind::{BindKey, BindMagic};
 use crate::protocol::flow_terms::{RelayConnect, RelayError};
 
 #[test]
@@ -449,18 +448,5 @@ fn peer() -> NodeId {
 }
 
 fn terms(side: Side, peer: NodeId) -> FlowTerms {
-    FlowTerms {
-        session: SESSION,
-        peer,
-        side,
-        bind_key: BindKey::from_bytes([5; 32]),
-        bind_magic: BindMagic([6; 8]),
-        rate_bytes_per_s: 0,
-        burst_bytes: 0,
-        max_datagram_bytes: 1472,
-        consent: Duration::from_secs(75),
-        keepalive: Duration::from_secs(30),
-        data_addresses: Vec::new(),
-        bind_now: false,
-    }
+    FlowTerms { session: SESSION, peer, ..FlowTerms::example(side) }
 }

@@ -291,7 +291,6 @@ impl BindClient {
 mod tests {
     use super::super::secrets::{CookieCarrier, CookieSecrets, CookieSubject};
     use super::*;
-    use crate::identity::NodeId;
 
     #[test]
     fn bind_is_challenged_proved_and_bound_and_pairing_comes_unasked() {
@@ -546,19 +545,6 @@ mod tests {
     }
 
     fn terms() -> FlowTerms {
-        FlowTerms {
-            session: SessionId([9; 16]),
-            peer: NodeId::from_bytes([3; 32]),
-            side: Side::Connector,
-            bind_key: BindKey::from_bytes([5; 32]),
-            bind_magic: BindMagic([6; 8]),
-            rate_bytes_per_s: 0,
-            burst_bytes: 0,
-            max_datagram_bytes: 1472,
-            consent: Duration::from_secs(75),
-            keepalive: Duration::from_secs(30),
-            data_addresses: Vec::new(),
-            bind_now: false,
-        }
+        FlowTerms::example(Side::Connector)
     }
 }
