@@ -181,7 +181,8 @@ impl Allowance {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests {
     extern crate std;
     use super::{Allowance, Charge, MIN_BYTES_PER_S, MIN_CHARGED_BYTES, SMALL_PACKET_BYTES};

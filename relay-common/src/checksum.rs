@@ -56,7 +56,8 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
     })
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests {
     extern crate std;
     use super::{ChecksumDelta, fold, words};

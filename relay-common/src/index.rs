@@ -174,7 +174,8 @@ impl IndexBucket {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests {
     extern crate std;
     use super::{ENTRIES, IndexBucket, MAX_EQUAL_FINGERPRINTS, MAX_SLOTS, Place, SlotSide};

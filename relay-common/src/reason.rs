@@ -128,7 +128,8 @@ impl Reason {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests {
     extern crate std;
     use super::{Action, Reason};

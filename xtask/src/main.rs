@@ -38,6 +38,7 @@ enum Task {
         install: Install,
     },
     /// Builds, then attaches the XDP program to an interface through the relay's own `xdp load`.
+    #[command(after_help = "Example:\n  cargo xtask load --interface eth0 --mode generic")]
     Load {
         /// The interface, for example eth0.
         #[arg(long)]
@@ -47,6 +48,7 @@ enum Task {
         mode: Option<Mode>,
     },
     /// Detaches the XDP program from an interface through the relay's own `xdp unload`.
+    #[command(after_help = "Example:\n  cargo xtask unload --interface eth0")]
     Unload {
         /// The interface it was attached to.
         #[arg(long)]
@@ -55,15 +57,17 @@ enum Task {
     /// Builds, runs a relay and two agents behind NAT in network namespaces, moves real traffic, prints what happened.
     ///
     /// Without root it runs the userspace datapath on loopback. RELAY_BIN may name a binary that is built already.
+    #[command(after_help = "Example:\n  cargo xtask demo --datapath xdp-native --report demo.json")]
     Demo {
-        /// Writes the same as JSON.
+        /// Writes the same as JSON; docs/lab.md describes its fields.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
         /// Only this datapath; may be given several times.
         #[arg(long)]
         datapath: Vec<Datapath>,
     },
-    /// Brings up the network of the demo to look around in, until Ctrl-C.
+    /// Brings up the network of the demo to look around in, until Ctrl-C; docs/lab.md says what to do there.
+    #[command(after_help = "Example:\n  cargo xtask lab --delay 20ms --jitter 2ms --loss 0.1%")]
     Lab {
         #[command(flatten)]
         line: Line,
@@ -82,6 +86,7 @@ enum Task {
     /// Builds, and prints what the kernel makes of the XDP program (root): instructions, machine code, stack.
     ///
     /// Fails if it has grown beyond what stands in relay-ebpf/verifier.toml, as `cargo xtask test` does.
+    #[command(after_help = "Example:\n  cargo xtask verifier --record")]
     Verifier {
         #[command(flatten)]
         install: Install,
@@ -158,5 +163,22 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Verifier { install, record } => verifier::run(&Workspace::find()?, install.consent(), record),
         Task::Tidy => tidy::check(&Workspace::find()?),
         Task::Ci => ci::run(&Workspace::find()?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_tasks_with_options_of_their_own_show_an_example() {
+        let arguments = Arguments::command();
+        for name in ["lab", "load", "unload", "demo", "verifier"] {
+            let task = arguments.find_subcommand(name).expect(name);
+            let help = task.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("Example:\n  cargo xtask {name}")), "{name}: {help}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 mod report;
 mod scenario;
 
+use std::fs::File;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
@@ -87,6 +89,8 @@ impl Addresses {
 /// Something could not be set up, or a run ended with another verdict than ok.
 pub fn run(datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> {
     let datapaths = if datapaths.is_empty() { &Datapath::ALL } else { datapaths };
+    // Before the run: it takes minutes, and must not be in vain.
+    let report = report.map(|path| Ok::<_, anyhow::Error>((path, open_report(path)?))).transpose()?;
     let result = if syscall::is_root() {
         run_in_lab(&relay_binary()?, datapaths)?
     } else {
@@ -94,15 +98,22 @@ pub fn run(datapaths: &[Datapath], report: Option<&Path>) -> anyhow::Result<()> 
     };
 
     terminal::result(result.table());
-    if let Some(path) = report {
-        let json = serde_json::to_string_pretty(&result)?;
-        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some((path, mut file)) = report {
+        let json = serde_json::to_string_pretty(&result)? + "\n";
+        let written = file.set_len(0).and_then(|()| file.write_all(json.as_bytes()));
+        written.with_context(|| format!("cannot write {}", path.display()))?;
         terminal::progress(format!("wrote {}", path.display()));
     }
     if !result.is_ok() {
         bail!("not every run went as it should: see the verdicts above");
     }
     Ok(())
+}
+
+/// What is there already stays until there is something to put in its place.
+fn open_report(path: &Path) -> anyhow::Result<File> {
+    let opened = File::options().create(true).truncate(false).write(true).open(path);
+    opened.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The relay's binary: the one that [`RELAY_BINARY`] names, as for the tests, else one that is built now. Without root it

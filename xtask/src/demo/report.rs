@@ -1,11 +1,13 @@
 //! What a demo found, as a table and as JSON.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// The runs of one demo.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// One for each datapath, with more than one kind of addresses one for each.
+    /// One for each datapath, with more than one kind of addresses one for each. In JSON each has its
+    /// [`Run::packets_lost`] and its [`Run::verdict`] too.
+    #[serde(serialize_with = "with_findings")]
     pub runs: Vec<Run>,
     /// What else the reader should know.
     pub notes: Vec<String>,
@@ -60,6 +62,30 @@ impl Run {
     pub fn complain(&mut self, reason: String) {
         self.complaints.push(reason);
     }
+
+    /// Packets of the file transfer that an agent has sent and none received, beyond what the relay has dropped: a queue
+    /// on the way was full. The agents' QUIC sends them again.
+    pub fn packets_lost(&self) -> u64 {
+        let accounted = self.agents_datagrams_received.saturating_add(self.packets_dropped);
+        self.agents_datagrams_sent.saturating_sub(accounted)
+    }
+
+    /// `ok` or `FAILED`.
+    pub fn verdict(&self) -> &'static str {
+        if self.complaints.is_empty() { "ok" } else { "FAILED" }
+    }
+}
+
+fn with_findings<S: Serializer>(runs: &[Run], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Found<'a> {
+        #[serde(flatten)]
+        run: &'a Run,
+        packets_lost: u64,
+        verdict: &'static str,
+    }
+    let found = |run| Found { run, packets_lost: Run::packets_lost(run), verdict: Run::verdict(run) };
+    serializer.collect_seq(runs.iter().map(found))
 }
 
 impl Report {
@@ -109,12 +135,13 @@ impl Report {
     }
 }
 
-const HEAD: [&str; 10] = [
+const HEAD: [&str; 11] = [
     "datapath",
     "addresses",
     "by kernel",
     "by daemon",
     "dropped",
+    "lost",
     "file",
     "throughput",
     "round trip p50/p99",
@@ -126,6 +153,9 @@ const LEGEND: &str = "
 addresses               what the agents speak to the relay; ipv4-ipv6: one each, the relay translates
 by kernel / by daemon   relayed packets of the file transfer that the XDP program forwarded without waking
                         the daemon, and that the daemon forwarded itself
+dropped                 by the relay, for whatever reason
+lost                    sent by an agent and received by none, the dropped aside: without limit a queue on the way
+                        overflows now and then, and the agents send again
 file, throughput        64 MiB through `net forward` from agent to agent, sha256 compared at both ends, no limit
 round trip              50 pings, agent to agent through the relay
 with limit (of)         what the relay carried under its default relay_bandwidth_limit, and that limit
@@ -139,6 +169,7 @@ fn row(run: &Run) -> [String; HEAD.len()] {
         run.packets_kernel.to_string(),
         run.packets_userspace.to_string(),
         run.packets_dropped.to_string(),
+        run.packets_lost().to_string(),
         (if run.sha256_match { "identical" } else { "DIFFERS" }).to_owned(),
         format!("{:.1} MiB/s", mib(run.throughput_bytes_per_s)),
         format!("{:.2} / {:.2} ms", run.rtt_us_p50 as f64 / 1e3, run.rtt_us_p99 as f64 / 1e3),
@@ -147,7 +178,7 @@ fn row(run: &Run) -> [String; HEAD.len()] {
             mib(run.limited_relayed_bytes_per_s),
             mib(run.limit_bytes_per_s as f64)
         ),
-        (if run.complaints.is_empty() { "ok" } else { "FAILED" }).to_owned(),
+        run.verdict().to_owned(),
     ]
 }
 
@@ -173,6 +204,30 @@ mod tests {
     }
 
     #[test]
+    fn what_the_relay_dropped_is_not_lost_too() {
+        let run = |sent, received, dropped| {
+            let run = Run {
+                agents_datagrams_sent: sent,
+                agents_datagrams_received: received,
+                packets_dropped: dropped,
+                ..Run::default()
+            };
+            run.packets_lost()
+        };
+        assert_eq!([run(100, 90, 4), run(100, 100, 0), run(100, 101, 0)], [6, 0, 0]);
+    }
+
+    #[test]
+    fn every_field_of_the_json_is_described() {
+        let report = Report { runs: vec![Run::default()], notes: Vec::new() };
+        let json = serde_json::to_value(&report).unwrap();
+        let document = include_str!("../../../docs/lab.md");
+        for name in json["runs"][0].as_object().unwrap().keys() {
+            assert!(document.contains(&format!("`{name}`")), "{name} is missing in docs/lab.md");
+        }
+    }
+
+    #[test]
     fn the_json_has_the_names_that_readers_rely_on() {
         let report = Report { runs: vec![Run::default()], notes: Vec::new() };
         let json = serde_json::to_value(&report).unwrap();
@@ -187,6 +242,8 @@ mod tests {
             "throughput_bytes_per_s",
             "rtt_us_p50",
             "rtt_us_p99",
+            "packets_lost",
+            "verdict",
         ] {
             assert!(json["runs"][0].get(name).is_some(), "{name}");
         }

@@ -54,7 +54,10 @@ pub fn show(line: Line) -> anyhow::Result<()> {
     }
     enter(lab.router.name(), "router between the NATs and the relay");
     let [v4, v6] = [Family::V4, Family::V6].map(|family| RELAY_ADDRESSES.of(family));
-    terminal::result(format!("\nThe relay is at {v4} and {v6}. Ctrl-C removes the lab."));
+    terminal::result(format!(
+        "\nThe relay is at {v4} and {v6}. Ctrl-C removes the lab and ends what runs in it. \
+         docs/lab.md has the lines from `id init` to `net ping`."
+    ));
     while !interrupt::is_stopped() {
         std::thread::sleep(Duration::from_millis(50));
     }
