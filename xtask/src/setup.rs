@@ -123,6 +123,7 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
         ("ethtool", "ethtool", "offload settings in the lab"),
         ("tcpdump", "tcpdump", "captures at the agents"),
         ("socat", "socat", "the TCP programs at both ends of a forward"),
+        ("c++", "g++", "the engine of the fuzz targets, which CI compiles"),
     ];
     programs
         .into_iter()
