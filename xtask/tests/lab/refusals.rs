@@ -220,7 +220,7 @@ fn a_forward_that_the_peer_did_not_permit_is_refused() {
         "the log names the peer: {}",
         target.log()
     );
-    let line = format!("peer = \"{}\", to = \"{not_permitted}\"", world.deployment.connector.id());
+    let line = format!("peer = \"{}\" to = \"{not_permitted}\"", world.deployment.connector.id());
     assert!(target.log().contains(&line), "and the line that would permit it: {}", target.log());
     let refused = world.deployment.target.json::<AgentSessions>("net sessions --json").unwrap().refused;
     assert_eq!(refused.get("forward_not_permitted"), Some(&1));
