@@ -58,8 +58,8 @@ where
     Ok(Departure { hop: u32::from(flow.route.hop), redirect: matches!(hop.egress, Egress::Redirect) })
 }
 
-/// The next hop, if the program can send an IP packet of `length` bytes to it in a frame with `tag`. A packet too big for the egress is passed
-/// up before anything is charged: a redirect would drop it after it was counted as forwarded.
+/// The next hop, if the program can send an IP packet of `length` bytes to it in a frame with `tag`. A packet too big for
+/// the egress is passed up before anything is charged: a redirect would drop it after it was counted as forwarded.
 #[inline(always)]
 fn egress<T: Tables>(tables: &T, hop: u16, length: u32, tag: Tag) -> Result<Hop, Reason> {
     let entry = tables.next_hop(u32::from(hop)).ok_or(Reason::HopUnresolved)?;

@@ -51,8 +51,8 @@ const CONTROL_QUEUE_LEN: usize = 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Relay {
-    /// Starts a relay with `config`, which can be read again from `source`. It runs until `shutdown` is cancelled; then its agents are told and its flows removed. Must be
-    /// called within a tokio runtime.
+    /// Starts a relay with `config`, which can be read again from `source`. It runs until `shutdown` is cancelled; then its
+    /// agents are told and its flows removed. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
