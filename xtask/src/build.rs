@@ -20,6 +20,8 @@ pub struct Built {
     pub bpf_object: PathBuf,
     /// The programs that test it.
     pub bpf_probe: PathBuf,
+    /// The programs of the benchmark.
+    pub bpf_bench: PathBuf,
     /// The daemon, agent and command line, with the program inside.
     pub relay_binary: PathBuf,
 }
@@ -44,9 +46,9 @@ pub fn build_with_what_is_here(workspace: &Workspace) -> anyhow::Result<PathBuf>
 }
 
 fn build_with(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<Built> {
-    let [bpf_object, bpf_probe] = build_bpf_objects(workspace, toolchain)?;
+    let [bpf_object, bpf_probe, bpf_bench] = build_bpf_objects(workspace, toolchain)?;
     let relay_binary = build_relay(workspace, Some(&bpf_object))?;
-    Ok(Built { bpf_object, bpf_probe, relay_binary })
+    Ok(Built { bpf_object, bpf_probe, bpf_bench, relay_binary })
 }
 
 /// Builds the daemon, with the XDP program inside if there is one.
@@ -70,8 +72,8 @@ fn build_relay(workspace: &Workspace, bpf_object: Option<&PathBuf>) -> anyhow::R
     Ok(binary)
 }
 
-/// The XDP program and the probe.
-fn build_bpf_objects(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<[PathBuf; 2]> {
+/// The XDP program, the probe and the benchmark's programs.
+fn build_bpf_objects(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Result<[PathBuf; 3]> {
     let compiler = &toolchain.compiler;
     terminal::progress(format!(
         "building the XDP program with {} (LLVM {})",
@@ -116,8 +118,9 @@ fn build_bpf_objects(workspace: &Workspace, toolchain: &Toolchain) -> anyhow::Re
     build.stream()?;
 
     let linked = target.join(BPF_TARGET).join("release");
-    let objects = [workspace.bpf_object(), workspace.bpf_probe()];
-    for (object, linked) in objects.iter().zip(["relay-ebpf", "probe"].map(|name| linked.join(name))) {
+    let objects = [workspace.bpf_object(), workspace.bpf_probe(), workspace.bpf_bench()];
+    for (object, name) in objects.iter().zip(["relay-ebpf", "probe", "bench"]) {
+        let linked = linked.join(name);
         let bytes = std::fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
         // Left alone when it is the same, so that the daemon is not built again.
         if std::fs::read(object).ok().as_ref() != Some(&bytes) {

@@ -4,6 +4,7 @@
 //! namespaces in [`lab`]. Nothing here is part of the product: it only builds, starts and watches it.
 
 pub mod answers;
+pub mod bench;
 pub mod build;
 pub mod ci;
 pub mod demo;

@@ -9,7 +9,7 @@ use xtask::lab::interactive::Line;
 use xtask::setup::{self, Consent, Purpose};
 use xtask::test::{self, Selection};
 use xtask::workspace::Workspace;
-use xtask::{build, ci, interrupt, lab, load, terminal, tidy, verifier};
+use xtask::{bench, build, ci, interrupt, lab, load, terminal, tidy, verifier};
 
 /// The tasks of this repository. What a task needs and the machine lacks is listed, then installed.
 #[derive(Parser)]
@@ -28,6 +28,7 @@ Examples:
   cargo xtask test --no-install             print what would be installed
   cargo xtask build                         target/release/atlas-relay with the XDP program inside
   cargo xtask lab --delay 20ms --loss 0.1%  the demo's network, with agent 1 far away
+  cargo xtask bench                         measure it beside others, 15 minutes (root)
   cargo xtask load --interface eth0         attach the XDP program, for development";
 
 #[derive(Subcommand)]
@@ -93,6 +94,14 @@ enum Task {
         /// Writes the file instead.
         #[arg(long)]
         record: bool,
+    },
+    /// Builds, and measures the relay beside what else does its work (root); docs/performance.md says what is what.
+    #[command(after_help = "Example:\n  cargo xtask bench --quick\n  cargo xtask bench --report bench.json")]
+    Bench {
+        #[command(flatten)]
+        install: Install,
+        #[command(flatten)]
+        selection: bench::Selection,
     },
     /// Checks rules of the code's order that no compiler checks: imports, names, top-level parts.
     Tidy,
@@ -161,6 +170,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             &Selection { long, filter, nothing_skips: false },
         ),
         Task::Verifier { install, record } => verifier::run(&Workspace::find()?, install.consent(), record),
+        Task::Bench { install, selection } => bench::run(&Workspace::find()?, install.consent(), &selection),
         Task::Tidy => tidy::check(&Workspace::find()?),
         Task::Ci => ci::run(&Workspace::find()?),
     }
@@ -175,7 +185,7 @@ mod tests {
     #[test]
     fn the_tasks_with_options_of_their_own_show_an_example() {
         let arguments = Arguments::command();
-        for name in ["lab", "load", "unload", "demo", "verifier"] {
+        for name in ["lab", "load", "unload", "demo", "verifier", "bench"] {
             let task = arguments.find_subcommand(name).expect(name);
             let help = task.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains(&format!("Example:\n  cargo xtask {name}")), "{name}: {help}");

@@ -41,6 +41,8 @@ pub enum Purpose {
     Build,
     /// Run them in the lab as well.
     Lab,
+    /// Measure them beside others.
+    Bench,
 }
 
 /// Gets all there that `purpose` needs.
@@ -125,8 +127,11 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
         ("socat", "socat", "the TCP programs at both ends of a forward"),
         ("c++", "g++", "the engine of the fuzz targets, which CI compiles"),
     ];
+    let others = [("turnserver", "coturn", "a relay to compare with")];
+    let others = others.into_iter().filter(|_| purpose == Purpose::Bench);
     programs
         .into_iter()
+        .chain(others)
         .filter(|(program, ..)| find(program).is_none())
         .map(|(_, package, purpose)| Package::new(package, purpose))
         .collect()

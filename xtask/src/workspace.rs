@@ -54,6 +54,11 @@ impl Workspace {
         self.target.join("bpf/probe.bpf.o")
     }
 
+    /// The programs of the benchmark.
+    pub fn bpf_bench(&self) -> PathBuf {
+        self.target.join("bpf/bench.bpf.o")
+    }
+
     /// The daemon, agent and command line in one.
     pub fn relay_binary(&self) -> PathBuf {
         self.target.join("release/atlas-relay")

@@ -251,6 +251,11 @@ impl Tables {
         &self.next_hops
     }
 
+    /// The slots, for their one writer.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
     /// The interfaces, for their one writer.
     pub fn interfaces(&self) -> &[Interface] {
         &self.interfaces

@@ -1,0 +1,110 @@
+//! The benchmark: what a relayed packet, a flow, a session and a handshake cost, beside the least that each could cost and
+//! beside what others need for the same.
+//!
+//! Run it by `cargo xtask bench`, which gets there what it needs. Each section is a file; `goals.rs` is what we are
+//! measured by. Only things measured in the same run, in turns, are put into a ratio.
+
+#![allow(clippy::indexing_slicing, reason = "a benchmark that goes wrong may stop with a panic")]
+
+#[path = "../../../relay-ebpf/src/bench_layout.rs"]
+mod bench_layout;
+mod cpu;
+mod frames;
+mod goals;
+mod limit;
+mod program_cost;
+mod prologue;
+mod report;
+mod rounds;
+mod sessions;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use xtask::{interrupt, terminal};
+
+use report::Report;
+
+/// What a section is told.
+pub struct Bench {
+    /// A fraction of the time, for a first look.
+    pub is_quick: bool,
+    /// The object with the benchmark's BPF programs.
+    pub object: PathBuf,
+}
+
+/// Measures the relay. `cargo xtask bench` calls it.
+#[derive(Parser)]
+struct Arguments {
+    /// Only the programs' cost, in less than a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Only this section; may be given several times.
+    #[arg(long)]
+    section: Vec<Section>,
+    /// Writes the same as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Fails if the program's cost is beyond what is recorded, as in continuous integration.
+    #[arg(long)]
+    check: bool,
+    /// What cargo says to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Section {
+    Cost,
+    Limit,
+}
+
+impl Section {
+    const ALL: [Section; 2] = [Section::Cost, Section::Limit];
+
+    fn run(self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+        match self {
+            Section::Cost => program_cost::run(bench, report),
+            Section::Limit => limit::run(bench, report),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    terminal::start_clock();
+    let arguments = Arguments::parse();
+    interrupt::install();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let object = std::env::var_os(xtask::bench::OBJECT)
+        .with_context(|| format!("no programs in {}: run `cargo xtask bench`", xtask::bench::OBJECT))?;
+    let bench = Bench { is_quick: arguments.quick, object: object.into() };
+    let sections = match &arguments.section[..] {
+        [] if bench.is_quick => &[Section::Cost][..],
+        [] => &Section::ALL,
+        chosen => chosen,
+    };
+    let mut report = Report::of_this_machine(bench.is_quick);
+    for section in sections {
+        terminal::progress(format!("section: {section:?}").to_lowercase());
+        section
+            .run(&bench, &mut report)
+            .with_context(|| format!("in the section {section:?}").to_lowercase())?;
+    }
+    terminal::result(report.table());
+    if let Some(file) = &arguments.report {
+        let json = serde_json::to_string_pretty(&report)?;
+        std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if arguments.check { goals::check_cost(&report) } else { Ok(()) }
+}
