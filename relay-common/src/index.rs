@@ -26,7 +26,12 @@ pub const MAX_BUCKETS: u32 = 1 << 22;
 const FINGERPRINT_SHIFT: u32 = 22;
 const HIGH_BIT: u64 = 0x8000_0000_8000_0000;
 const FINGERPRINT: u64 = 0xffc0_0000_ffc0_0000;
-const FINGERPRINT_LOW: u64 = FINGERPRINT & !HIGH_BIT;
+/// Where [`IndexBucket::candidates`] has a bit for each entry: the last word's are the high bits of its halves, each word
+/// before it has them one lower.
+const CANDIDATES: u64 = {
+    let half = !0 << (32 - ENTRIES / 2) & 0xffff_ffff;
+    half | half << 32
+};
 
 /// A bucket: eight words of two entries. An empty entry is zero.
 #[derive(Default)]
@@ -84,17 +89,17 @@ impl IndexBucket {
     pub fn candidates(&self, fingerprint: u32) -> Candidates {
         let wanted = (fingerprint as u64) << FINGERPRINT_SHIFT;
         let pattern = wanted | wanted << 32;
-        let mut found = 0;
+        let mut others = 0;
         let mut word = 0;
         while word < self.words.len() {
-            let differing = (self.words[word].load() ^ pattern) & FINGERPRINT;
-            // Zero fingerprints in both halves at once. Adding within each half cannot carry out of it, so an entry
-            // never answers for its neighbour.
-            let nonzero = ((differing & FINGERPRINT_LOW) + FINGERPRINT_LOW) | differing;
-            found |= (!nonzero & HIGH_BIT) >> word;
+            let differing = self.words[word].load() ^ pattern;
+            // Whether a half is at least 2^22, which is having another fingerprint, for both halves at once. Adding
+            // within each half cannot carry out of it, so an entry never answers for its neighbour.
+            let other = ((differing & !HIGH_BIT) + (FINGERPRINT & !HIGH_BIT)) | differing;
+            others = others >> 1 | other & HIGH_BIT;
             word += 1;
         }
-        Candidates { found }
+        Candidates { found: !others & CANDIDATES }
     }
 
     /// The entry at `place`, if it is not empty.
@@ -120,12 +125,34 @@ impl Candidates {
         if self.found == 0 {
             return None;
         }
-        let bit = self.found.trailing_zeros();
-        self.found &= self.found - 1;
-        // Word w reported at bit 31 - w for its low half, 63 - w for its high half.
-        Some((31 - (bit & 31)) * 2 + (bit >> 5))
+        let lowest = self.found & self.found.wrapping_neg();
+        self.found ^= lowest;
+        Some(place_of(lowest))
     }
 }
+
+/// The place of the entry that the one bit in `bit` stands for.
+///
+/// BPF has no instruction that counts zeroes, and what stands for it is a dozen. A product with this constant has another
+/// number in its top four bits for each bit there may be, and a table in a word makes the place of it.
+#[inline(always)]
+const fn place_of(bit: u64) -> u32 {
+    const APART: u64 = 0x3d_2000_000b;
+    const PLACES: u64 = 0x468d_9aef_2b7c_0531;
+    let number = bit.wrapping_mul(APART) >> 60;
+    // In a bucket of eight words the first one's bit is the lowest.
+    const LOWEST: u32 = 2 * (8 - ENTRIES as u32 / 2);
+    (PLACES >> (number * 4)) as u32 % 16 - LOWEST
+}
+
+const _: () = {
+    let mut word = 0;
+    while word < ENTRIES / 2 {
+        let low = 32 - ENTRIES / 2 + word;
+        assert!(place_of(1 << low) == 2 * word as u32 && place_of(1 << (low + 32)) == 2 * word as u32 + 1);
+        word += 1;
+    }
+};
 
 #[cfg(not(target_arch = "bpf"))]
 impl IndexBucket {

@@ -20,6 +20,7 @@ pub mod checksum;
 pub mod flow;
 pub mod forward;
 pub mod frame;
+pub mod hash;
 mod header;
 pub mod index;
 pub mod interface;
@@ -30,7 +31,7 @@ pub mod reason;
 pub mod rewrite;
 pub mod route;
 mod side;
-pub mod siphash;
+mod siphash;
 pub mod slot;
 pub mod tables;
 pub mod tuple;
@@ -67,7 +68,8 @@ pub mod maps {
     pub const CLOCK: &str = "CLOCK";
 
     /// Read-only data: the two words of the index's hash key.
-    pub const HASH_KEY: [&str; 2] = ["HASH_KEY_0", "HASH_KEY_1"];
+    pub const HASH_KEY: [&str; crate::hash::MAX_WORDS + 1] =
+        ["HASH_KEY_0", "HASH_KEY_1", "HASH_KEY_2", "HASH_KEY_3", "HASH_KEY_4", "HASH_KEY_5", "HASH_KEY_6"];
     /// Read-only data: number of index buckets less one.
     pub const BUCKET_MASK: &str = "BUCKET_MASK";
     /// Read-only data: the bind magic.

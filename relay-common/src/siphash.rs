@@ -1,15 +1,12 @@
-//! SipHash-1-3 over a fixed number of words: the keyed hash of the flow index.
+//! SipHash-1-3 over a fixed number of words: what a few random words become many by.
 //!
-//! Tuples are the attacker's choice, so the hash must be keyed and must not be linear: a multiply-xorshift hash has
-//! collisions that hold under every key. Aumasson and Bernstein, "SipHash: a fast short-input PRF", with 1 compression
+//! Aumasson and Bernstein, "SipHash: a fast short-input PRF", with 1 compression
 //! and 3 finalisation rounds.
 
-/// A 128-bit key, drawn at random when the tables are made.
-pub type HashKey = [u64; 2];
-
 /// The hash of `words`, whose number is part of the type and so need not be mixed in at run time.
+#[expect(clippy::indexing_slicing, reason = "the loop runs over the array's own length")]
 #[inline(always)]
-pub fn siphash13<const N: usize>(key: HashKey, words: [u64; N]) -> u64 {
+pub const fn siphash13<const N: usize>(key: [u64; 2], words: [u64; N]) -> u64 {
     let [k0, k1] = key;
     let mut state = State {
         a: k0 ^ 0x736f_6d65_7073_6575,
@@ -17,8 +14,10 @@ pub fn siphash13<const N: usize>(key: HashKey, words: [u64; N]) -> u64 {
         c: k0 ^ 0x6c79_6765_6e65_7261,
         d: k1 ^ 0x7465_6462_7974_6573,
     };
-    for word in words {
-        state.absorb(word);
+    let mut word = 0;
+    while word < N {
+        state.absorb(words[word]);
+        word += 1;
     }
     // The last block of SipHash carries the length in its top byte and no bytes of input.
     state.absorb((N as u64 * 8) << 56);
@@ -38,14 +37,14 @@ struct State {
 
 impl State {
     #[inline(always)]
-    fn absorb(&mut self, word: u64) {
+    const fn absorb(&mut self, word: u64) {
         self.d ^= word;
         self.round();
         self.a ^= word;
     }
 
     #[inline(always)]
-    fn round(&mut self) {
+    const fn round(&mut self) {
         self.a = self.a.wrapping_add(self.b);
         self.b = self.b.rotate_left(13) ^ self.a;
         self.a = self.a.rotate_left(32);

@@ -1,10 +1,10 @@
 //! What the packet path looks things up in.
 
+use crate::hash::HashKey;
 use crate::index::IndexBucket;
 use crate::interface::Interface;
 use crate::local::Local;
 use crate::next_hop::NextHop;
-use crate::siphash::HashKey;
 use crate::slot::Slot;
 
 /// The tables of the packet path: BPF maps in the program, the same memory mapped in the daemon, or plain memory.

@@ -1,6 +1,6 @@
 //! What a flow is recognised by: source and destination address and port.
 
-use crate::siphash::{HashKey, siphash13};
+use crate::hash::{HashKey, hash};
 use crate::slot::SideLine;
 use crate::tables::Tables;
 
@@ -14,7 +14,7 @@ pub type AddressV6 = [u32; 4];
 /// A tuple of either family.
 pub trait Tuple: Copy {
     /// Where the tuple may be found in the index.
-    fn hash(&self, key: HashKey) -> u64;
+    fn hash(&self, key: &HashKey) -> u64;
 
     /// Whether `line` describes packets of this tuple.
     fn is_described_by<T: Tables>(&self, line: &SideLine, tables: &T) -> bool;
@@ -44,8 +44,8 @@ pub struct TupleV6 {
 
 impl Tuple for TupleV4 {
     #[inline(always)]
-    fn hash(&self, key: HashKey) -> u64 {
-        siphash13(key, [pair(self.source, self.ports), u64::from(self.destination)])
+    fn hash(&self, key: &HashKey) -> u64 {
+        hash(key, [self.source, self.destination, self.ports])
     }
 
     #[inline(always)]
@@ -60,9 +60,12 @@ impl Tuple for TupleV4 {
 
 impl Tuple for TupleV6 {
     #[inline(always)]
-    fn hash(&self, key: HashKey) -> u64 {
-        let ([a, b, c, d], [e, f, g, h]) = (self.source, self.destination);
-        siphash13(key, [pair(a, b), pair(c, d), pair(e, f), pair(g, h), u64::from(self.ports)])
+    fn hash(&self, key: &HashKey) -> u64 {
+        let [a, b, c, d] = self.source;
+        // The destination is one of the relay's few addresses and not the sender's to choose freely, so a word made of it
+        // will do. Addresses that have it in common share places in the index, no more.
+        let [e, f, g, h] = self.destination;
+        hash(key, [a, b, c, d, e ^ f ^ g ^ h, self.ports])
     }
 
     #[inline(always)]
@@ -88,11 +91,6 @@ impl Tuple for TupleV6 {
     }
 }
 
-#[inline(always)]
-const fn pair(low: u32, high: u32) -> u64 {
-    low as u64 | (high as u64) << 32
-}
-
 /// The word of two ports as they stand in a packet.
 #[inline(always)]
 pub const fn port_word(source: [u8; 2], destination: [u8; 2]) -> u32 {
@@ -104,7 +102,7 @@ mod any {
     use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
     use super::{AddressV4, AddressV6, Tuple, TupleV4, TupleV6, port_word};
-    use crate::siphash::HashKey;
+    use crate::hash::HashKey;
 
     /// A tuple of either family, for code off the packet path.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +133,7 @@ mod any {
         }
 
         /// Where the tuple may be found in the index.
-        pub fn hash(&self, key: HashKey) -> u64 {
+        pub fn hash(&self, key: &HashKey) -> u64 {
             match self {
                 AnyTuple::V4(tuple) => tuple.hash(key),
                 AnyTuple::V6(tuple) => tuple.hash(key),

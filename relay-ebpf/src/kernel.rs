@@ -4,24 +4,39 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::{Global, helpers};
 use relay_common::Reason;
 use relay_common::frame::Frame;
+use relay_common::hash::HashKey;
 use relay_common::index::IndexBucket;
 use relay_common::interface::{INTERFACES as INTERFACE_ENTRIES, Interface};
 use relay_common::local::Local;
 use relay_common::next_hop::NextHop;
-use relay_common::siphash::HashKey;
 use relay_common::slot::Slot;
 use relay_common::tables::Tables;
 
-use crate::maps::{CLOCK, EGRESS, INDEX, INTERFACES, LOCALS, NEXT_HOPS, SLOTS, TALLIES};
+use crate::maps::{CLOCK, COARSE, CoarseTime, EGRESS, INDEX, INTERFACES, LOCALS, NEXT_HOPS, SLOTS, TALLIES};
 
 // Read-only data, set by the daemon before it loads the program: the verifier knows the values.
 
-/// First word of the index's hash key.
+/// Word 0 of the index's hash key.
 #[unsafe(no_mangle)]
 static HASH_KEY_0: Global<u64> = Global::new(0);
-/// Second word of the index's hash key.
+/// Word 1 of the index's hash key.
 #[unsafe(no_mangle)]
 static HASH_KEY_1: Global<u64> = Global::new(0);
+/// Word 2 of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_2: Global<u64> = Global::new(0);
+/// Word 3 of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_3: Global<u64> = Global::new(0);
+/// Word 4 of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_4: Global<u64> = Global::new(0);
+/// Word 5 of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_5: Global<u64> = Global::new(0);
+/// Word 6 of the index's hash key.
+#[unsafe(no_mangle)]
+static HASH_KEY_6: Global<u64> = Global::new(0);
 /// Number of index buckets less one.
 #[unsafe(no_mangle)]
 static BUCKET_MASK: Global<u32> = Global::new(1);
@@ -38,7 +53,8 @@ pub struct KernelTables;
 impl Tables for KernelTables {
     #[inline(always)]
     fn hash_key(&self) -> HashKey {
-        [HASH_KEY_0.load(), HASH_KEY_1.load()]
+        [&HASH_KEY_0, &HASH_KEY_1, &HASH_KEY_2, &HASH_KEY_3, &HASH_KEY_4, &HASH_KEY_5, &HASH_KEY_6]
+            .map(Global::load)
     }
 
     #[inline(always)]
@@ -78,13 +94,28 @@ impl Tables for KernelTables {
 }
 
 /// The time in nanoseconds of the coarse monotonic clock: the same clock as the daemon's.
+///
+/// It changes with each tick of the kernel, so it is asked only when the tick has changed: the tick's number is a word that
+/// the program reads directly (the verifier puts the read in the place of the call), asking is a call.
 #[inline(always)]
 pub fn now() -> u64 {
     if FIXED_CLOCK.load() != 0 {
         return CLOCK.get(0).copied().unwrap_or(0);
     }
-    // SAFETY: the helper takes no arguments and cannot fail.
-    unsafe { helpers::bpf_ktime_get_coarse_ns() }
+    let Some(known) = COARSE.get_ptr_mut(0) else { return u64::MAX };
+    // SAFETY: the helpers take no arguments and cannot fail; the entry is this CPU's own, and the program is not preempted
+    // by itself on one CPU.
+    unsafe {
+        let tick = helpers::bpf_jiffies64();
+        if (*known).tick != tick {
+            let now = helpers::bpf_ktime_get_coarse_ns();
+            // Counting ticks and setting the clock are two steps of the kernel: in between, the time is still to come.
+            if (*known).now != now {
+                *known = CoarseTime { tick, now };
+            }
+        }
+        (*known).now
+    }
 }
 
 /// Counts the outcome of a frame.

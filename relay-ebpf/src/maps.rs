@@ -43,3 +43,16 @@ pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(Reason::C
 /// The time, for tests that set `FIXED_CLOCK`: nanoseconds.
 #[map]
 pub static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The time as this CPU has read it last, by this program alone.
+#[map]
+pub static COARSE: PerCpuArray<CoarseTime> = PerCpuArray::with_max_entries(1, 0);
+
+/// A time, and when it was read.
+#[repr(C)]
+pub struct CoarseTime {
+    /// The tick, as the kernel counts them.
+    pub tick: u64,
+    /// Nanoseconds of the coarse monotonic clock.
+    pub now: u64,
+}

@@ -23,18 +23,18 @@ use loom::sync::Arc;
 use loom::thread;
 use relay_common_loom::bucket::{Allowance, Charge};
 use relay_common_loom::flow::look_up;
+use relay_common_loom::hash::{self, HashKey};
 use relay_common_loom::index::{IndexBucket, Place, SlotSide};
 use relay_common_loom::interface::Interface;
 use relay_common_loom::local::Local;
 use relay_common_loom::next_hop::NextHop;
 use relay_common_loom::route::Route;
-use relay_common_loom::siphash::HashKey;
 use relay_common_loom::slot::{LineLocals, SideLine, Slot};
 use relay_common_loom::tables::Tables;
 use relay_common_loom::tuple::{AnyTuple, TupleV4};
 use relay_common_loom::{Reason, Side};
 
-const KEY: HashKey = [3, 4];
+const KEY: HashKey = hash::key([3, 4]);
 const MASK: u32 = 1;
 const RELAY: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 

@@ -7,12 +7,12 @@ use etherparse::{
     TransportSlice, UdpHeader,
 };
 use relay_common::frame::SliceFrame;
+use relay_common::hash::{self, HashKey};
 use relay_common::index::{IndexBucket, Place, SlotSide};
 use relay_common::interface::Interface;
 use relay_common::local::Local;
 use relay_common::next_hop::{Egress, Hop, NextHop, station_words};
 use relay_common::route::Route;
-use relay_common::siphash::HashKey;
 use relay_common::slot::{LineLocals, Slot};
 use relay_common::tables::Tables;
 use relay_common::tuple::AnyTuple;
@@ -76,7 +76,7 @@ impl World {
             let route = Route::new(&tuple, &AnyTuple::new(relay_for(to), to).unwrap(), 0);
             let locals = LineLocals { taken: world.local(from), made: world.local(to) };
             world.slot.side(side).write(&tuple, &route, locals);
-            let place = Place::of(tuple.hash(world.hash_key()), 1);
+            let place = Place::of(tuple.hash(&world.hash_key()), 1);
             assert!(
                 world.buckets[place.buckets[0] as usize].put(place.fingerprint, SlotSide { slot: 0, side })
             );
@@ -118,7 +118,7 @@ impl World {
 
 impl Tables for World {
     fn hash_key(&self) -> HashKey {
-        [11, 22]
+        hash::key([11, 22])
     }
     fn bucket_mask(&self) -> u32 {
         1

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use relay_common::siphash::HashKey;
+use relay_common::hash::HashSeed;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
@@ -57,7 +57,7 @@ impl PacketPath {
             Err(error) => return Err(error),
         };
         let sizes = TableSizes::for_sessions(wanted.max_sessions);
-        let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_key()?, magic.0)?;
+        let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_seed()?, magic.0)?;
         let name = selection.name();
         let Selection { tables, mut program, egress, why, .. } = selection;
         if let Some(program) = &mut program {
@@ -238,7 +238,7 @@ fn look_around(wanted: &Datapath) -> Result<(Option<NetworkEvents>, Vec<Port>), 
     Ok((Some(network), ports))
 }
 
-fn random_hash_key() -> Result<HashKey, PathError> {
+fn random_hash_seed() -> Result<HashSeed, PathError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|_| PathError::NoRandomness)?;
     let both = u128::from_ne_bytes(bytes);

@@ -195,7 +195,7 @@ impl<R: Routes> FlowTable<R> {
     }
 
     fn place(&self, tuple: &AnyTuple) -> Place {
-        Place::of(tuple.hash(self.tables.hash_key()), self.tables.bucket_mask())
+        Place::of(tuple.hash(&self.tables.hash_key()), self.tables.bucket_mask())
     }
 
     /// Puts an entry for `tuple` into one of its buckets if that leaves `kept_free` of its places free. Whether there was

@@ -10,7 +10,7 @@ use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
 use aya_log::EbpfLogger;
-use relay_common::siphash::HashKey;
+use relay_common::hash::{self, HashSeed};
 use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
 
 use super::mapping::{Mapping, Shared, SharedArray};
@@ -117,10 +117,10 @@ impl Program {
     /// See [`XdpError`].
     pub fn load(
         sizes: TableSizes,
-        hash_key: HashKey,
+        hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
-        Program::load_with(sizes, hash_key, bind_magic, false)
+        Program::load_with(sizes, hash_seed, bind_magic, false)
     }
 
     /// As [`Program::load`], but the program takes the time from [`Program::set_clock`]: for comparing it with the host
@@ -130,31 +130,32 @@ impl Program {
     /// See [`XdpError`].
     pub fn load_with_fixed_clock(
         sizes: TableSizes,
-        hash_key: HashKey,
+        hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
-        Program::load_with(sizes, hash_key, bind_magic, true)
+        Program::load_with(sizes, hash_seed, bind_magic, true)
     }
 
     fn load_with(
         sizes: TableSizes,
-        hash_key: HashKey,
+        hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
         fixed_clock: bool,
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
         let object = OBJECT.ok_or(XdpError::NotBuilt)?;
         let magic = u64::from_ne_bytes(bind_magic);
-        let mask = sizes.buckets - 1;
+        let (mask, hash_key) = (sizes.buckets - 1, hash::key(hash_seed));
         let fixed_clock = u32::from(fixed_clock);
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries(maps::SLOTS, sizes.slots)
             .map_max_entries(maps::INDEX, sizes.buckets)
-            .override_global(maps::HASH_KEY[0], &hash_key[0], true)
-            .override_global(maps::HASH_KEY[1], &hash_key[1], true)
             .override_global(maps::BUCKET_MASK, &mask, true)
             .override_global(maps::BIND_MAGIC, &magic, true)
             .override_global(maps::FIXED_CLOCK, &fixed_clock, true);
+        for (name, word) in maps::HASH_KEY.into_iter().zip(&hash_key) {
+            loader.override_global(name, word, true);
+        }
         let mut ebpf = loader.load(object).map_err(|error| XdpError::Load(Box::new(error)))?;
         xdp(&mut ebpf)?.load().map_err(|error| XdpError::Program(Box::new(error)))?;
         let tables = Tables {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use relay_common::BIND_MAGIC_LEN;
-use relay_common::siphash::HashKey;
+use relay_common::hash::HashSeed;
 
 use super::program::{EgressMap, Hook, Port, Program, XdpError};
 use super::tables::{TableSizes, Tables};
@@ -38,7 +38,7 @@ impl Selection {
         mode: DatapathMode,
         ports: &[Port],
         sizes: TableSizes,
-        hash_key: HashKey,
+        hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<Selection, XdpError> {
         let hooks: &[Hook] = match mode {
@@ -49,7 +49,7 @@ impl Selection {
         };
         let mut refusals = Vec::new();
         for hook in hooks {
-            match attach(*hook, ports, sizes, hash_key, bind_magic) {
+            match attach(*hook, ports, sizes, hash_seed, bind_magic) {
                 Ok((program, tables, egress)) => {
                     return Ok(Selection {
                         tables: Arc::new(tables),
@@ -71,7 +71,7 @@ impl Selection {
             }
         }
         Ok(Selection {
-            tables: Arc::new(Tables::private(sizes, hash_key, bind_magic)),
+            tables: Arc::new(Tables::private(sizes, hash_seed, bind_magic)),
             program: None,
             egress: None,
             hook: None,
@@ -84,13 +84,13 @@ fn attach(
     hook: Hook,
     ports: &[Port],
     sizes: TableSizes,
-    hash_key: HashKey,
+    hash_seed: HashSeed,
     bind_magic: [u8; BIND_MAGIC_LEN],
 ) -> Result<(Program, Tables, EgressMap), XdpError> {
     if ports.is_empty() {
         return Err(XdpError::NoInterface);
     }
-    let (mut program, tables, egress) = Program::load(sizes, hash_key, bind_magic)?;
+    let (mut program, tables, egress) = Program::load(sizes, hash_seed, bind_magic)?;
     for port in ports {
         program.attach(&tables, port.clone(), hook)?;
     }

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use relay_common::flow::{Flow, look_up};
+use relay_common::hash::{self, HashKey, HashSeed};
 use relay_common::index::{ENTRIES, IndexBucket, MAX_BUCKETS, MAX_SLOTS, SlotSide};
 use relay_common::interface::{INTERFACES, Interface};
 use relay_common::local::{LOCALS, Local};
 use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::parse::{classify_bind, markable};
-use relay_common::siphash::HashKey;
 use relay_common::slot::Slot;
 use relay_common::tuple::AnyTuple;
 use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
@@ -150,7 +150,7 @@ pub struct Relayed {
 
 impl Tables {
     /// Tables in memory of this process alone: the userspace datapath, and tests.
-    pub fn private(sizes: TableSizes, hash_key: HashKey, bind_magic: [u8; BIND_MAGIC_LEN]) -> Tables {
+    pub fn private(sizes: TableSizes, hash_seed: HashSeed, bind_magic: [u8; BIND_MAGIC_LEN]) -> Tables {
         Tables {
             index: SharedArray::private(sizes.buckets),
             slots: SharedArray::private(sizes.slots),
@@ -159,7 +159,7 @@ impl Tables {
             locals: SharedArray::private(LOCALS),
             carried: Tables::carried(sizes),
             previous: PreviousTuples::default(),
-            hash_key,
+            hash_key: hash::key(hash_seed),
             bind_magic: u64::from_ne_bytes(bind_magic),
         }
     }
