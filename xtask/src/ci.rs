@@ -4,9 +4,9 @@ use crate::setup::Consent;
 use crate::test::{self, Selection};
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
-use crate::{build, terminal, tidy};
+use crate::{bench, build, terminal, tidy};
 
-/// Format, lints and every test, cheapest first.
+/// Format, lints, every test and the program's cost, cheapest first.
 ///
 /// # Errors
 /// The first check that failed.
@@ -31,5 +31,9 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
     terminal::progress("the build without the BPF program");
     Tool::new(cargo()).words("check --workspace").in_directory(workspace.root()).stream()?;
 
-    test::run_built(workspace, &built, &Selection { nothing_skips: true, ..Selection::default() })
+    test::run_built(workspace, &built, &Selection { nothing_skips: true, ..Selection::default() })?;
+
+    terminal::progress("the program's cost");
+    let cost = bench::Selection { quick: true, check: true, ..bench::Selection::default() };
+    bench::run_built(workspace, &built, &cost)
 }

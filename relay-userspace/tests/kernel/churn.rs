@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use relay_common::hash;
 use relay_common::index::Place;
 use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
@@ -148,7 +149,7 @@ fn neighbours(steady: &[FlowTuple]) -> Vec<Neighbour> {
 }
 
 fn place(tuple: FlowTuple) -> Place {
-    Place::of(AnyTuple::new(tuple.agent, tuple.relay).unwrap().hash(KEY), SIZES.buckets - 1)
+    Place::of(AnyTuple::new(tuple.agent, tuple.relay).unwrap().hash(&hash::key(KEY)), SIZES.buckets - 1)
 }
 
 /// Installs a session while the first bucket of both its tuples is crowded: its entries stand in the second.
