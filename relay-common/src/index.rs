@@ -158,7 +158,8 @@ const _: () = {
 impl IndexBucket {
     /// Entries in use.
     pub fn used(&self) -> u32 {
-        (0..ENTRIES as u32).filter(|place| self.entry(*place).is_some()).count() as u32
+        let in_word = |word: u64| u32::from(word as u32 != 0) + u32::from(word >> 32 != 0);
+        self.words.iter().map(|word| in_word(word.load())).sum()
     }
 
     /// Puts an entry in, for the index's only writer. Whether there was room: a free entry, and fewer than

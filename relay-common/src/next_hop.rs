@@ -96,11 +96,9 @@ pub fn station_words(destination: [u8; 6], source: [u8; 6]) -> [u32; 3] {
 impl NextHop {
     /// Replaces the entry, for its only writer.
     pub fn write(&self, hop: &Hop) {
-        use core::sync::atomic::{Ordering, fence};
         let sequence = self.sequence.load() | 1;
         self.sequence.store(sequence);
-        // See SideLine::write: the odd count before the new words.
-        fence(Ordering::SeqCst);
+        // As for SideLine::write: whoever sees one of the new words sees the odd count as well.
         self.egress.store(hop.egress as u32);
         self.interface.store(hop.interface);
         self.mtu.store(hop.mtu);

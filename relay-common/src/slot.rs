@@ -172,7 +172,6 @@ mod writer {
     use crate::route::{Onward, Route};
     use crate::tables::Tables;
     use crate::tuple::{AnyTuple, TupleV4, TupleV6, address_v6};
-    use crate::word::stores_in_order;
 
     /// The numbers of the relay's addresses in the table of locals, where a line needs them; 0 for IPv4.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -283,9 +282,7 @@ mod writer {
         fn under_sequence(&self, write: impl FnOnce(&SideLine)) {
             let sequence = self.sequence.load() | 1;
             self.sequence.store(sequence);
-            // The odd count must be seen before any of the new words: x86-64 keeps stores in order, the fence keeps the
-            // compiler to it.
-            stores_in_order();
+            // Every word is stored with release: whoever sees one of the new ones sees the odd count as well.
             write(self);
             self.sequence.store(sequence.wrapping_add(1));
         }

@@ -7,9 +7,9 @@
 #[cfg(not(loom))]
 use core::cell::UnsafeCell;
 #[cfg(not(any(target_arch = "bpf", loom)))]
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A 64-bit word in shared memory.
 #[cfg(not(loom))]
@@ -173,11 +173,3 @@ macro_rules! host_word {
 host_word!(Word64, u64, AtomicU64);
 #[cfg(not(target_arch = "bpf"))]
 host_word!(Word32, u32, AtomicU32);
-
-/// What was stored before is seen by whoever sees what is stored after. x86-64 keeps stores in order as it is; this keeps
-/// the compiler to it.
-#[cfg(not(target_arch = "bpf"))]
-#[inline(always)]
-pub(crate) fn stores_in_order() {
-    fence(Ordering::SeqCst);
-}

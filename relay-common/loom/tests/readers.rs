@@ -1,7 +1,7 @@
 //! One writer of the flow tables against one reader, in every order of their accesses to memory that loom finds with a
 //! few forced switches of thread, and with every value that a load may return by the memory model of C11.
 //!
-//! Covered: the orders of stores and loads as `word.rs` writes them for the host (acquire, release, one fence), which are
+//! Covered: the orders of stores and loads as `word.rs` writes them for the host (acquire, release), which are
 //! weaker than x86-64's; the daemon's own readers run these. Not covered: the program's loads are volatile reads without
 //! an order of their own, so for them x86-64 itself is relied on, whose order is stronger than the one tried here (the
 //! tests on a real kernel try that); more than one writer, which there is not; buckets of 16 entries: here they have 4.

@@ -4,15 +4,13 @@
 //! the reverse, and the slot rests before another session gets it, because a reader past its last check may still
 //! charge it.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use relay_common::Side;
 use relay_common::bucket::Allowance;
-use relay_common::index::{ENTRIES, Place, SlotSide};
+use relay_common::index::SlotSide;
 use relay_common::local::Local;
 use relay_common::next_hop::Egress;
 use relay_common::route::Route;
@@ -21,16 +19,9 @@ use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
 
 use super::flows::{Debt, FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+use super::slot_pool::SlotPool;
 use super::tables::{Carried, Tables};
 use crate::clock::MonoTime;
-
-/// How long a removed session's slot rests: far longer than any packet is being looked at.
-pub const QUARANTINE: Duration = Duration::from_secs(1);
-
-/// Up to this many entries the first bucket of a tuple is used alone; above, the emptier of its two. A look-up asks the
-/// first bucket first, so the fewer entries are in second ones the better; with more than this, the index would refuse
-/// sessions before it is filled to two thirds.
-const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 5 / 8;
 
 /// Sessions whose next hops are asked for at once: a fraction of a millisecond of the driver's time. Binds wait for no more
 /// than one such portion.
@@ -77,10 +68,7 @@ impl Routes for NoRoutes {
 pub struct FlowTable<R> {
     tables: Arc<Tables>,
     routes: R,
-    /// Slots below this number have been used.
-    touched: u32,
-    free: Vec<u32>,
-    resting: VecDeque<(MonoTime, u32)>,
+    pool: SlotPool,
     installed: u32,
     rerouting: Rerouting,
 }
@@ -99,15 +87,8 @@ enum Rerouting {
 impl<R: Routes> FlowTable<R> {
     /// A writer of `tables`, which must be empty.
     pub fn new(tables: Arc<Tables>, routes: R) -> Self {
-        FlowTable {
-            tables,
-            routes,
-            touched: 0,
-            free: Vec::new(),
-            resting: VecDeque::new(),
-            installed: 0,
-            rerouting: Rerouting::Done,
-        }
+        let pool = SlotPool::new(tables.sizes().slots);
+        FlowTable { tables, routes, pool, installed: 0, rerouting: Rerouting::Done }
     }
 
     /// The routes, to be told of changes.
@@ -122,7 +103,7 @@ impl<R: Routes> FlowTable<R> {
 
     /// How many sessions the tables hold.
     pub fn capacity(&self) -> u32 {
-        self.tables.slots.len() as u32
+        self.pool.capacity()
     }
 
     /// Routes have changed: every session's next hops are to be asked for again. The kernel answers for one destination
@@ -142,12 +123,12 @@ impl<R: Routes> FlowTable<R> {
     /// Asks for the next hops of a portion of the sessions.
     pub fn reroute_some(&mut self) {
         let Rerouting::From { slot: first, again } = self.rerouting else { return };
-        let end = first.saturating_add(REROUTED_AT_ONCE).min(self.touched);
+        let end = first.saturating_add(REROUTED_AT_ONCE).min(self.pool.touched());
         let tables = Arc::clone(&self.tables);
         for slot in (first..end).filter_map(|number| tables.slot(number)) {
             self.reroute_slot(slot, &tables);
         }
-        self.rerouting = match (end < self.touched, again) {
+        self.rerouting = match (end < self.pool.touched(), again) {
             (true, again) => Rerouting::From { slot: end, again },
             (false, true) => Rerouting::From { slot: 0, again: false },
             (false, false) => Rerouting::Done,
@@ -159,7 +140,7 @@ impl<R: Routes> FlowTable<R> {
             return;
         };
         // The locals are those the lines have already, so this cannot fail.
-        let Ok(lines) = self.lines([connector, target]) else { return };
+        let Ok(lines) = Line::of_session([connector, target], tables, &mut self.routes) else { return };
         for (line, side) in lines.iter().zip(Side::BOTH) {
             let before = slot.side(side).hop();
             if before != line.route.hop {
@@ -169,95 +150,18 @@ impl<R: Routes> FlowTable<R> {
         }
     }
 
-    fn release(&mut self, lines: [Line; 2]) {
-        for line in lines {
-            self.routes.release(line.route.hop);
-        }
-    }
-
-    fn take_slot(&mut self, now: MonoTime) -> Option<u32> {
-        while let Some((rested, number)) = self.resting.front().copied().filter(|(rested, _)| *rested <= now)
-        {
-            debug_assert!(rested <= now);
-            self.resting.pop_front();
-            self.free.push(number);
-        }
-        self.free.pop().or_else(|| {
-            (self.touched < self.capacity()).then(|| {
-                self.touched += 1;
-                self.touched - 1
-            })
-        })
-    }
-
     fn slot(&self, id: SlotId) -> Option<&Slot> {
         self.tables.slot(id.0)
     }
+}
 
-    fn place(&self, tuple: &AnyTuple) -> Place {
-        Place::of(tuple.hash(&self.tables.hash_key()), self.tables.bucket_mask())
-    }
-
-    /// Puts an entry for `tuple` into one of its buckets if that leaves `kept_free` of its places free. Whether there was
-    /// room.
-    fn put(&self, tuple: &AnyTuple, at: SlotSide, kept_free: u32) -> bool {
-        let place = self.place(tuple);
-        let [Some(first), Some(second)] = place.buckets.map(|number| self.tables.bucket(number)) else {
-            return false;
-        };
-        let (first_used, second_used) = (first.used(), second.used());
-        let first_is_better = first_used < FIRST_BUCKET_FILL || first_used <= second_used;
-        let used = [(first, first_used), (second, second_used)];
-        let order = if first_is_better { used } else { [used[1], used[0]] };
-        order
-            .into_iter()
-            .any(|(bucket, used)| used + kept_free < ENTRIES as u32 && bucket.put(place.fingerprint, at))
-    }
-
-    fn take_out(&self, tuple: &AnyTuple, at: SlotSide) {
-        let place = self.place(tuple);
-        let taken = place
-            .buckets
-            .iter()
-            .filter_map(|number| self.tables.bucket(*number))
-            .any(|bucket| bucket.take_out(place.fingerprint, at));
-        debug_assert!(taken, "every installed line has its entry");
-    }
-
-    /// Checks a side's tuple, and that no session has it but perhaps `own`.
-    fn check(&self, tuple: FlowTuple, own: Option<SlotId>) -> Result<AnyTuple, InstallError> {
-        check_addresses(tuple).map_err(InstallError::Tuple)?;
-        let words = AnyTuple::new(tuple.agent, tuple.relay).ok_or(InstallError::Tuple(TupleFault::Family))?;
-        match self.tables.find(&words) {
-            Ok(flow) if own != Some(SlotId(flow.at.slot)) => Err(InstallError::Tuple(TupleFault::InUse)),
-            _ => Ok(words),
-        }
-    }
-
-    /// The lines of a session between these two sides' tuples.
-    fn lines(&mut self, sides: [AnyTuple; 2]) -> Result<[Line; 2], InstallError> {
-        let [connector, target] = sides;
-        let locals = [self.local(connector.destination().ip())?, self.local(target.destination().ip())?];
-        Ok([self.line([connector, target], locals), self.line([target, connector], [locals[1], locals[0]])])
-    }
-
-    /// The line of packets from the first tuple's agent to the second's: the relay's address on the second's side becomes
-    /// the source. `locals` are the numbers of the relay's addresses on both sides.
-    fn line(&mut self, [from, to]: [AnyTuple; 2], [taken, made]: [u16; 2]) -> Line {
-        let hop = self.routes.hop_for(to.source().ip(), to.destination().ip());
-        Line {
-            tuple: from,
-            route: Route::new(&from, &to.reversed(), hop),
-            locals: LineLocals { taken, made },
-        }
-    }
-
-    fn local(&self, address: IpAddr) -> Result<u16, InstallError> {
-        match address {
-            IpAddr::V4(_) => Ok(0),
-            IpAddr::V6(address) => Local::number(&self.tables.locals, address)
-                .ok_or(InstallError::Tuple(TupleFault::RelayAddresses)),
-        }
+/// Checks a side's tuple, and that no session has it but perhaps `own`.
+fn check(tables: &Tables, tuple: FlowTuple, own: Option<SlotId>) -> Result<AnyTuple, InstallError> {
+    check_addresses(tuple).map_err(InstallError::Tuple)?;
+    let words = AnyTuple::new(tuple.agent, tuple.relay).ok_or(InstallError::Tuple(TupleFault::Family))?;
+    match tables.find(&words) {
+        Ok(flow) if own != Some(SlotId(flow.at.slot)) => Err(InstallError::Tuple(TupleFault::InUse)),
+        _ => Ok(words),
     }
 }
 
@@ -269,8 +173,39 @@ struct Line {
 }
 
 impl Line {
+    /// The lines of a session between these two sides' tuples.
+    fn of_session(
+        sides: [AnyTuple; 2],
+        tables: &Tables,
+        routes: &mut impl Routes,
+    ) -> Result<[Line; 2], InstallError> {
+        let [connector, target] = sides;
+        let near = number_of_local(tables, connector.destination().ip())?;
+        let far = number_of_local(tables, target.destination().ip())?;
+        Ok([
+            Line::between([connector, target], LineLocals { taken: near, made: far }, routes),
+            Line::between([target, connector], LineLocals { taken: far, made: near }, routes),
+        ])
+    }
+
+    /// The line of packets from the first tuple's agent to the second's: the relay's address on the second's side becomes
+    /// the source.
+    fn between([from, to]: [AnyTuple; 2], locals: LineLocals, routes: &mut impl Routes) -> Line {
+        let hop = routes.hop_for(to.source().ip(), to.destination().ip());
+        Line { tuple: from, route: Route::new(&from, &to.reversed(), hop), locals }
+    }
+
     fn write(&self, slot: &Slot, side: Side) {
         slot.side(side).write(&self.tuple, &self.route, self.locals);
+    }
+}
+
+fn number_of_local(tables: &Tables, address: IpAddr) -> Result<u16, InstallError> {
+    match address {
+        IpAddr::V4(_) => Ok(0),
+        IpAddr::V6(address) => {
+            Local::number(&tables.locals, address).ok_or(InstallError::Tuple(TupleFault::RelayAddresses))
+        }
     }
 }
 
@@ -297,14 +232,16 @@ impl<R: Routes> Flows for FlowTable<R> {
         deadlines: [MonoTime; 2],
         now: MonoTime,
     ) -> Result<SlotId, InstallError> {
-        let [connector, target] = [self.check(sides[0], None)?, self.check(sides[1], None)?];
+        let FlowTable { tables, routes, pool, .. } = self;
+        let tables: &Tables = tables;
+        let [connector, target] = [check(tables, sides[0], None)?, check(tables, sides[1], None)?];
         if connector == target {
             return Err(InstallError::Tuple(TupleFault::InUse));
         }
-        let number = self.take_slot(now).ok_or(InstallError::TableFull)?;
-        let tables = Arc::clone(&self.tables);
+        let number = pool.take(now).ok_or(InstallError::TableFull)?;
         let Some(slot) = tables.slot(number) else { return Err(InstallError::TableFull) };
-        let lines = self.lines([connector, target]).inspect_err(|_| self.free.push(number))?;
+        let lines =
+            Line::of_session([connector, target], tables, routes).inspect_err(|_| pool.give_back(number))?;
 
         reset(slot, tables.carried.get(number as usize));
         write_limit(slot, limit, now);
@@ -313,14 +250,14 @@ impl<R: Routes> Flows for FlowTable<R> {
             line.write(slot, side);
         }
         let at = |side| SlotSide { slot: number, side };
-        let entered = self.put(&connector, at(Side::Connector), KEPT_FOR_MOVES);
-        if !entered || !self.put(&target, at(Side::Target), KEPT_FOR_MOVES) {
+        let entered = tables.enter(&connector, at(Side::Connector), KEPT_FOR_MOVES);
+        if !entered || !tables.enter(&target, at(Side::Target), KEPT_FOR_MOVES) {
             if entered {
-                self.take_out(&connector, at(Side::Connector));
+                tables.withdraw(&connector, at(Side::Connector));
             }
             slot.sides.iter().for_each(SideLine::clear);
-            self.release(lines);
-            self.resting.push_back((now + QUARANTINE, number));
+            lines.iter().for_each(|line| routes.release(line.route.hop));
+            pool.rest(number, now);
             return Err(InstallError::TableFull);
         }
         for (word, deadline) in slot.deadline.iter().zip(deadlines) {
@@ -344,11 +281,11 @@ impl<R: Routes> Flows for FlowTable<R> {
         tuple: FlowTuple,
         now: MonoTime,
     ) -> Result<(), InstallError> {
-        let new = self.check(tuple, Some(id))?;
-        let tables = Arc::clone(&self.tables);
+        let FlowTable { tables, routes, .. } = self;
+        let tables: &Tables = tables;
+        let new = check(tables, tuple, Some(id))?;
         let Some(slot) = tables.slot(id.0) else { return Err(InstallError::TableFull) };
-        let (Some(old), Some(other)) =
-            (slot.side(side).tuple(&*tables), slot.side(side.other()).tuple(&*tables))
+        let (Some(old), Some(other)) = (slot.side(side).tuple(tables), slot.side(side.other()).tuple(tables))
         else {
             return Err(InstallError::TableFull);
         };
@@ -358,11 +295,12 @@ impl<R: Routes> Flows for FlowTable<R> {
         if new == old {
             return Ok(());
         }
-        let lines = self.lines(if side == Side::Connector { [new, other] } else { [other, new] })?;
+        let sides = if side == Side::Connector { [new, other] } else { [other, new] };
+        let lines = Line::of_session(sides, tables, routes)?;
         let at = SlotSide { slot: id.0, side };
         // The new entry first: until the line is written it describes the old tuple, and the new one's packets miss.
-        if !self.put(&new, at, 0) {
-            self.release(lines);
+        if !tables.enter(&new, at, 0) {
+            lines.iter().for_each(|line| routes.release(line.route.hop));
             return Err(InstallError::TableFull);
         }
         tables.previous.forget(&tuple);
@@ -370,9 +308,9 @@ impl<R: Routes> Flows for FlowTable<R> {
         for (line, side) in lines.iter().zip(Side::BOTH) {
             let before = slot.side(side).hop();
             line.write(slot, side);
-            self.routes.release(before);
+            routes.release(before);
         }
-        self.take_out(&old, at);
+        tables.withdraw(&old, at);
         Ok(())
     }
 
@@ -383,20 +321,21 @@ impl<R: Routes> Flows for FlowTable<R> {
     }
 
     fn remove(&mut self, id: SlotId, now: MonoTime) -> Debt {
-        let tables = Arc::clone(&self.tables);
+        let FlowTable { tables, routes, pool, .. } = self;
+        let tables: &Tables = tables;
         let Some(slot) = tables.slot(id.0) else { return Debt::NONE };
         for deadline in &slot.deadline {
             deadline.store(0);
         }
         tables.previous.forget_slot(id.0, now);
         for side in Side::BOTH {
-            if let Some(tuple) = slot.side(side).tuple(&*tables) {
-                self.take_out(&tuple, SlotSide { slot: id.0, side });
+            if let Some(tuple) = slot.side(side).tuple(tables) {
+                tables.withdraw(&tuple, SlotSide { slot: id.0, side });
                 slot.side(side).clear();
-                self.routes.release(slot.side(side).hop());
+                routes.release(slot.side(side).hop());
             }
         }
-        self.resting.push_back((now + QUARANTINE, id.0));
+        pool.rest(id.0, now);
         self.installed = self.installed.saturating_sub(1);
         Debt(slot.arrival.load())
     }

@@ -3,6 +3,7 @@
 //! [`Flows`] is what the rendezvous asks for, [`FlowTable`] does it, [`Tables`] is the memory that it writes and that the
 //! XDP program (loaded by [`Program`]) and the userspace forwarder read. [`Selection`] says which of them runs.
 
+mod flow_index;
 mod flow_table;
 mod flows;
 mod hop_writer;
@@ -16,10 +17,11 @@ mod previous_tuples;
 mod program;
 mod routing;
 mod selection;
+mod slot_pool;
 mod tables;
 mod xdp_features;
 
-pub use flow_table::{FlowTable, NoRoutes, QUARANTINE, Routes};
+pub use flow_table::{FlowTable, NoRoutes, Routes};
 pub use flows::{Debt, FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
 pub use hop_writer::HopWriter;
 pub use netlink::{KnownNeighbour, Netlink};
@@ -30,4 +32,5 @@ pub use previous_tuples::PREVIOUS_TUPLE_KEPT;
 pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};
 pub use routing::NextHops;
 pub use selection::Selection;
+pub use slot_pool::QUARANTINE;
 pub use tables::{Arrival, Relayed, TableSizes, Tables};

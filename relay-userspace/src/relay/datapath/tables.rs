@@ -1,7 +1,7 @@
 //! The tables of the packet path, as the daemon sees them: one writer (the driver), many readers (program, forwarder).
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use relay_common::flow::{Flow, look_up};
 use relay_common::hash::{self, HashKey, HashSeed};
@@ -33,8 +33,9 @@ pub struct Tables {
     pub(super) bind_magic: u64,
 }
 
-/// What a slot has carried besides what stands in the slot itself.
+/// What a slot has carried besides what stands in the slot itself: one cache line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(super) struct Carried {
     /// By sending side, indexed by [`Side`].
     pub sides: [CarriedSide; 2],
@@ -55,27 +56,27 @@ pub(super) struct CarriedSide {
     pub kernel: Widened,
 }
 
-/// A counter of the slot, which wraps at 2^32, in 64 bits.
+/// A counter of the slot, which wraps at 2^32, in 64 bits: the count when it was last read. Its low half is what the slot's
+/// counter was then.
 #[derive(Debug, Default)]
-pub(super) struct Widened {
-    /// What it was when it was last read.
-    seen: AtomicU32,
-    /// The count up to then.
-    total: AtomicU64,
-}
+pub(super) struct Widened(AtomicU64);
 
 impl Widened {
-    /// The count, now that the slot's counter is `counter`. To be asked more often than that one wraps.
+    /// The count, now that the slot's counter is `counter`. To be asked more often than that one wraps, by the tables' one
+    /// writer.
     pub fn read(&self, counter: u32) -> u64 {
-        let new = u64::from(counter.wrapping_sub(self.seen.swap(counter, Ordering::Relaxed)));
-        self.total.fetch_add(new, Ordering::Relaxed) + new
+        let before = self.0.load(Ordering::Relaxed);
+        let count = before + u64::from(counter.wrapping_sub(before as u32));
+        self.0.store(count, Ordering::Relaxed);
+        count
     }
 
     fn reset(&self) {
-        self.seen.store(0, Ordering::Relaxed);
-        self.total.store(0, Ordering::Relaxed);
+        self.0.store(0, Ordering::Relaxed);
     }
 }
+
+const _: () = assert!(size_of::<Carried>() == 64);
 
 impl Carried {
     /// Makes it fit for the slot's next session, whose counters begin at zero.

@@ -1,3 +1,4 @@
+use super::super::slot_pool::QUARANTINE;
 use super::*;
 use crate::relay::datapath::PREVIOUS_TUPLE_KEPT;
 use crate::relay::datapath::tables::{Arrival, Relayed, TableSizes};
