@@ -14,7 +14,9 @@ use super::key;
 use crate::agent::verification::respond;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::bind::{BindDatagram, BindKey, BindKind, BindMagic, Cookie, PairState, UnverifiedBind};
+use crate::protocol::bind::{
+    BindDatagram, BindKey, BindKeys, BindKind, BindMagic, Cookie, PairState, UnverifiedBind,
+};
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, FlowTerms, ReadyStatus, RelayError, RelayReady};
 use crate::protocol::frames::{FrameReader, write_frame};
@@ -197,7 +199,8 @@ fn take_message(
             };
             state.paired += 1;
             let session = SessionId([state.paired; 16]);
-            let bind_key = |side| BindKey::derive(&key(200), session, side, &source, &target);
+            let keys = BindKeys::of_relay(&key(200));
+            let bind_key = |side| keys.derive(session, side, &source, &target);
             let terms = |side, peer| FlowTerms {
                 session,
                 peer,

@@ -43,4 +43,6 @@ mod secrets;
 
 pub use client::{BindClient, BindEvent, BindOutput};
 pub use datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, UnverifiedBind};
-pub use secrets::{BindKey, BindMagic, COOKIE_PERIOD, Cookie, CookieCarrier, CookieSecrets, CookieSubject};
+pub use secrets::{
+    BindKey, BindKeys, BindMagic, COOKIE_PERIOD, Cookie, CookieCarrier, CookieSecrets, CookieSubject,
+};

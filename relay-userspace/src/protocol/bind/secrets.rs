@@ -51,24 +51,6 @@ impl BindKey {
         &self.0
     }
 
-    /// The relay's derivation: HKDF-SHA256 (RFC 5869) of its identity's seed without salt, with the info
-    /// `atlas relay bind key v1`, session id, side (one byte), connector's and target's id. A relay that has only its
-    /// identity and a session's ids can make it again.
-    pub fn derive(
-        relay: &NodeKey,
-        session: SessionId,
-        side: Side,
-        connector: &NodeId,
-        target: &NodeId,
-    ) -> Self {
-        let mut key = Zeroizing::new([0; 32]);
-        let info: [&[u8]; 5] =
-            [KEY_LABEL, &session.0, &[side as u8], connector.as_bytes(), target.as_bytes()];
-        let expanded = Hkdf::<Sha256>::new(None, relay.seed()).expand_multi_info(&info, key.as_mut());
-        debug_assert!(expanded.is_ok(), "HKDF-SHA256 gives up to 8160 bytes, this is 32");
-        BindKey(key)
-    }
-
     pub(super) fn mac(&self, signed: &[u8]) -> [u8; 16] {
         truncated(keyed(&self.0).chain_update(signed))
     }
@@ -81,6 +63,34 @@ impl BindKey {
 impl fmt::Debug for BindKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("BindKey")
+    }
+}
+
+/// The source of a relay's bind keys.
+pub struct BindKeys(Hkdf<Sha256>);
+
+impl BindKeys {
+    /// Those of the relay that has `key`.
+    pub fn of_relay(key: &NodeKey) -> Self {
+        BindKeys(Hkdf::new(None, key.seed()))
+    }
+
+    /// HKDF-SHA256 (RFC 5869) of the relay's identity's seed without salt, with the info `atlas relay bind key v1`, session
+    /// id, side (one byte), connector's and target's id. A relay that has only its identity and a session's ids can make
+    /// it again.
+    pub fn derive(&self, session: SessionId, side: Side, connector: &NodeId, target: &NodeId) -> BindKey {
+        let mut key = Zeroizing::new([0; 32]);
+        let info: [&[u8]; 5] =
+            [KEY_LABEL, &session.0, &[side as u8], connector.as_bytes(), target.as_bytes()];
+        let expanded = self.0.expand_multi_info(&info, key.as_mut());
+        debug_assert!(expanded.is_ok(), "HKDF-SHA256 gives up to 8160 bytes, this is 32");
+        BindKey(key)
+    }
+}
+
+impl fmt::Debug for BindKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BindKeys")
     }
 }
 
@@ -246,21 +256,16 @@ mod tests {
     #[test]
     fn bind_keys_are_rfc_5869_of_the_documented_info() {
         let (connector, target) = (NodeId::from_bytes([3; 32]), NodeId::from_bytes([4; 32]));
-        let relay = NodeKey::from_seed(&[1; 32]);
-        let key = BindKey::derive(&relay, SessionId([2; 16]), Side::Target, &connector, &target);
+        let keys = BindKeys::of_relay(&NodeKey::from_seed(&[1; 32]));
+        let key = keys.derive(SessionId([2; 16]), Side::Target, &connector, &target);
         // Computed with Python's hmac module.
         assert_eq!(key.as_bytes()[..8], KEY_EXAMPLE);
+        let others = BindKeys::of_relay(&NodeKey::from_seed(&[2; 32]));
         for other in [
-            BindKey::derive(&relay, SessionId([2; 16]), Side::Connector, &connector, &target),
-            BindKey::derive(&relay, SessionId([9; 16]), Side::Target, &connector, &target),
-            BindKey::derive(&relay, SessionId([2; 16]), Side::Target, &target, &connector),
-            BindKey::derive(
-                &NodeKey::from_seed(&[2; 32]),
-                SessionId([2; 16]),
-                Side::Target,
-                &connector,
-                &target,
-            ),
+            keys.derive(SessionId([2; 16]), Side::Connector, &connector, &target),
+            keys.derive(SessionId([9; 16]), Side::Target, &connector, &target),
+            keys.derive(SessionId([2; 16]), Side::Target, &target, &connector),
+            others.derive(SessionId([2; 16]), Side::Target, &connector, &target),
         ] {
             assert!(other != key);
         }

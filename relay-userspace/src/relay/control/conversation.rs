@@ -18,7 +18,7 @@ use crate::relay::rendezvous::{Authenticated, ConnId, MAX_SESSIONS_PER_NODE, Ref
 
 /// Messages that may wait for an agent that does not read. One input makes the rendezvous say at most a few things about
 /// each of an agent's sessions: that alone does not fill it.
-const OUTBOX_LEN: usize = 4 * MAX_SESSIONS_PER_NODE;
+const OUTBOX_LEN: usize = 4 * MAX_SESSIONS_PER_NODE as usize;
 
 /// An agent's address is looked at this often.
 const LOOK_AT_ADDRESS: Duration = Duration::from_secs(1);

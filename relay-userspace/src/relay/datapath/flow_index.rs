@@ -12,6 +12,18 @@ use super::tables::Tables;
 const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 5 / 8;
 
 impl Tables {
+    /// Looks at the buckets of several tuples at once: in a large table none of them is in the cache, and waiting for all of
+    /// them takes no longer than waiting for one.
+    pub(super) fn fetch(&self, tuples: &[AnyTuple]) {
+        for tuple in tuples {
+            for number in self.place(tuple).buckets {
+                if let Some(bucket) = self.bucket(number) {
+                    std::hint::black_box(bucket.entry(0));
+                }
+            }
+        }
+    }
+
     /// Puts an entry for `tuple` into one of its buckets if that leaves `kept_free` of its places free. Whether there was
     /// room.
     pub(super) fn enter(&self, tuple: &AnyTuple, at: SlotSide, kept_free: u32) -> bool {

@@ -155,14 +155,15 @@ impl<R: Routes> FlowTable<R> {
     }
 }
 
-/// Checks a side's tuple, and that no session has it but perhaps `own`.
-fn check(tables: &Tables, tuple: FlowTuple, own: Option<SlotId>) -> Result<AnyTuple, InstallError> {
+/// A side's tuple, if packets could be forwarded from and to it.
+fn words(tuple: FlowTuple) -> Result<AnyTuple, InstallError> {
     check_addresses(tuple).map_err(InstallError::Tuple)?;
-    let words = AnyTuple::new(tuple.agent, tuple.relay).ok_or(InstallError::Tuple(TupleFault::Family))?;
-    match tables.find(&words) {
-        Ok(flow) if own != Some(SlotId(flow.at.slot)) => Err(InstallError::Tuple(TupleFault::InUse)),
-        _ => Ok(words),
-    }
+    AnyTuple::new(tuple.agent, tuple.relay).ok_or(InstallError::Tuple(TupleFault::Family))
+}
+
+/// Whether a session has `tuple`, other than perhaps `own`.
+fn is_anothers(tables: &Tables, tuple: &AnyTuple, own: Option<SlotId>) -> bool {
+    tables.find(tuple).is_ok_and(|flow| own != Some(SlotId(flow.at.slot)))
 }
 
 /// What is written into a slot for one side.
@@ -234,8 +235,10 @@ impl<R: Routes> Flows for FlowTable<R> {
     ) -> Result<SlotId, InstallError> {
         let FlowTable { tables, routes, pool, .. } = self;
         let tables: &Tables = tables;
-        let [connector, target] = [check(tables, sides[0], None)?, check(tables, sides[1], None)?];
-        if connector == target {
+        let [connector, target] = [words(sides[0])?, words(sides[1])?];
+        tables.fetch(&[connector, target]);
+        if connector == target || is_anothers(tables, &connector, None) || is_anothers(tables, &target, None)
+        {
             return Err(InstallError::Tuple(TupleFault::InUse));
         }
         let number = pool.take(now).ok_or(InstallError::TableFull)?;
@@ -283,7 +286,10 @@ impl<R: Routes> Flows for FlowTable<R> {
     ) -> Result<(), InstallError> {
         let FlowTable { tables, routes, .. } = self;
         let tables: &Tables = tables;
-        let new = check(tables, tuple, Some(id))?;
+        let new = words(tuple)?;
+        if is_anothers(tables, &new, Some(id)) {
+            return Err(InstallError::Tuple(TupleFault::InUse));
+        }
         let Some(slot) = tables.slot(id.0) else { return Err(InstallError::TableFull) };
         let (Some(old), Some(other)) = (slot.side(side).tuple(tables), slot.side(side.other()).tuple(tables))
         else {

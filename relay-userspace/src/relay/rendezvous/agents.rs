@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use relay_common::Side;
+
+use super::nodes::{Announcement, Nodes};
 use super::refusal::Refusal;
-use super::timers::Timer;
 use super::{EndReason, Event, Output, PeerStatus, Rendezvous, goodbye};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::ErrorCode;
 use crate::protocol::flow_terms::{FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason};
+use crate::protocol::{ErrorCode, SessionId};
 use crate::refusals::Tally;
 use crate::relay::datapath::{FlowTuple, Flows};
 
@@ -61,6 +63,8 @@ pub(super) struct Agent {
     announcements: Tally,
     /// When its connects would have come, had it sent them evenly.
     connects_until: MonoTime,
+    /// When it is to be asked for a sign of life.
+    ping_at: MonoTime,
 }
 
 impl Agent {
@@ -75,24 +79,13 @@ impl Agent {
     }
 }
 
-/// An agent that can be reached.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Announcement {
-    pub conn: ConnId,
-    pub speaks_flow: bool,
-    /// None: anyone may connect.
-    pub allow: Option<BTreeSet<NodeId>>,
-}
-
-/// All connections, and what was announced on them.
+/// All connections.
 #[derive(Debug, Default)]
 pub(super) struct Agents {
     connected: BTreeMap<ConnId, Agent>,
-    by_node: BTreeMap<NodeId, BTreeSet<ConnId>>,
     /// The control connections from an address and port. Several if they go to different addresses of the relay, or while
     /// a dead one has not been noticed.
-    by_remote: BTreeMap<SocketAddr, BTreeSet<ConnId>>,
-    announced: BTreeMap<NodeId, Announcement>,
+    by_remote: BTreeSet<(SocketAddr, ConnId)>,
 }
 
 impl Agents {
@@ -108,67 +101,37 @@ impl Agents {
         self.connected.keys().copied().collect()
     }
 
-    pub fn announcement(&self, node: &NodeId) -> Option<&Announcement> {
-        self.announced.get(node)
-    }
-
-    /// The newest connection of a node.
-    pub fn newest(&self, node: &NodeId) -> Option<ConnId> {
-        self.by_node.get(node)?.last().copied()
-    }
-
     /// Whether this tuple is a control connection's.
     pub fn is_control(&self, tuple: FlowTuple) -> bool {
-        let mut agents =
-            self.by_remote.get(&tuple.agent).into_iter().flatten().filter_map(|conn| self.get(*conn));
+        let from = (tuple.agent, ConnId(u64::MIN))..=(tuple.agent, ConnId(u64::MAX));
+        let mut agents = self.by_remote.range(from).filter_map(|(_, conn)| self.get(*conn));
         let here = tuple.relay.ip().to_canonical();
         agents.any(|agent| agent.relay.is_none_or(|relay| relay.to_canonical() == here))
     }
 
-    pub fn statuses(&self, now: MonoTime) -> Vec<PeerStatus> {
+    pub fn statuses(&self, nodes: &Nodes, now: MonoTime) -> Vec<PeerStatus> {
         let status = |(conn, agent): (&ConnId, &Agent)| PeerStatus {
             node: agent.node,
             name: agent.name.clone(),
             address: agent.remote,
-            announced: self.announced.get(&agent.node).is_some_and(|announcement| announcement.conn == *conn),
+            announced: nodes
+                .by_id(&agent.node)
+                .and_then(|node| node.announcement.as_ref())
+                .is_some_and(|announcement| announcement.conn == *conn),
             connected: now.since(agent.since),
         };
         self.connected.iter().map(status).collect()
     }
 
     fn insert(&mut self, conn: ConnId, agent: Agent) {
-        self.by_node.entry(agent.node).or_default().insert(conn);
-        self.by_remote.entry(agent.remote).or_default().insert(conn);
+        self.by_remote.insert((agent.remote, conn));
         self.connected.insert(conn, agent);
     }
 
     fn remove(&mut self, conn: ConnId) -> Option<Agent> {
         let agent = self.connected.remove(&conn)?;
-        if let Some(conns) = self.by_node.get_mut(&agent.node) {
-            conns.remove(&conn);
-            if conns.is_empty() {
-                self.by_node.remove(&agent.node);
-            }
-        }
-        self.forget_remote(conn, agent.remote);
-        if self.announced.get(&agent.node).is_some_and(|announcement| announcement.conn == conn) {
-            self.announced.remove(&agent.node);
-        }
+        self.by_remote.remove(&(agent.remote, conn));
         Some(agent)
-    }
-
-    fn forget_remote(&mut self, conn: ConnId, remote: SocketAddr) {
-        if let Some(conns) = self.by_remote.get_mut(&remote) {
-            conns.remove(&conn);
-            if conns.is_empty() {
-                self.by_remote.remove(&remote);
-            }
-        }
-    }
-
-    #[cfg(test)]
-    pub fn announced(&self) -> impl Iterator<Item = (&NodeId, &Announcement)> {
-        self.announced.iter()
     }
 }
 
@@ -189,9 +152,11 @@ impl Rendezvous {
                 reports: Tally::default(),
                 announcements: Tally::default(),
                 connects_until: now,
+                ping_at: now + PING_EVERY,
             },
         );
-        self.timers.set(Timer::Agent(conn), now + PING_EVERY);
+        self.nodes.connected(node, conn);
+        self.pings.add(conn, now + PING_EVERY);
         self.attach_sessions(node, None, conn);
     }
 
@@ -203,13 +168,11 @@ impl Rendezvous {
         if before == remote {
             return;
         }
-        self.agents.forget_remote(conn, before);
-        self.agents.by_remote.entry(remote).or_default().insert(conn);
+        self.agents.by_remote.remove(&(before, conn));
+        self.agents.by_remote.insert((remote, conn));
         self.event(Event::Migrated { node, remote });
-        for session in self.sessions.of_node(&node) {
-            if let Some(side) = self.sessions.get(session).and_then(|session| session.side_on(conn)) {
-                self.send_terms_to(session, side, true);
-            }
+        for (session, side) in self.sides_on(node, conn) {
+            self.send_terms_to(session, side, true);
         }
     }
 
@@ -242,13 +205,15 @@ impl Rendezvous {
         let flow = announce.flow == Some(FLOW);
         let allowed = allow.as_ref().map(BTreeSet::len);
         let announcement = Announcement { conn, speaks_flow: flow, allow };
+        let Some(place) = self.nodes.announcement_mut(&node) else { return };
+        let is_new = place.as_ref() != Some(&announcement);
+        let before = place.replace(announcement);
         // An agent may announce itself all the time, and change its mind as often: that must not fill the log.
-        if self.agents.announcement(&node) != Some(&announcement)
+        if is_new
             && let Some(times) = self.agents.get_mut(conn).and_then(|agent| agent.announcements.count(now))
         {
             self.event(Event::Announced { node, flow, allowed, times });
         }
-        let before = self.agents.announced.insert(node, announcement);
         if let Some(older) = before.map(|before| before.conn).filter(|older| *older != conn) {
             self.replace(older, conn);
         }
@@ -259,18 +224,16 @@ impl Rendezvous {
     pub(super) fn depart(&mut self, conn: ConnId, flows: &mut impl Flows, now: MonoTime) {
         let Some(agent) = self.agents.get(conn) else { return };
         let node = agent.node;
-        for session in self.sessions.of_node(&node) {
-            if let Some(side) = self.sessions.get(session).and_then(|session| session.side_on(conn)) {
-                self.end(session, EndReason::Left(side), flows, now);
-            }
+        for (session, side) in self.sides_on(node, conn) {
+            self.end(session, EndReason::Left(side), flows, now);
         }
         self.event(Event::Closed { node, reason: "the agent disconnected".to_owned() });
         self.close(conn, 0, "goodbye");
     }
 
-    /// Asks for a sign of life, or gives up after three questions without an answer.
+    /// Asks for a sign of life if it is time, or gives up after three questions without an answer.
     pub(super) fn ping_or_give_up(&mut self, conn: ConnId, now: MonoTime) {
-        let Some(agent) = self.agents.get_mut(conn) else { return };
+        let Some(agent) = self.agents.get_mut(conn).filter(|agent| agent.ping_at <= now) else { return };
         if agent.unanswered_pings >= MAX_UNANSWERED_PINGS {
             let node = agent.node;
             self.refuse(conn, Refusal::PingUnanswered, now);
@@ -282,8 +245,9 @@ impl Rendezvous {
             return self.close(conn, 0, "idle");
         }
         agent.unanswered_pings += 1;
+        agent.ping_at = now + PING_EVERY;
         self.outputs.push_back(Output::Ping { conn });
-        self.timers.set(Timer::Agent(conn), now + PING_EVERY);
+        self.pings.add(conn, now + PING_EVERY);
     }
 
     /// Has a connection closed, and forgets it.
@@ -308,18 +272,28 @@ impl Rendezvous {
     /// Forgets a connection; its sessions go to the newest other connection of the node, if there is one.
     fn forget(&mut self, conn: ConnId) {
         let Some(agent) = self.agents.remove(conn) else { return };
-        self.timers.clear(Timer::Agent(conn));
-        match self.agents.newest(&agent.node) {
-            Some(other) => self.attach_sessions(agent.node, Some(conn), other),
-            None => self.sessions.detach(&agent.node, conn),
+        self.nodes.disconnected(&agent.node, conn);
+        let other = self.nodes.newest(&agent.node);
+        let number = self.nodes.number(&agent.node);
+        let sides = self.sessions.attach(number, &self.nodes, Some(conn), other);
+        if other.is_some() {
+            sides.into_iter().for_each(|(session, side)| self.send_terms_to(session, side, false));
         }
     }
 
     /// Sessions of `node` whose connection is `from` (none: lost) continue on `to`, which is told their terms.
     fn attach_sessions(&mut self, node: NodeId, from: Option<ConnId>, to: ConnId) {
-        for (session, side) in self.sessions.attach(&node, from, to) {
+        let number = self.nodes.number(&node);
+        for (session, side) in self.sessions.attach(number, &self.nodes, from, Some(to)) {
             self.send_terms_to(session, side, false);
         }
+    }
+
+    /// The sides of `node` whose connection is `conn`.
+    fn sides_on(&self, node: NodeId, conn: ConnId) -> Vec<(SessionId, Side)> {
+        let of_node = self.sessions.of_node(self.nodes.number(&node), &self.nodes);
+        let on_it = of_node.filter(|(session, side)| session.party(*side).conn == Some(conn));
+        on_it.map(|(session, side)| (session.id, side)).collect()
     }
 }
 

@@ -10,19 +10,21 @@ use relay_common::{BIND_LEN, Side};
 
 use super::event::EndReason;
 use super::refusal::Refusal;
+use super::session::Session;
 use super::{Event, LEASE, Output, Randomness, Rendezvous};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::bind::{
-    BindDatagram, BindFault, BindKind, Cookie, CookieCarrier, CookieSubject, PairState, UnverifiedBind,
+    BindDatagram, BindFault, BindKey, BindKind, Cookie, CookieCarrier, CookieSubject, PairState,
+    UnverifiedBind,
 };
 use crate::relay::datapath::{FlowTuple, Flows, InstallError};
 use crate::relay::family::Family;
 
 /// At most `N` a second, in any second.
 #[derive(Debug)]
-pub(super) struct Pace<const N: usize> {
+struct Pace<const N: usize> {
     /// The last `N` admissions, oldest at `next`.
     admitted: [Option<MonoTime>; N],
     next: usize,
@@ -43,6 +45,11 @@ impl<const N: usize> Pace<N> {
         oldest.is_none_or(|at| now.since(at) >= Self::PERIOD)
     }
 
+    /// Whether nothing of the past counts any more.
+    fn is_quiet(&self, now: MonoTime) -> bool {
+        self.admitted.iter().flatten().all(|at| now.since(*at) >= Self::PERIOD)
+    }
+
     /// One has happened.
     fn record(&mut self, now: MonoTime) {
         if let Some(oldest) = self.admitted.get_mut(self.next) {
@@ -57,7 +64,7 @@ const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
 
 /// What a side was asked to prove.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Challenge {
+struct Challenge {
     tuple: FlowTuple,
     /// The Bind's.
     counter: u64,
@@ -67,6 +74,28 @@ pub(super) struct Challenge {
 impl Challenge {
     fn is_fresh(&self, now: MonoTime) -> bool {
         now.since(self.at) < CHALLENGE_LIFETIME
+    }
+}
+
+/// What one side is being asked, and how often it was of late.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    /// The one challenge that a Proof may answer.
+    challenge: Option<Challenge>,
+    challenges: Pace<8>,
+    moves: Pace<1>,
+}
+
+impl Questions {
+    /// The challenge is answered.
+    pub fn answered(&mut self) {
+        self.challenge = None;
+    }
+
+    /// Whether they make no difference any more.
+    pub fn are_over(&self, now: MonoTime) -> bool {
+        let is_open = self.challenge.is_some_and(|challenge| challenge.is_fresh(now));
+        !is_open && self.challenges.is_quiet(now) && self.moves.is_quiet(now)
     }
 }
 
@@ -103,7 +132,8 @@ impl Rendezvous {
         let claim = UnverifiedBind::parse(bytes, &self.magic).map_err(|_| Refusal::BindMalformed)?;
         let session = self.sessions.get(claim.session()).ok_or(Refusal::BindUnknownSession)?;
         let party = session.party(claim.side());
-        let datagram = claim.verify(&party.bind_key).map_err(|fault| match fault {
+        let key = self.bind_key(session, claim.side()).ok_or(Refusal::BindUnknownSession)?;
+        let datagram = claim.verify(&key).map_err(|fault| match fault {
             BindFault::Mac => Refusal::BindMac,
             _ => Refusal::BindMalformed,
         })?;
@@ -117,7 +147,7 @@ impl Rendezvous {
         if self.agents.is_control(tuple) {
             return Err(Refusal::BindSourceControl);
         }
-        if session.party(datagram.side.other()).bound.is_some_and(|other| other.agent == tuple.agent) {
+        if session.party(datagram.side.other()).tuple().is_some_and(|other| other.agent == tuple.agent) {
             return Err(Refusal::BindSourcePeer);
         }
         let made_for = |carrier, counter| {
@@ -125,7 +155,8 @@ impl Rendezvous {
         };
         match datagram.kind {
             BindKind::Proof => {
-                let asked = party.challenge.filter(|asked| {
+                let questions = session.questions(datagram.side);
+                let asked = questions.and_then(|questions| questions.challenge).filter(|asked| {
                     asked.tuple == tuple && asked.counter == datagram.counter && asked.is_fresh(now)
                 });
                 let asked = asked.ok_or(Refusal::BindNoChallenge)?;
@@ -138,7 +169,8 @@ impl Rendezvous {
             // The last Bound's cookie is good only while the tuple still is this side's: after another session has
             // proved it, having received there in the past proves nothing.
             _ => {
-                let proved = party.bound == Some(tuple) && made_for(CookieCarrier::Bound, party.counter);
+                let proved =
+                    party.bound == Some(tuple.into()) && made_for(CookieCarrier::Bound, party.counter);
                 Ok((datagram, proved))
             }
         }
@@ -158,24 +190,31 @@ impl Rendezvous {
     /// The node a datagram is from, if its MAC proves that.
     fn sender(&self, bytes: &[u8; BIND_LEN]) -> Option<NodeId> {
         let claim = UnverifiedBind::parse(bytes, &self.magic).ok()?;
-        let party = self.sessions.get(claim.session())?.party(claim.side());
-        claim.verify(&party.bind_key).ok().map(|_| party.node)
+        let session = self.sessions.get(claim.session())?;
+        claim.verify(&self.bind_key(session, claim.side())?).ok()?;
+        Some(self.nodes.get(session.party(claim.side()).node)?.id)
+    }
+
+    /// The key of a side's datagrams. It is derived each time: that takes less than checking the datagram with it.
+    fn bind_key(&self, session: &Session, side: Side) -> Option<BindKey> {
+        let [connector, target] = self.nodes.ids(session.nodes())?;
+        Some(self.bind_keys.derive(session.id, side, &connector, &target))
     }
 
     /// Sends a cookie to the tuple, to see whether it comes back.
     fn challenge(&mut self, tuple: FlowTuple, bind: &BindDatagram, now: MonoTime) -> Result<(), Refusal> {
         let session = self.sessions.get_mut(bind.session).ok_or(Refusal::BindUnknownSession)?;
-        let party = session.party_mut(bind.side);
-        if !party.challenges.permits(now) {
+        let questions = session.questions_mut(bind.side);
+        if !questions.challenges.permits(now) {
             return Err(Refusal::BindChallengeRate);
         }
-        party.challenges.record(now);
+        questions.challenges.record(now);
         // The same again to the same tuple: else a path slower than the agent's retries would never see its Proof taken.
-        let again = party
+        let again = questions
             .challenge
             .filter(|asked| asked.tuple == tuple && asked.counter <= bind.counter && asked.is_fresh(now));
         let asked = again.unwrap_or(Challenge { tuple, counter: bind.counter, at: now });
-        party.challenge = Some(asked);
+        questions.challenge = Some(asked);
         let counter = asked.counter;
         let cookie = self.secrets.cookie(&subject(CookieCarrier::Challenge, tuple, bind, counter));
         self.answer(tuple, &BindDatagram { kind: BindKind::Challenge, counter, cookie, ..*bind });
@@ -193,8 +232,9 @@ impl Rendezvous {
         let (id, side) = (proof.session, proof.side);
         let session = self.sessions.get(id).ok_or(Refusal::BindUnknownSession)?;
         let (party, slot) = (session.party(side), session.slot);
-        let (first, changed) = (party.counter == 0, party.bound != Some(tuple));
-        if changed && !first && !party.moves.permits(now) {
+        let (first, changed) = (party.counter == 0, party.bound != Some(tuple.into()));
+        let may_move = session.questions(side).is_none_or(|questions| questions.moves.permits(now));
+        if changed && !first && !may_move {
             return Err(Refusal::BindMoveRate);
         }
         flows.proved(tuple);
@@ -216,12 +256,12 @@ impl Rendezvous {
         let session = self.sessions.get_mut(id).ok_or(Refusal::BindUnknownSession)?;
         let told = session.max_datagram_bytes();
         let party = session.party_mut(side);
-        party.challenge = None;
         party.counter = proof.counter;
         party.proved = now;
         party.family = Family::of(tuple.agent);
+        session.answered(side);
         if changed && !first {
-            party.moves.record(now);
+            session.questions_mut(side).moves.record(now);
         }
         session.see_mtus(flows);
         if session.max_datagram_bytes() != told {
@@ -266,13 +306,14 @@ impl Rendezvous {
         let Some(session) = self.sessions.get_mut(id) else { return false };
         let Some(tuples) = session.tuples() else { return true };
         let deadlines = session.parties.each_ref().map(|party| party.proved + LEASE);
-        let (limit, debt, was_offer) = (session.limit, session.debt(), session.offer_until.is_some());
-        let [connector, target] = session.parties.each_ref().map(|party| party.node);
+        let (limit, debt, was_offer) = (self.settings.limit, session.debt(), session.is_offer());
+        let nodes = session.nodes();
+        let Some([connector, target]) = self.nodes.ids(nodes) else { return false };
         match flows.install(tuples, limit, debt, deadlines, now) {
             Ok(slot) => {
                 session.paired(slot, now);
                 if was_offer {
-                    self.sessions.close_offer([connector, target]);
+                    self.sessions.close_offer(nodes, &mut self.nodes);
                 }
                 self.event(Event::Paired { session: id, connector, target, tuples, limit });
                 self.tell_what_fits(id, flows);
@@ -295,7 +336,7 @@ impl Rendezvous {
     fn say_bound(&mut self, id: SessionId, side: Side) {
         let Some(session) = self.sessions.get(id) else { return };
         let party = session.party(side);
-        let Some(tuple) = party.bound else { return };
+        let Some(tuple) = party.tuple() else { return };
         let state = if session.slot.is_some() { PairState::Paired } else { PairState::Half };
         let bound = BindDatagram {
             kind: BindKind::Bound { state, reflexive: tuple.agent },
@@ -310,7 +351,8 @@ impl Rendezvous {
 
     fn answer(&mut self, tuple: FlowTuple, datagram: &BindDatagram) {
         let Some(session) = self.sessions.get(datagram.session) else { return };
-        let bytes = datagram.seal(&self.magic, &session.party(datagram.side).bind_key);
+        let Some(key) = self.bind_key(session, datagram.side) else { return };
+        let bytes = datagram.seal(&self.magic, &key);
         self.outputs.push_back(Output::Bind { from: tuple.relay, to: tuple.agent, bytes });
     }
 }

@@ -4,39 +4,56 @@ use relay_common::Side;
 
 use super::agents::ConnId;
 use super::event::EndReason;
-use super::session::{Dropped, Session};
-use super::timers::Timer;
+use super::session::Dropped;
 use super::{CONSENT, Event, KEEPALIVE, Refusal, Rendezvous, goodbye};
 use crate::clock::MonoTime;
+use crate::identity::NodeId;
 use crate::protocol::flow_terms::{ErrorMessage, FlowTerms, RelayError, RelayReady, disconnect_reason};
 use crate::protocol::{ErrorCode, SessionId};
 use crate::relay::datapath::Flows;
 
 impl Rendezvous {
-    /// Sets the time at which a session is looked at next.
+    /// Sees to it that a session is looked at when that is due.
     pub(super) fn schedule(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get(id) {
-            self.timers.set(Timer::Session(id), session.due(self.settings.idle_timeout));
+        let Some(number) = self.sessions.number(id) else { return };
+        let Some(session) = self.sessions.numbered(number) else { return };
+        let due = session.due(self.settings.idle_timeout);
+        // An entry that comes too early is put in again then: what is due later with every proof is so without a move.
+        if session.wakes_at.is_none_or(|at| due < at) {
+            session.wakes_at = Some(due);
+            self.looks.add(number, due);
+        }
+    }
+
+    /// A timer's entry of `at` has come, for the session of this number.
+    pub(super) fn wake(&mut self, number: u32, at: MonoTime, flows: &mut impl Flows, now: MonoTime) {
+        let idle_timeout = self.settings.idle_timeout;
+        let Some(session) = self.sessions.numbered(number) else { return };
+        if session.wakes_at.take_if(|entry| *entry == at).is_none() {
+            return;
+        }
+        let (id, due) = (session.id, session.due(idle_timeout));
+        match due <= now {
+            true => self.examine(id, flows, now),
+            false => self.schedule(id),
         }
     }
 
     /// A session's time has come: ends it if it is over, else looks at its traffic.
     pub(super) fn examine(&mut self, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
-        let (idle_timeout, sessions) = (self.settings.idle_timeout, self.sessions.total());
+        let (limit, sessions) = (self.settings.limit, self.sessions.total());
         let Some(session) = self.sessions.get_mut(id) else { return };
-        if let Some(until) = session.offer_until {
-            return match until <= now {
-                true => self.end(id, EndReason::OfferExpired, flows, now),
-                false => self.schedule(id),
-            };
+        if session.is_offer() {
+            return self.end(id, EndReason::OfferExpired, flows, now);
         }
         if let Some(side) = session.silent_side(now) {
             return self.end(id, EndReason::ConsentLost(side), flows, now);
         }
-        let dropped = session.look(flows, sessions, now);
-        if session.is_idle(idle_timeout, now) {
+        let dropped = session.look(flows, limit, sessions, now);
+        if session.is_idle(self.settings.idle_timeout, now) {
             return self.end(id, EndReason::Idle, flows, now);
         }
+        session.forget_questions(now);
         self.tell_dropped(id, dropped);
         self.tell_what_fits(id, flows);
         self.schedule(id);
@@ -45,7 +62,8 @@ impl Rendezvous {
     /// A side ends one session; the connection stays.
     pub(super) fn leave(&mut self, conn: ConnId, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
         let Some(node) = self.agents.get(conn).map(|agent| agent.node) else { return };
-        match self.sessions.get(id).map(|session| session.side_of(&node)) {
+        let number = self.nodes.number(&node);
+        match self.sessions.get(id).map(|session| session.side_of(number?)) {
             Some(Some(side)) => self.end(id, EndReason::Left(side), flows, now),
             // It may just have ended: both ends may say so at once.
             None => {}
@@ -55,23 +73,20 @@ impl Rendezvous {
 
     /// Ends a session or offer: flows first, then both sides are told.
     pub(super) fn end(&mut self, id: SessionId, reason: EndReason, flows: &mut impl Flows, now: MonoTime) {
-        let Some(mut session) = self.sessions.remove(id) else { return };
-        self.timers.clear(Timer::Session(id));
+        let nodes = self.sessions.get(id).and_then(|session| self.nodes.ids(session.nodes()));
+        let (Some([connector, target]), Some(mut session)) =
+            (nodes, self.sessions.remove(id, &mut self.nodes))
+        else {
+            return;
+        };
         session.part(flows, now);
         for side in Side::BOTH {
             if let Some(conn) = session.party(side).conn {
-                self.tell_end(conn, &session, side, reason);
+                self.tell_end(conn, (id, target), side, reason);
             }
         }
-        let [connector, target] = &session.parties;
-        self.event(Event::Ended {
-            session: id,
-            connector: connector.node,
-            target: target.node,
-            reason,
-            age: now.since(session.since),
-            traffic: session.traffic(flows),
-        });
+        let (age, traffic) = (now.since(session.since), session.traffic(flows));
+        self.event(Event::Ended { session: id, connector, target, reason, age, traffic });
     }
 
     /// Tells both sides how large their datagrams may be, if that has changed.
@@ -94,16 +109,17 @@ impl Rendezvous {
     /// Sends one side its terms, if it is connected.
     pub(super) fn send_terms_to(&mut self, id: SessionId, side: Side, bind_now: bool) {
         let Some(session) = self.sessions.get(id) else { return };
-        let party = session.party(side);
-        let Some(conn) = party.conn else { return };
+        let Some(conn) = session.party(side).conn else { return };
+        let Some([connector, target]) = self.nodes.ids(session.nodes()) else { return };
+        let limit = self.settings.limit;
         let terms = FlowTerms {
             session: id,
-            peer: session.party(side.other()).node,
+            peer: if side == Side::Connector { target } else { connector },
             side,
-            bind_key: party.bind_key.clone(),
+            bind_key: self.bind_keys.derive(id, side, &connector, &target),
             bind_magic: self.magic,
-            rate_bytes_per_s: session.limit.bytes_per_s,
-            burst_bytes: session.limit.burst_bytes,
+            rate_bytes_per_s: limit.bytes_per_s,
+            burst_bytes: limit.burst_bytes,
             max_datagram_bytes: session.max_datagram_bytes(),
             consent: CONSENT,
             keepalive: KEEPALIVE,
@@ -133,20 +149,21 @@ impl Rendezvous {
         }
     }
 
-    fn tell_end(&mut self, conn: ConnId, session: &Session, side: Side, reason: EndReason) {
+    /// `ended`: the session, and its target.
+    fn tell_end(&mut self, conn: ConnId, ended: (SessionId, NodeId), side: Side, reason: EndReason) {
         let note = Some(reason.to_string());
         let word = match reason {
             EndReason::OfferExpired => {
-                return self.tell_failure(conn, session, side, ErrorCode::OfferExpired, reason);
+                return self.tell_failure(conn, ended, side, ErrorCode::OfferExpired, reason);
             }
             EndReason::Displaced => {
-                return self.tell_failure(conn, session, side, ErrorCode::Limited, reason);
+                return self.tell_failure(conn, ended, side, ErrorCode::Limited, reason);
             }
             EndReason::TableFull => {
-                return self.tell_failure(conn, session, side, ErrorCode::TableFull, reason);
+                return self.tell_failure(conn, ended, side, ErrorCode::TableFull, reason);
             }
             EndReason::TupleRefused(_) => {
-                return self.tell_failure(conn, session, side, ErrorCode::Refused, reason);
+                return self.tell_failure(conn, ended, side, ErrorCode::Refused, reason);
             }
             EndReason::Left(leaver) if leaver == side => return,
             EndReason::Left(_) => disconnect_reason::PEER_GONE,
@@ -154,26 +171,25 @@ impl Rendezvous {
             EndReason::Idle => disconnect_reason::IDLE,
             EndReason::Shutdown => disconnect_reason::SHUTDOWN,
         };
-        self.send(conn, goodbye(word, note, Some(session.id)));
+        self.send(conn, goodbye(word, note, Some(ended.0)));
     }
 
     /// What could not become a session is told as a RelayError.
     fn tell_failure(
         &mut self,
         conn: ConnId,
-        session: &Session,
+        (session, target): (SessionId, NodeId),
         side: Side,
         code: ErrorCode,
         reason: EndReason,
     ) {
-        let target = session.party(Side::Target).node;
         self.send(
             conn,
             RelayError {
                 code: code.number(),
                 message: reason.to_string(),
                 target_id: (side == Side::Connector).then(|| target.to_string()),
-                session: Some(session.id),
+                session: Some(session),
             },
         );
     }

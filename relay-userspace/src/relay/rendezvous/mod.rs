@@ -16,10 +16,13 @@ mod agents;
 mod binds;
 mod event;
 mod lifecycle;
+mod nodes;
 mod offers;
+mod proved_tuple;
 mod refusal;
 mod session;
 mod sessions;
+mod slab;
 mod timers;
 
 #[cfg(test)]
@@ -30,6 +33,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use relay_common::BIND_LEN;
+use relay_common::siphash::HashKey;
 
 pub use agents::{Authenticated, ConnId};
 pub use event::{EndReason, Event};
@@ -37,11 +41,13 @@ pub use refusal::Refusal;
 pub use session::{SessionState, SessionStatus, SideStatus};
 
 use self::agents::Agents;
+use self::nodes::Nodes;
+use self::session::Session;
 use self::sessions::Sessions;
-use self::timers::{Timer, Timers};
+use self::timers::Timers;
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
-use crate::protocol::bind::{BindMagic, CookieSecrets};
+use crate::protocol::bind::{BindKeys, BindMagic, CookieSecrets};
 use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::NotTaken;
@@ -75,7 +81,7 @@ pub const MAX_OFFERS_PER_TARGET: u32 = 32;
 pub const MAX_OFFERS_PER_PAIR: usize = 2;
 
 /// Sessions and offers a node may have, on whichever side. It also bounds what one input makes us tell one agent.
-pub const MAX_SESSIONS_PER_NODE: usize = 64;
+pub const MAX_SESSIONS_PER_NODE: u32 = 64;
 
 /// Sessions and offers that a node may have with one target.
 pub const MAX_SESSIONS_PER_PAIR: usize = 4;
@@ -93,6 +99,11 @@ pub trait Randomness {
         let mut bytes = [0; N];
         self.fill(&mut bytes);
         bytes
+    }
+
+    /// A key for a table of what others choose.
+    fn hash_key(&mut self) -> HashKey {
+        [u64::from_ne_bytes(self.array()), u64::from_ne_bytes(self.array())]
     }
 }
 
@@ -173,10 +184,15 @@ pub struct PeerStatus {
 pub struct Rendezvous {
     settings: Settings,
     magic: BindMagic,
+    bind_keys: BindKeys,
     secrets: CookieSecrets,
+    nodes: Nodes,
     agents: Agents,
     sessions: Sessions,
-    timers: Timers,
+    /// When connections are to be asked for a sign of life.
+    pings: Timers<ConnId>,
+    /// When sessions, by number, are to be looked at.
+    looks: Timers<u32>,
     refusals: Refusals<Refusal>,
     outputs: VecDeque<Output>,
 }
@@ -186,11 +202,14 @@ impl Rendezvous {
     pub fn new(settings: Settings, randomness: &mut impl Randomness, now: MonoTime) -> Rendezvous {
         Rendezvous {
             magic: BindMagic::of_relay(&settings.key.public()),
+            bind_keys: BindKeys::of_relay(&settings.key),
             settings,
             secrets: CookieSecrets::new(randomness.array(), now),
+            nodes: Nodes::new(randomness.hash_key()),
             agents: Agents::default(),
-            sessions: Sessions::default(),
-            timers: Timers::default(),
+            sessions: Sessions::new(randomness.hash_key()),
+            pings: Timers::default(),
+            looks: Timers::default(),
             refusals: Refusals::default(),
             outputs: VecDeque::new(),
         }
@@ -246,17 +265,17 @@ impl Rendezvous {
     /// Does what is due. To be called once [`next_deadline`](Self::next_deadline) has come; calling it early does no
     /// harm.
     pub fn expire(&mut self, flows: &mut impl Flows, now: MonoTime) {
-        while let Some(timer) = self.timers.take_due(now) {
-            match timer {
-                Timer::Agent(conn) => self.ping_or_give_up(conn, now),
-                Timer::Session(session) => self.examine(session, flows, now),
-            }
+        while let Some((conn, _)) = self.pings.take_due(now) {
+            self.ping_or_give_up(conn, now);
+        }
+        while let Some((session, at)) = self.looks.take_due(now) {
+            self.wake(session, at, flows, now);
         }
     }
 
-    /// When [`expire`](Self::expire) has something to do next.
+    /// When [`expire`](Self::expire) may have something to do next.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        self.timers.first()
+        [self.pings.first(), self.looks.first()].into_iter().flatten().min()
     }
 
     /// What is to be done next.
@@ -268,9 +287,7 @@ impl Rendezvous {
     pub fn set_limit(&mut self, limit: Limit, flows: &mut impl Flows, now: MonoTime) {
         self.settings.limit = limit;
         for session in self.sessions.ids() {
-            let Some(state) = self.sessions.get_mut(session) else { continue };
-            state.limit = limit;
-            if let Some(slot) = state.slot {
+            if let Some(slot) = self.sessions.get(session).and_then(|session| session.slot) {
                 flows.set_limit(slot, limit, now);
             }
             self.send_terms(session, false);
@@ -286,6 +303,8 @@ impl Rendezvous {
             self.send(conn, goodbye(disconnect_reason::SHUTDOWN, None, None));
             self.close(conn, 0, "the relay stops");
         }
+        self.pings = Timers::default();
+        self.looks = Timers::default();
     }
 
     /// A refusal made outside: counted, and logged if none like it was in the last second.
@@ -308,12 +327,15 @@ impl Rendezvous {
 
     /// All agents with a control connection.
     pub fn peers(&self, now: MonoTime) -> Vec<PeerStatus> {
-        self.agents.statuses(now)
+        self.agents.statuses(&self.nodes, now)
     }
 
     /// All sessions and offers.
     pub fn sessions(&self, flows: &impl Flows, now: MonoTime) -> Vec<SessionStatus> {
-        self.sessions.statuses(flows, now)
+        let status = |session: &Session| {
+            Some(session.status(self.nodes.ids(session.nodes())?, self.settings.limit, flows, now))
+        };
+        self.sessions.iter().filter_map(status).collect()
     }
 
     /// Answers a message with an error and ends the connection.

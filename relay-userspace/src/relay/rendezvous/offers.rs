@@ -13,7 +13,6 @@ use super::{
 };
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::bind::BindKey;
 use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError};
 use crate::protocol::{ErrorCode, SessionId};
 use crate::relay::datapath::Flows;
@@ -55,15 +54,11 @@ impl Rendezvous {
             self.end(older, EndReason::Displaced, flows, now);
         }
         let id = SessionId(randomness.array());
-        let party = |node, conn, remote, side| {
-            let bind_key = BindKey::derive(&self.settings.key, id, side, &source, &target);
-            Party::unproved(node, conn, remote, bind_key, now)
-        };
-        let parties = [
-            party(source, conn, remote, Side::Connector),
-            party(target, target_conn, target_remote, Side::Target),
-        ];
-        self.sessions.insert(Session::offer(id, parties, self.settings.limit, now));
+        // Both are connected.
+        let (Some(from), Some(to)) = (self.nodes.number(&source), self.nodes.number(&target)) else { return };
+        let parties =
+            [Party::unproved(from, conn, remote, now), Party::unproved(to, target_conn, target_remote, now)];
+        self.sessions.insert(Session::offer(id, parties, now), &mut self.nodes);
         self.schedule(id);
         self.event(Event::Offered { session: id, connector: source, target });
         self.send_terms(id, false);
@@ -80,7 +75,8 @@ impl Rendezvous {
             return Err(Refusal::DocumentedOnly);
         }
         // Absent and not allowed look the same from outside, whatever else is the matter with the target.
-        let announcement = self.agents.announcement(target).ok_or(Refusal::TargetAbsent)?;
+        let node = self.nodes.by_id(target).ok_or(Refusal::TargetAbsent)?;
+        let announcement = node.announcement.as_ref().ok_or(Refusal::TargetAbsent)?;
         if announcement.allow.as_ref().is_some_and(|allowed| !allowed.contains(source)) {
             return Err(Refusal::TargetDenies);
         }
@@ -93,33 +89,34 @@ impl Rendezvous {
 
     /// Whether there may be one more offer of `source` to `target`, and which older one it takes the place of.
     fn room(&self, source: &NodeId, target: &NodeId) -> Result<Option<SessionId>, Refusal> {
-        let is_offer = |session: &&Session| session.offer_until.is_some();
-        let (pair_sessions, pair_offers) = (
-            self.sessions.of_pair(source, target).count(),
-            self.sessions.of_pair(source, target).filter(is_offer).count(),
-        );
-        if pair_offers >= MAX_OFFERS_PER_PAIR {
-            let oldest =
-                self.sessions.of_pair(source, target).filter(is_offer).min_by_key(|offer| offer.since);
+        let is_offer = |session: &&Session| session.is_offer();
+        let [from, to] = [source, target].map(|id| self.nodes.number(id));
+        let of_pair = || self.sessions.of_pair(from, to, &self.nodes);
+        let (Some(source), Some(target)) = (self.nodes.by_id(source), self.nodes.by_id(target)) else {
+            return Err(Refusal::TargetAbsent);
+        };
+        if of_pair().filter(is_offer).count() >= MAX_OFFERS_PER_PAIR {
+            let oldest = of_pair().filter(is_offer).min_by_key(|offer| offer.since);
             return Ok(oldest.map(|offer| offer.id));
         }
-        if pair_sessions >= MAX_SESSIONS_PER_PAIR {
+        if of_pair().count() >= MAX_SESSIONS_PER_PAIR {
             return Err(Refusal::PairSessions);
         }
-        if self.sessions.open_offers(source, Side::Connector) >= MAX_OFFERS_PER_SOURCE {
+        if source.open_offers(Side::Connector) >= MAX_OFFERS_PER_SOURCE {
             return Err(Refusal::SourceOffers);
         }
-        if self.sessions.count(source) >= MAX_SESSIONS_PER_NODE {
+        if source.sessions >= MAX_SESSIONS_PER_NODE {
             return Err(Refusal::SourceSessions);
         }
-        if self.sessions.open_offers(target, Side::Target) >= MAX_OFFERS_PER_TARGET {
+        if target.open_offers(Side::Target) >= MAX_OFFERS_PER_TARGET {
             // Whoever means it binds within a second or two: identities made only to fill the target's offers do not
             // keep others out.
             let unbound = |offer: &&Session| is_offer(offer) && offer.party(Side::Connector).counter == 0;
-            let oldest = self.sessions.with_target(target).filter(unbound).min_by_key(|offer| offer.since);
+            let with_target = self.sessions.with_target(to, &self.nodes);
+            let oldest = with_target.filter(unbound).min_by_key(|offer| offer.since);
             return oldest.map(|offer| Some(offer.id)).ok_or(Refusal::TargetOffers);
         }
-        if self.sessions.count(target) >= MAX_SESSIONS_PER_NODE {
+        if target.sessions >= MAX_SESSIONS_PER_NODE {
             return Err(Refusal::TargetSessions);
         }
         Ok(None)

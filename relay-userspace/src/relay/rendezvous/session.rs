@@ -7,11 +7,12 @@ use relay_common::Side;
 
 use super::CONSENT;
 use super::agents::ConnId;
-use super::binds::{Challenge, Pace};
+use super::binds::Questions;
+use super::nodes::NodeNumber;
+use super::proved_tuple::ProvedTuple;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
-use crate::protocol::bind::BindKey;
 use crate::protocol::flow_terms::MAX_DATAGRAM_RANGE;
 use crate::relay::datapath::{Debt, FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
 use crate::relay::family::Family;
@@ -27,57 +28,78 @@ const LOOKS_PER_SECOND: u32 = 4096;
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
 /// The largest IP packet that a path may be expected to take, unless the relay knows of less.
-const ETHERNET_MTU: u32 = 1500;
+const ETHERNET_MTU: u16 = 1500;
 
 /// An offer or session.
+///
+/// There may be a million, so what few of them have, or for a moment only, is elsewhere.
 #[derive(Debug)]
 pub(super) struct Session {
     pub id: SessionId,
     /// Indexed by [`Side`].
     pub parties: [Party; 2],
-    pub limit: Limit,
     pub since: MonoTime,
-    /// While it is an offer: when it dies. None once it was paired.
-    pub offer_until: Option<MonoTime>,
+    stage: Stage,
     /// Present while both flows are in place.
     pub slot: Option<SlotId>,
-    /// What slots it had before have carried.
-    carried: Traffic,
-    /// What the last of them owed: losing its tuples does not renew a session's burst.
-    debt: Debt,
     /// Relayed packets at the last look.
     seen_packets: u64,
     /// Their bytes.
     seen_bytes: u64,
-    /// When packets were last found to be relayed.
-    active: MonoTime,
+    /// The time of its one entry in the timers that counts; none: it has none.
+    pub wakes_at: Option<MonoTime>,
+    /// What its sides are being asked, indexed by [`Side`].
+    questions: Option<Box<[Questions; 2]>>,
+    past: Option<Box<Past>>,
+}
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// It was never paired.
+    Offer {
+        /// When it dies.
+        until: MonoTime,
+    },
+    /// It was paired once.
+    Established {
+        /// When its traffic is to be looked at next.
+        next_look: MonoTime,
+        /// When packets were last found to be relayed.
+        active: MonoTime,
+    },
+}
+
+/// What becomes of few sessions.
+#[derive(Debug, Default)]
+struct Past {
+    /// What slots it had before have carried.
+    carried: Traffic,
+    /// What the last of them owed: losing its tuples does not renew a session's burst.
+    debt: Debt,
     /// What the limit had dropped when that was told last.
     told_dropped: Dropped,
     told_at: Option<MonoTime>,
-    next_look: MonoTime,
 }
 
 /// One side of a session.
 #[derive(Debug)]
 pub(super) struct Party {
-    pub node: NodeId,
+    pub node: NodeNumber,
+    /// The node's next session, in the order in which [`Sessions`](super::sessions::Sessions) lists them.
+    pub next_of_node: Option<u32>,
     /// The control connection it is told things on; none while it is away.
     pub conn: Option<ConnId>,
-    pub bind_key: BindKey,
     /// The highest bind counter accepted; 0: none.
     pub counter: u64,
     /// Of the tuple it proved last; before the first, of its control connection.
     pub family: Family,
     /// The largest IP packet that fits towards it.
-    pub mtu: u32,
+    mtu: u16,
     /// The tuple it has proved, unless another session has proved it since.
-    pub bound: Option<FlowTuple>,
+    pub bound: Option<ProvedTuple>,
     /// When it last proved a tuple.
     pub proved: MonoTime,
-    /// The one challenge that a Proof may answer.
-    pub challenge: Option<Challenge>,
-    pub challenges: Pace<8>,
-    pub moves: Pace<1>,
 }
 
 /// What the limit has dropped.
@@ -133,48 +155,58 @@ pub struct SideStatus {
 
 impl Party {
     /// One that has proved nothing yet. Its control connection comes from `remote`.
-    pub fn unproved(
-        node: NodeId,
-        conn: ConnId,
-        remote: SocketAddr,
-        bind_key: BindKey,
-        now: MonoTime,
-    ) -> Party {
+    pub fn unproved(node: NodeNumber, conn: ConnId, remote: SocketAddr, now: MonoTime) -> Party {
         Party {
             node,
+            next_of_node: None,
             conn: Some(conn),
-            bind_key,
             counter: 0,
             family: Family::of(remote),
             mtu: ETHERNET_MTU,
             bound: None,
             proved: now,
-            challenge: None,
-            challenges: Pace::default(),
-            moves: Pace::default(),
         }
+    }
+
+    /// The tuple it has proved, unless another session has proved it since.
+    pub fn tuple(&self) -> Option<FlowTuple> {
+        self.bound.map(FlowTuple::from)
     }
 }
 
 impl Session {
     /// An offer made now.
-    pub fn offer(id: SessionId, parties: [Party; 2], limit: Limit, now: MonoTime) -> Session {
+    pub fn offer(id: SessionId, parties: [Party; 2], now: MonoTime) -> Session {
         Session {
             id,
             parties,
-            limit,
             since: now,
-            offer_until: Some(now + super::OFFER_LIFETIME),
+            stage: Stage::Offer { until: now + super::OFFER_LIFETIME },
             slot: None,
-            carried: Traffic::default(),
-            debt: Debt::NONE,
             seen_packets: 0,
             seen_bytes: 0,
-            active: now,
-            told_dropped: Dropped::default(),
-            told_at: None,
-            next_look: now,
+            wakes_at: None,
+            questions: None,
+            past: None,
         }
+    }
+
+    /// While it is an offer: when it dies. None once it was paired.
+    pub fn offer_until(&self) -> Option<MonoTime> {
+        match self.stage {
+            Stage::Offer { until } => Some(until),
+            Stage::Established { .. } => None,
+        }
+    }
+
+    /// Whether it was never paired.
+    pub fn is_offer(&self) -> bool {
+        self.offer_until().is_some()
+    }
+
+    /// Its nodes, indexed by [`Side`].
+    pub fn nodes(&self) -> [NodeNumber; 2] {
+        self.parties.each_ref().map(|party| party.node)
     }
 
     pub fn party(&self, side: Side) -> &Party {
@@ -193,14 +225,38 @@ impl Session {
         }
     }
 
-    /// The side whose connection is `conn`. The two sides are different nodes, so there is at most one.
-    pub fn side_on(&self, conn: ConnId) -> Option<Side> {
-        Side::BOTH.into_iter().find(|side| self.party(*side).conn == Some(conn))
+    /// The side that is `node`.
+    pub fn side_of(&self, node: NodeNumber) -> Option<Side> {
+        Side::BOTH.into_iter().find(|side| self.party(*side).node == node)
     }
 
-    /// The side that is `node`.
-    pub fn side_of(&self, node: &NodeId) -> Option<Side> {
-        Side::BOTH.into_iter().find(|side| self.party(*side).node == *node)
+    /// What a side is being asked, if it is.
+    pub fn questions(&self, side: Side) -> Option<&Questions> {
+        let [connector, target] = &**self.questions.as_ref()?;
+        Some(match side {
+            Side::Connector => connector,
+            Side::Target => target,
+        })
+    }
+
+    pub fn questions_mut(&mut self, side: Side) -> &mut Questions {
+        let [connector, target] = &mut **self.questions.get_or_insert_default();
+        match side {
+            Side::Connector => connector,
+            Side::Target => target,
+        }
+    }
+
+    /// A side has answered what it was asked.
+    pub fn answered(&mut self, side: Side) {
+        if self.questions.is_some() {
+            self.questions_mut(side).answered();
+        }
+    }
+
+    /// Forgets what the sides were asked, once that makes no difference any more.
+    pub fn forget_questions(&mut self, now: MonoTime) {
+        self.questions.take_if(|questions| questions.iter().all(|side| side.are_over(now)));
     }
 
     pub fn state(&self) -> SessionState {
@@ -214,7 +270,7 @@ impl Session {
     /// The largest UDP payload that fits both sides' paths as far as the relay knows them, as the agents are told.
     pub fn max_datagram_bytes(&self) -> u32 {
         // A datagram leaves with the headers of the side it goes to: translation to IPv6 adds to them.
-        let towards = |party: &Party| party.mtu.saturating_sub(headers(party.family));
+        let towards = |party: &Party| u32::from(party.mtu).saturating_sub(headers(party.family));
         let [connector, target] = &self.parties;
         towards(connector).min(towards(target)).max(*MAX_DATAGRAM_RANGE.start())
     }
@@ -223,39 +279,40 @@ impl Session {
     pub fn see_mtus(&mut self, flows: &impl Flows) {
         let Some(slot) = self.slot else { return };
         for (party, mtu) in self.parties.iter_mut().zip(flows.egress_mtus(slot)) {
-            party.mtu = mtu.map_or(party.mtu, |mtu| mtu.min(ETHERNET_MTU));
+            let known = mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX).min(ETHERNET_MTU));
+            party.mtu = known.unwrap_or(party.mtu);
         }
     }
 
     /// Both tuples, once proved.
     pub fn tuples(&self) -> Option<[FlowTuple; 2]> {
         let [connector, target] = &self.parties;
-        Some([connector.bound?, target.bound?])
+        Some([connector.tuple()?, target.tuple()?])
     }
 
     /// What the bucket of its next slot begins with.
     pub fn debt(&self) -> Debt {
-        self.debt
+        self.past.as_ref().map_or(Debt::NONE, |past| past.debt)
     }
 
     /// The flows are in place from now on.
     pub fn paired(&mut self, slot: SlotId, now: MonoTime) {
         self.slot = Some(slot);
-        self.offer_until = None;
-        self.active = now;
-        self.next_look = now + LOOK_EVERY;
+        self.stage = Stage::Established { next_look: now + LOOK_EVERY, active: now };
     }
 
     /// The flows are no longer wanted: what they carried is kept.
     pub fn part(&mut self, flows: &mut impl Flows, now: MonoTime) {
         if let Some(slot) = self.slot.take() {
-            self.carried = sum(self.carried, flows.traffic(slot));
-            self.debt = flows.remove(slot, now);
+            let past = self.past.get_or_insert_default();
+            past.carried = sum(past.carried, flows.traffic(slot));
+            past.debt = flows.remove(slot, now);
         }
     }
 
     pub fn traffic(&self, flows: &impl Flows) -> Traffic {
-        self.slot.map_or(self.carried, |slot| sum(self.carried, flows.traffic(slot)))
+        let before = self.past.as_ref().map_or(Traffic::default(), |past| past.carried);
+        self.slot.map_or(before, |slot| sum(before, flows.traffic(slot)))
     }
 
     /// The side whose last proof is no longer good.
@@ -263,62 +320,75 @@ impl Session {
         Side::BOTH.into_iter().find(|side| self.party(*side).proved + CONSENT <= now)
     }
 
-    /// Looks at what it has carried; it is one of `sessions`. Returns what the limit has dropped since that was last
-    /// returned, if it is time to tell the agents.
-    pub fn look(&mut self, flows: &impl Flows, sessions: usize, now: MonoTime) -> Dropped {
-        let traffic = self.traffic(flows);
+    /// Looks at what it has carried under `limit`; it is one of `sessions`. Returns what the limit has dropped since that
+    /// was last returned, if it is time to tell the agents.
+    pub fn look(&mut self, flows: &impl Flows, limit: Limit, sessions: usize, now: MonoTime) -> Dropped {
+        let Stage::Established { next_look, active } = &mut self.stage else { return Dropped::default() };
+        let before = self.past.as_ref().map_or(Traffic::default(), |past| past.carried);
+        let traffic = self.slot.map_or(before, |slot| sum(before, flows.traffic(slot)));
         let packets = traffic.sides.iter().map(|side| side.packets_kernel + side.packets_userspace).sum();
         let bytes: u64 = traffic.sides.iter().map(|side| side.bytes).sum();
         if packets != self.seen_packets {
             self.seen_packets = packets;
-            self.active = now;
+            *active = now;
         }
         // Whoever spends less than a burst between two looks is not about to be limited.
-        let is_fast = self.limit.bytes_per_s > 0
-            && bytes.saturating_sub(std::mem::replace(&mut self.seen_bytes, bytes)) > self.limit.burst_bytes;
+        let is_fast = limit.bytes_per_s > 0
+            && bytes.saturating_sub(std::mem::replace(&mut self.seen_bytes, bytes)) > limit.burst_bytes;
+        let (told, told_at) =
+            self.past.as_ref().map_or_else(Default::default, |past| (past.told_dropped, past.told_at));
         let dropped = Dropped {
-            packets: traffic.limited_packets.saturating_sub(self.told_dropped.packets),
-            bytes: traffic.limited_bytes.saturating_sub(self.told_dropped.bytes),
+            packets: traffic.limited_packets.saturating_sub(told.packets),
+            bytes: traffic.limited_bytes.saturating_sub(told.bytes),
         };
-        self.next_look = now + pause(is_fast || dropped.packets > 0, sessions);
-        if dropped.packets == 0 || self.told_at.is_some_and(|at| now.since(at) < LOOK_EVERY) {
+        *next_look = now + pause(is_fast || dropped.packets > 0, sessions);
+        if dropped.packets == 0 || told_at.is_some_and(|at| now.since(at) < LOOK_EVERY) {
             return Dropped::default();
         }
-        self.told_dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
-        self.told_at = Some(now);
+        let past = self.past.get_or_insert_default();
+        past.told_dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
+        past.told_at = Some(now);
         dropped
     }
 
     /// Whether no packet was found to be relayed for this long.
     pub fn is_idle(&self, idle_timeout: Duration, now: MonoTime) -> bool {
-        self.active + idle_timeout <= now
+        matches!(self.stage, Stage::Established { active, .. } if active + idle_timeout <= now)
     }
 
     /// When it has to be looked at next.
     pub fn due(&self, idle_timeout: Duration) -> MonoTime {
-        if let Some(until) = self.offer_until {
-            return until;
+        match self.stage {
+            Stage::Offer { until } => until,
+            Stage::Established { next_look, active } => {
+                let [connector, target] = &self.parties;
+                let consent = connector.proved.min(target.proved) + CONSENT;
+                consent.min(next_look).min(active + idle_timeout)
+            }
         }
-        let [connector, target] = &self.parties;
-        let consent = connector.proved.min(target.proved) + CONSENT;
-        consent.min(self.next_look).min(self.active + idle_timeout)
     }
 
-    pub fn status(&self, flows: &impl Flows, now: MonoTime) -> SessionStatus {
-        let [connector, target] = &self.parties;
+    /// What listings say of it; the nodes are its own.
+    pub fn status(
+        &self,
+        [connector, target]: [NodeId; 2],
+        limit: Limit,
+        flows: &impl Flows,
+        now: MonoTime,
+    ) -> SessionStatus {
         let side = |party: &Party| SideStatus {
-            agent: party.bound.map(|tuple| tuple.agent),
-            relay: party.bound.map(|tuple| tuple.relay),
+            agent: party.tuple().map(|tuple| tuple.agent),
+            relay: party.tuple().map(|tuple| tuple.relay),
             last_proof: (party.counter > 0).then(|| now.since(party.proved)),
         };
         SessionStatus {
             session: self.id,
             state: self.state(),
-            connector: connector.node,
-            target: target.node,
-            limit: self.limit,
+            connector,
+            target,
+            limit,
             age: now.since(self.since),
-            sides: [side(connector), side(target)],
+            sides: self.parties.each_ref().map(side),
             traffic: self.traffic(flows),
         }
     }

@@ -1,34 +1,70 @@
 //! All sessions, and the ways to find them.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use hashbrown::HashTable;
 use relay_common::Side;
+use relay_common::siphash::HashKey;
 
 use super::agents::ConnId;
-use super::session::{Session, SessionStatus};
-use crate::clock::MonoTime;
-use crate::identity::NodeId;
+use super::nodes::{NodeNumber, Nodes};
+use super::proved_tuple::ProvedTuple;
+use super::session::{Party, Session};
+use super::slab::Slab;
 use crate::protocol::SessionId;
-use crate::relay::datapath::{FlowTuple, Flows};
+use crate::relay::datapath::FlowTuple;
 
 /// All offers and sessions, by id, node and tuple.
-#[derive(Debug, Default)]
+///
+/// There may be a million: each is one record, and the ways to it are numbers.
+#[derive(Debug)]
 pub(super) struct Sessions {
-    all: BTreeMap<SessionId, Session>,
-    by_node: BTreeMap<NodeId, BTreeSet<SessionId>>,
+    all: Slab<Session>,
+    by_id: HashTable<u32>,
     /// Every proved tuple belongs to one side of one session: whoever proved it last.
-    by_tuple: BTreeMap<FlowTuple, (SessionId, Side)>,
-    /// Open offers by connector and by target.
-    offers: [BTreeMap<NodeId, u32>; 2],
+    by_tuple: HashTable<Owner>,
+    /// Agents choose their tuples; ids are random as they are.
+    hash_key: HashKey,
+}
+
+/// A side of a session, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner(u32);
+
+impl Owner {
+    fn new(number: u32, side: Side) -> Owner {
+        Owner(number << 1 | side.index() as u32)
+    }
+
+    fn number(self) -> u32 {
+        self.0 >> 1
+    }
+
+    fn side(self) -> Side {
+        if self.0 & 1 == 0 { Side::Connector } else { Side::Target }
+    }
 }
 
 impl Sessions {
+    /// None yet. `hash_key` is nobody else's.
+    pub fn new(hash_key: HashKey) -> Sessions {
+        Sessions { all: Slab::default(), by_id: HashTable::new(), by_tuple: HashTable::new(), hash_key }
+    }
+
     pub fn get(&self, id: SessionId) -> Option<&Session> {
-        self.all.get(&id)
+        self.all.get(self.number(id)?)
     }
 
     pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.all.get_mut(&id)
+        self.all.get_mut(self.number(id)?)
+    }
+
+    /// The number of a session, its own as long as it lives.
+    pub fn number(&self, id: SessionId) -> Option<u32> {
+        let is_it = |number: &u32| self.all.get(*number).is_some_and(|session| session.id == id);
+        self.by_id.find(hash(id), is_it).copied()
+    }
+
+    pub fn numbered(&mut self, number: u32) -> Option<&mut Session> {
+        self.all.get_mut(number)
     }
 
     /// How many there are.
@@ -36,146 +72,175 @@ impl Sessions {
         self.all.len()
     }
 
-    pub fn ids(&self) -> Vec<SessionId> {
-        self.all.keys().copied().collect()
+    pub fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.all.iter()
     }
 
-    pub fn of_node(&self, node: &NodeId) -> Vec<SessionId> {
-        self.by_node.get(node).into_iter().flatten().copied().collect()
+    pub fn ids(&self) -> Vec<SessionId> {
+        self.iter().map(|session| session.id).collect()
+    }
+
+    /// All sessions and offers of a node, each with the side that the node is. None: of nobody.
+    pub fn of_node(&self, node: Option<NodeNumber>, nodes: &Nodes) -> impl Iterator<Item = (&Session, Side)> {
+        let mut next = node.and_then(|node| nodes.get(node)?.first_session);
+        std::iter::from_fn(move || {
+            let session = self.all.get(next?)?;
+            let side = session.side_of(node?)?;
+            next = session.party(side).next_of_node;
+            Some((session, side))
+        })
+    }
+
+    /// All sessions and offers between this connector and this target.
+    pub fn of_pair(
+        &self,
+        connector: Option<NodeNumber>,
+        target: Option<NodeNumber>,
+        nodes: &Nodes,
+    ) -> impl Iterator<Item = &Session> {
+        self.with_target(target, nodes)
+            .filter(move |session| Some(session.party(Side::Connector).node) == connector)
+    }
+
+    /// All sessions and offers with this target.
+    pub fn with_target(&self, target: Option<NodeNumber>, nodes: &Nodes) -> impl Iterator<Item = &Session> {
+        let as_target = self.of_node(target, nodes).filter(|(_, side)| *side == Side::Target);
+        as_target.map(|(session, _)| session)
     }
 
     /// Who has proved `tuple`.
     pub fn owner(&self, tuple: &FlowTuple) -> Option<(SessionId, Side)> {
-        self.by_tuple.get(tuple).copied()
+        let tuple = ProvedTuple::from(*tuple);
+        let is_it = |owner: &Owner| owned(&self.all, *owner) == Some(tuple);
+        let owner = self.by_tuple.find(tuple.hash(self.hash_key), is_it)?;
+        Some((self.all.get(owner.number())?.id, owner.side()))
     }
 
-    /// Offers that `node` has open as `side`.
-    pub fn open_offers(&self, node: &NodeId, side: Side) -> u32 {
-        let [as_connector, as_target] = &self.offers;
-        let counts = match side {
-            Side::Connector => as_connector,
-            Side::Target => as_target,
-        };
-        counts.get(node).copied().unwrap_or(0)
-    }
-
-    /// How many sessions and offers `node` has.
-    pub fn count(&self, node: &NodeId) -> usize {
-        self.by_node.get(node).map_or(0, BTreeSet::len)
-    }
-
-    /// All sessions and offers between this connector and this target.
-    pub fn of_pair<'a>(
-        &'a self,
-        connector: &'a NodeId,
-        target: &'a NodeId,
-    ) -> impl Iterator<Item = &'a Session> {
-        self.with_target(target).filter(move |session| session.party(Side::Connector).node == *connector)
-    }
-
-    /// All sessions and offers with this target.
-    pub fn with_target<'a>(&'a self, target: &'a NodeId) -> impl Iterator<Item = &'a Session> {
-        let sessions = self.by_node.get(target).into_iter().flatten().filter_map(|id| self.all.get(id));
-        sessions.filter(move |session| session.party(Side::Target).node == *target)
-    }
-
-    pub fn insert(&mut self, session: Session) {
-        for (party, offers) in session.parties.iter().zip(&mut self.offers) {
-            self.by_node.entry(party.node).or_default().insert(session.id);
-            *offers.entry(party.node).or_default() += 1;
+    pub fn insert(&mut self, session: Session, nodes: &mut Nodes) {
+        let (id, of) = (session.id, session.nodes());
+        let number = self.all.insert(session);
+        for (node, side) in of.into_iter().zip(Side::BOTH) {
+            let (Some(node), Some(session)) = (nodes.get_mut(node), self.all.get_mut(number)) else {
+                continue;
+            };
+            session.party_mut(side).next_of_node = node.first_session.replace(number);
+            node.sessions += 1;
+            if let Some(offers) = node.offers.get_mut(side.index()) {
+                *offers += 1;
+            }
         }
-        self.all.insert(session.id, session);
+        let Sessions { all, by_id, .. } = self;
+        let rehash = |other: &u32| all.get(*other).map_or(0, |session| hash(session.id));
+        by_id.insert_unique(hash(id), number, rehash);
     }
 
-    /// An offer is none any more: it was paired, or is over.
-    pub fn close_offer(&mut self, nodes: [NodeId; 2]) {
-        for (node, offers) in nodes.iter().zip(&mut self.offers) {
-            if let Some(count) = offers.get_mut(node) {
-                *count -= 1;
-                if *count == 0 {
-                    offers.remove(node);
-                }
+    /// An offer between these nodes is none any more: it was paired, or is over.
+    pub fn close_offer(&self, of: [NodeNumber; 2], nodes: &mut Nodes) {
+        for (node, side) in of.into_iter().zip(Side::BOTH) {
+            if let Some(offers) = nodes.get_mut(node).and_then(|node| node.offers.get_mut(side.index())) {
+                *offers = offers.saturating_sub(1);
             }
         }
     }
 
-    pub fn remove(&mut self, id: SessionId) -> Option<Session> {
-        let session = self.all.remove(&id)?;
-        for party in &session.parties {
-            if let Some(tuple) = party.bound {
-                self.by_tuple.remove(&tuple);
-            }
-            if let Some(sessions) = self.by_node.get_mut(&party.node) {
-                sessions.remove(&id);
-                if sessions.is_empty() {
-                    self.by_node.remove(&party.node);
-                }
-            }
+    pub fn remove(&mut self, id: SessionId, nodes: &mut Nodes) -> Option<Session> {
+        let number = self.number(id)?;
+        Side::BOTH.into_iter().for_each(|side| self.disown(id, side));
+        if let Ok(entry) = self.by_id.find_entry(hash(id), |other| *other == number) {
+            entry.remove();
         }
-        if session.offer_until.is_some() {
-            let [connector, target] = &session.parties;
-            self.close_offer([connector.node, target.node]);
+        let of = self.all.get(number)?.nodes();
+        for node in of {
+            self.unlink(number, node, nodes);
         }
+        let session = self.all.remove(number)?;
+        if session.is_offer() {
+            self.close_offer(of, nodes);
+        }
+        of.into_iter().for_each(|node| nodes.forget_if_gone(node));
         Some(session)
     }
 
     /// `side` of session `id` has proved `tuple`, which nobody else owns.
     pub fn own(&mut self, id: SessionId, side: Side, tuple: FlowTuple) {
-        let Some(session) = self.all.get_mut(&id) else { return };
-        if let Some(before) = session.party_mut(side).bound.replace(tuple) {
-            self.by_tuple.remove(&before);
-        }
-        self.by_tuple.insert(tuple, (id, side));
+        self.disown(id, side);
+        let Some(number) = self.number(id) else { return };
+        let Some(session) = self.all.get_mut(number) else { return };
+        let tuple = ProvedTuple::from(tuple);
+        session.party_mut(side).bound = Some(tuple);
+        let Sessions { all, by_tuple, hash_key, .. } = self;
+        let rehash = |other: &Owner| owned(all, *other).map_or(0, |tuple| tuple.hash(*hash_key));
+        by_tuple.insert_unique(tuple.hash(*hash_key), Owner::new(number, side), rehash);
     }
 
     /// `side` of session `id` has no tuple any more.
     pub fn disown(&mut self, id: SessionId, side: Side) {
-        if let Some(tuple) = self.all.get_mut(&id).and_then(|session| session.party_mut(side).bound.take()) {
-            self.by_tuple.remove(&tuple);
+        let Some(number) = self.number(id) else { return };
+        let Some(session) = self.all.get_mut(number) else { return };
+        let Some(tuple) = session.party_mut(side).bound.take() else { return };
+        let is_it = |owner: &Owner| *owner == Owner::new(number, side);
+        if let Ok(entry) = self.by_tuple.find_entry(tuple.hash(self.hash_key), is_it) {
+            entry.remove();
         }
     }
 
-    /// Sides of `node` whose connection was `from` continue on `to`.
-    pub fn attach(&mut self, node: &NodeId, from: Option<ConnId>, to: ConnId) -> Vec<(SessionId, Side)> {
-        let mut attached = Vec::new();
-        for id in self.by_node.get(node).into_iter().flatten() {
-            let Some(session) = self.all.get_mut(id) else { continue };
-            let Some(side) = session.side_of(node) else { continue };
-            let party = session.party_mut(side);
-            if party.conn == from {
-                party.conn = Some(to);
-                attached.push((*id, side));
+    /// Sides of `node` whose connection was `from` continue on `to`; none: on no connection.
+    pub fn attach(
+        &mut self,
+        node: Option<NodeNumber>,
+        nodes: &Nodes,
+        from: Option<ConnId>,
+        to: Option<ConnId>,
+    ) -> Vec<(SessionId, Side)> {
+        let on_it = |(session, side): &(&Session, Side)| session.party(*side).conn == from;
+        let sides = self.of_node(node, nodes).filter(on_it);
+        let sides: Vec<_> = sides.map(|(session, side)| (session.id, side)).collect();
+        for (id, side) in &sides {
+            if let Some(session) = self.get_mut(*id) {
+                session.party_mut(*side).conn = to;
             }
         }
-        attached
+        sides
     }
 
-    /// Sides of `node` whose connection was `from` have none now.
-    pub fn detach(&mut self, node: &NodeId, from: ConnId) {
-        for id in self.by_node.get(node).into_iter().flatten() {
-            let Some(session) = self.all.get_mut(id) else { continue };
-            if let Some(side) = session.side_on(from) {
-                session.party_mut(side).conn = None;
+    /// Takes a session out of the list of one of its nodes.
+    fn unlink(&mut self, number: u32, of: NodeNumber, nodes: &mut Nodes) {
+        let Some(node) = nodes.get_mut(of) else { return };
+        node.sessions = node.sessions.saturating_sub(1);
+        let Some(next) = self.party_mut(number, of).map(|party| party.next_of_node) else { return };
+        if node.first_session == Some(number) {
+            node.first_session = next;
+            return;
+        }
+        let mut before = node.first_session;
+        while let Some(party) = before.and_then(|before| self.party_mut(before, of)) {
+            if party.next_of_node == Some(number) {
+                party.next_of_node = next;
+                return;
             }
+            before = party.next_of_node;
         }
     }
 
-    pub fn statuses(&self, flows: &impl Flows, now: MonoTime) -> Vec<SessionStatus> {
-        self.all.values().map(|session| session.status(flows, now)).collect()
-    }
-
-    #[cfg(test)]
-    pub fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.all.values()
+    fn party_mut(&mut self, number: u32, node: NodeNumber) -> Option<&mut Party> {
+        let session = self.all.get_mut(number)?;
+        let side = session.side_of(node)?;
+        Some(session.party_mut(side))
     }
 
     #[cfg(test)]
     pub fn tuple_count(&self) -> usize {
         self.by_tuple.len()
     }
+}
 
-    #[cfg(test)]
-    pub fn offer_counts(&self) -> &[BTreeMap<NodeId, u32>; 2] {
-        &self.offers
-    }
+/// The tuple of a side.
+fn owned(all: &Slab<Session>, owner: Owner) -> Option<ProvedTuple> {
+    all.get(owner.number())?.party(owner.side()).bound
+}
+
+/// Ids are random, and the relay's own choice.
+fn hash(SessionId(id): SessionId) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = id;
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }

@@ -1,61 +1,77 @@
-//! What is due when: one time for each agent and session.
+//! What is to be looked at when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::agents::ConnId;
 use crate::clock::MonoTime;
-use crate::protocol::SessionId;
 
-/// Whose time it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
-    Agent(ConnId),
-    Session(SessionId),
+/// Entries in the order of their times. Putting one in and taking one out cost little, so there is no way to move or
+/// remove one: whatever it is for remembers the time of its one entry that counts, and others that come are ignored.
+///
+/// Many entries have one time, as the clock is coarse.
+#[derive(Debug)]
+pub(super) struct Timers<K> {
+    due: BTreeMap<MonoTime, Vec<K>>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Timers {
-    in_order: BTreeSet<(MonoTime, Timer)>,
-    of: BTreeMap<Timer, MonoTime>,
-}
-
-impl Timers {
-    /// Sets the one time of `timer`.
-    pub fn set(&mut self, timer: Timer, at: MonoTime) {
-        self.clear(timer);
-        self.of.insert(timer, at);
-        self.in_order.insert((at, timer));
+impl<K> Default for Timers<K> {
+    fn default() -> Self {
+        Timers { due: BTreeMap::new() }
     }
+}
 
-    /// Nothing is due for `timer` any more.
-    pub fn clear(&mut self, timer: Timer) {
-        if let Some(at) = self.of.remove(&timer) {
-            self.in_order.remove(&(at, timer));
-        }
+impl<K> Timers<K> {
+    /// Puts in an entry.
+    pub fn add(&mut self, key: K, at: MonoTime) {
+        self.due.entry(at).or_default().push(key);
     }
 
     /// The first time of all.
     pub fn first(&self) -> Option<MonoTime> {
-        self.in_order.first().map(|(at, _)| *at)
+        self.due.first_key_value().map(|(at, _)| *at)
     }
 
-    /// Takes the first timer that is due at `now`.
-    pub fn take_due(&mut self, now: MonoTime) -> Option<Timer> {
-        let (at, timer) = *self.in_order.first()?;
-        if at > now {
-            return None;
+    /// Takes an entry that is due at `now`, with its time.
+    pub fn take_due(&mut self, now: MonoTime) -> Option<(K, MonoTime)> {
+        let mut first = self.due.first_entry().filter(|first| *first.key() <= now)?;
+        let at = *first.key();
+        let key = first.get_mut().pop();
+        if first.get().is_empty() {
+            first.remove();
         }
-        self.clear(timer);
-        Some(timer)
+        Some((key?, at))
     }
 
     #[cfg(test)]
-    pub fn has(&self, timer: Timer) -> bool {
-        self.of.contains_key(&timer)
+    pub fn has(&self, key: K, at: MonoTime) -> bool
+    where
+        K: PartialEq,
+    {
+        self.due.get(&at).is_some_and(|keys| keys.contains(&key))
     }
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.of.len()
+        self.due.values().map(Vec::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_when_they_are_due_and_earlier_ones_first() {
+        let mut timers = Timers::default();
+        for (key, at) in [('c', 3), ('a', 1), ('d', 3), ('b', 2)] {
+            timers.add(key, MonoTime(at));
+        }
+        assert_eq!(timers.take_due(MonoTime(0)), None);
+        let due: Vec<_> = std::iter::from_fn(|| timers.take_due(MonoTime(2))).collect();
+        assert_eq!(due, [('a', MonoTime(1)), ('b', MonoTime(2))]);
+        assert_eq!(timers.first(), Some(MonoTime(3)));
+        let mut last: Vec<_> = std::iter::from_fn(|| timers.take_due(MonoTime(9))).collect();
+        last.sort_unstable();
+        assert_eq!(last, [('c', MonoTime(3)), ('d', MonoTime(3))]);
+        assert_eq!(timers.first(), None);
     }
 }

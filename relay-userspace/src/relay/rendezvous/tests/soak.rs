@@ -8,7 +8,6 @@ use std::sync::Arc;
 use relay_common::{Reason, Side};
 
 use super::super::session::{Session, SessionState};
-use super::super::timers::Timer;
 use super::super::*;
 use super::{Ledger, Seeded, seconds};
 use crate::protocol::bind::{BindClient, BindOutput};
@@ -360,12 +359,16 @@ impl Simulation {
     }
 
     fn check_state(&self) {
-        let Rendezvous { agents, sessions, timers, .. } = &self.rendezvous;
-        assert!(timers.first().is_none_or(|due| due > self.now), "nothing due is left undone");
+        let Rendezvous { nodes, agents, sessions, pings, looks, .. } = &self.rendezvous;
+        let next = self.rendezvous.next_deadline();
+        assert!(next.is_none_or(|due| due > self.now), "nothing due is left undone");
         assert_eq!(agents.ids().into_iter().collect::<BTreeSet<_>>(), self.open);
-        for (node, announcement) in agents.announced() {
-            assert_eq!(agents.get(announcement.conn).map(|agent| agent.node), Some(*node));
+        for node in nodes.iter() {
+            if let Some(announcement) = &node.announcement {
+                assert_eq!(agents.get(announcement.conn).map(|agent| agent.node), Some(node.id));
+            }
         }
+        self.check_nodes();
         let (mut bound, mut paired) = (0, 0);
         let mut offers = [BTreeMap::new(), BTreeMap::new()];
         for session in sessions.iter() {
@@ -373,18 +376,20 @@ impl Simulation {
             bound += session.parties.iter().filter(|party| party.bound.is_some()).count();
             paired += usize::from(session.slot.is_some());
             for (party, offers) in session.parties.iter().zip(&mut offers) {
-                if session.offer_until.is_some() {
-                    *offers.entry(party.node).or_insert(0_u32) += 1;
+                if session.is_offer() {
+                    *offers.entry(nodes.get(party.node).unwrap().id).or_insert(0_u32) += 1;
                 }
             }
         }
         assert_eq!(sessions.tuple_count(), bound, "every proved tuple has one owner");
         assert_eq!(self.flows.ledger.slots.len(), paired, "no flow without a session");
-        assert_eq!(*sessions.offer_counts(), offers);
+        assert_eq!(offer_counts(nodes), offers);
         let [by_source, by_target] = offers;
         assert!(by_source.values().all(|open| *open <= MAX_OFFERS_PER_SOURCE));
         assert!(by_target.values().all(|open| *open <= MAX_OFFERS_PER_TARGET));
-        assert_eq!(timers.len(), self.open.len() + sessions.iter().count());
+        // Entries that do not count any more go when they come.
+        assert!(pings.len() < 2 * AGENTS + self.open.len());
+        assert!(looks.len() < 2 * AGENTS + 2 * sessions.total());
         let sample = (self.sent % 64) as u16;
         self.nobody_else_is_forwarded(|source| source.port() % 64 == sample);
     }
@@ -408,29 +413,33 @@ impl Simulation {
     }
 
     fn check_session(&self, session: &Session) {
-        let Rendezvous { agents, sessions, timers, .. } = &self.rendezvous;
-        assert!(timers.has(Timer::Session(session.id)));
+        let Rendezvous { nodes, agents, sessions, looks, settings, .. } = &self.rendezvous;
+        let wakes_at = session.wakes_at.expect("a session is looked at");
+        assert!(looks.has(sessions.number(session.id).unwrap(), wakes_at));
+        assert!(wakes_at <= session.due(settings.idle_timeout), "and in time");
         let [connector, target] = &session.parties;
         assert_ne!(connector.node, target.node);
         for side in Side::BOTH {
             let party = session.party(side);
+            let node = nodes.get(party.node).expect("a session's nodes are known").id;
             if let Some(conn) = party.conn {
-                assert_eq!(agents.get(conn).map(|agent| agent.node), Some(party.node));
+                assert_eq!(agents.get(conn).map(|agent| agent.node), Some(node));
             } else {
-                assert_eq!(agents.newest(&party.node), None, "a side follows its node's connections");
+                assert_eq!(nodes.newest(&node), None, "a side follows its node's connections");
             }
-            if let Some(tuple) = party.bound {
+            if let Some(tuple) = party.tuple() {
                 assert_eq!(sessions.owner(&tuple), Some((session.id, side)));
                 assert!(party.counter > 0);
             }
-            assert!(sessions.of_node(&party.node).contains(&session.id));
-            assert!(session.offer_until.is_some() || party.proved + CONSENT > self.now, "consent is fresh");
+            let of_node: Vec<_> = sessions.of_node(Some(party.node), nodes).collect();
+            assert!(of_node.iter().any(|(of_node, as_side)| of_node.id == session.id && *as_side == side));
+            assert!(session.is_offer() || party.proved + CONSENT > self.now, "consent is fresh");
         }
-        assert!(session.offer_until.is_none_or(|until| until > self.now && session.slot.is_none()));
+        assert!(session.offer_until().is_none_or(|until| until > self.now && session.slot.is_none()));
         for conn in session.parties.iter().filter_map(|party| party.conn) {
             assert_eq!(self.told.get(&(conn, session.id)), Some(&session.max_datagram_bytes()));
         }
-        let bound = session.parties.each_ref().map(|party| party.bound);
+        let bound = session.parties.each_ref().map(|party| party.tuple());
         if let [Some(connector), Some(target)] = bound {
             let both_v4 = connector.agent.is_ipv4() && target.agent.is_ipv4();
             assert_eq!(session.max_datagram_bytes(), if both_v4 { 1472 } else { 1452 });
@@ -445,6 +454,18 @@ impl Simulation {
         }
     }
 
+    /// Every node is known for its connections or sessions, and by its id.
+    fn check_nodes(&self) {
+        let Rendezvous { nodes, sessions, .. } = &self.rendezvous;
+        for node in nodes.iter() {
+            let number = nodes.number(&node.id);
+            assert!(std::ptr::eq(nodes.get(number.unwrap()).unwrap(), node));
+            let of_node = sessions.of_node(number, nodes).count();
+            assert_eq!(of_node, node.sessions as usize);
+            assert!(of_node > 0 || nodes.newest(&node.id).is_some(), "a node that has gone is forgotten");
+        }
+    }
+
     /// All connections and data sockets die: soon nothing of them is left.
     fn everyone_leaves(&mut self) {
         for who in 0..AGENTS {
@@ -454,7 +475,8 @@ impl Simulation {
         self.network.clear();
         self.run_until(self.now + seconds(240));
         self.check_state();
-        assert_eq!(self.rendezvous.sessions.iter().count(), 0);
+        assert_eq!(self.rendezvous.sessions.total(), 0);
+        assert_eq!(self.rendezvous.nodes.iter().count(), 0);
         assert!(self.flows.ledger.slots.is_empty());
         assert!(self.open.is_empty(), "connections that lingered are found dead by unanswered pings");
         assert_eq!(self.rendezvous.next_deadline(), None);
@@ -567,6 +589,14 @@ impl Flows for Books {
     fn egress_mtus(&self, slot: SlotId) -> [Option<u32>; 2] {
         self.ledger.egress_mtus(slot)
     }
+}
+
+/// Open offers by connector and by target.
+fn offer_counts(nodes: &Nodes) -> [BTreeMap<NodeId, u32>; 2] {
+    Side::BOTH.map(|side| {
+        let counts = nodes.iter().map(|node| (node.id, node.open_offers(side)));
+        counts.filter(|(_, open)| *open > 0).collect()
+    })
 }
 
 fn node(who: usize) -> NodeId {
