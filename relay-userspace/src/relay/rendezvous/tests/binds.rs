@@ -520,3 +520,23 @@ fn tuples_that_cannot_be_joined_are_told_to_both() {
     assert_eq!((world.relay_error_codes(source), world.relay_error_codes(target)), (vec![3003], vec![3003]));
     assert_eq!(world.ended(), [EndReason::TupleRefused(TupleFault::Family)]);
 }
+
+#[test]
+fn what_a_side_was_asked_is_forgotten_once_it_makes_no_difference_and_not_before() {
+    let mut world = World::new();
+    let (.., terms) = world.paired();
+    let questions = |world: &World| {
+        let session = world.rendezvous.sessions.get(terms[0].session).unwrap();
+        session.questions(Side::Target).is_some()
+    };
+    assert!(questions(&world), "to pair they were asked");
+    world.pass(seconds(2));
+    assert!(!questions(&world), "and have answered");
+    let challenge = world.ask(&terms[1], "203.0.113.2:2001", 10, Cookie::NONE);
+    world.pass(Duration::from_millis(4900));
+    assert!(questions(&world), "the looks meanwhile have left it");
+    let (state, _) = bound(&world.prove(&terms[1], "203.0.113.2:2001", 10, challenge[0].cookie));
+    assert_eq!(state, PairState::Paired);
+    world.pass(seconds(2));
+    assert!(!questions(&world));
+}

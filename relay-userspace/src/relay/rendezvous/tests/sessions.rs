@@ -200,3 +200,37 @@ fn a_listing_shows_state_tuples_and_proofs() {
     let proofs = status.sides.each_ref().map(|side| side.last_proof);
     assert_eq!(proofs, [Some(seconds(15)), Some(seconds(3))]);
 }
+
+#[test]
+fn a_session_has_one_entry_in_the_timers_however_often_its_sides_prove_their_tuples() {
+    let mut world = World::new();
+    let (.., terms) = world.paired();
+    let mut cookies = terms.each_ref().map(|_| Cookie::NONE);
+    world.pass(seconds(20));
+    for round in 0..100 {
+        for (side, at) in [(0, A), (1, B)] {
+            cookies[side] = match round {
+                0 => world.bind(&terms[side], at, 10).1,
+                round => bound(&world.ask(&terms[side], at, 10 + round, cookies[side])).1,
+            };
+        }
+    }
+    assert_eq!(world.rendezvous.looks.len(), 1);
+    world.pass(seconds(72));
+    assert_eq!(world.state(&terms), Some(SessionState::Paired));
+    world.pass(seconds(1));
+    assert_eq!(world.ended(), [EndReason::ConsentLost(Side::Connector)]);
+}
+
+#[test]
+fn a_node_is_known_as_long_as_it_is_connected_or_has_sessions() {
+    let mut world = World::new();
+    let (source, target, terms) = world.paired();
+    let known = |world: &World| world.rendezvous.nodes.iter().count();
+    world.lose(source);
+    assert_eq!(known(&world), 2, "its session goes on");
+    world.message(target, disconnect(Some(terms[1].session)));
+    assert_eq!(known(&world), 1);
+    world.lose(target);
+    assert_eq!(known(&world), 0);
+}
