@@ -12,10 +12,13 @@ mod cpu;
 mod frames;
 mod goals;
 mod limit;
+mod memory;
+mod population;
 mod program_cost;
 mod prologue;
 mod report;
 mod rounds;
+mod scale;
 mod sessions;
 
 use std::path::PathBuf;
@@ -58,15 +61,17 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Section {
     Cost,
+    Scale,
     Limit,
 }
 
 impl Section {
-    const ALL: [Section; 2] = [Section::Cost, Section::Limit];
+    const ALL: [Section; 3] = [Section::Cost, Section::Scale, Section::Limit];
 
     fn run(self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         match self {
             Section::Cost => program_cost::run(bench, report),
+            Section::Scale => scale::run(bench, report),
             Section::Limit => limit::run(bench, report),
         }
     }

@@ -19,7 +19,7 @@ use crate::sessions::Sessions;
 const SESSIONS: u32 = 500;
 
 /// More than one CPU can send.
-const AMPLE: Limit = Limit { bytes_per_s: 10_000_000_000, burst_bytes: 2_500_000_000 };
+pub const AMPLE: Limit = Limit { bytes_per_s: 10_000_000_000, burst_bytes: 2_500_000_000 };
 
 /// The same, with a burst so long that its level hardly moves in a run.
 const DEEP: Limit = Limit { burst_bytes: 600_000_000_000, ..AMPLE };

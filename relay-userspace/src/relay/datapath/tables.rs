@@ -110,6 +110,9 @@ impl TableSizes {
         TableSizes { slots, buckets: u32::try_from(buckets).unwrap_or(MAX_BUCKETS).min(MAX_BUCKETS) }
     }
 
+    /// Bytes of the daemon's own memory for each session that the tables have room for.
+    pub const COUNTED_IN_DAEMON: usize = size_of::<Carried>();
+
     /// Bytes the tables take: in the kernel or, without the program, in the daemon, and besides what the daemon counts of
     /// each session.
     pub fn bytes(self) -> u64 {
