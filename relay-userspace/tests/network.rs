@@ -27,7 +27,7 @@ use relay_userspace::relay::datapath::{
     Debt, FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange,
     NetworkEvents, NextHops, NoRoutes, TableSizes, Tables,
 };
-use relay_userspace::relay::forwarder::{Forwarder, RelayPort};
+use relay_userspace::relay::forwarder::{Forwarder, Merging, RelayPort};
 
 use namespaces::{Inside, addr, in_namespace, ip, run, until_counted};
 
@@ -231,10 +231,10 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _within = runtime.enter();
-        let port = RelayPort::open(4433, MAGIC).unwrap();
+        let port = RelayPort::open(4433, 1, MAGIC).unwrap();
         let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
         let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
-        let forwarder = Forwarder::start(port, tables).unwrap().forwarder;
+        let forwarder = Forwarder::start(port, tables, Merging::On).unwrap().forwarder;
         let relay = [1, 2].map(|net| SocketAddr::new(addr(&format!("10.9.{net}.1")), 4433));
         let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
@@ -261,7 +261,7 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
 fn the_relay_runs_on_ipv4_alone_where_ipv6_is_disabled() {
     in_namespace("the_relay_runs_on_ipv4_alone_where_ipv6_is_disabled", || {
         let conf = |interface: &str| format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
-        let families = || RelayPort::open(4433, MAGIC).unwrap().addresses().iter().count();
+        let families = || RelayPort::open(4433, 1, MAGIC).unwrap().addresses().iter().count();
         ip("link add up0 type veth peer name down0");
         assert_eq!(families(), 2, "no address yet, but one may come");
         std::fs::write(conf("all"), "1").unwrap();
@@ -293,10 +293,10 @@ fn a_mixed_pair_over_ethernet_carries_1452_bytes_whole_and_fragments_both_ways()
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _within = runtime.enter();
-        let port = RelayPort::open(4433, MAGIC).unwrap();
+        let port = RelayPort::open(4433, 1, MAGIC).unwrap();
         let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
         let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
-        let forwarder = Forwarder::start(port, tables).unwrap().forwarder;
+        let forwarder = Forwarder::start(port, tables, Merging::On).unwrap().forwarder;
         let [near, far] = ["10.9.1.1", "fd00:9::1"].map(|relay| SocketAddr::new(addr(relay), 4433));
         let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));

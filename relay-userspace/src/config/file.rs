@@ -83,6 +83,7 @@ pub(super) struct Datapath {
     pub mode: Entry<String>,
     pub interfaces: Entry<Vec<Spanned<String>>>,
     pub max_sessions: Entry<Integer>,
+    pub readers: Entry<Integer>,
 }
 
 #[derive(Debug, Default, Deserialize)]

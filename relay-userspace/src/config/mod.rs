@@ -109,6 +109,9 @@ pub struct Datapath {
     pub interfaces: Vec<String>,
     /// `max_sessions`: sessions the tables have room for. Default 65536.
     pub max_sessions: u32,
+    /// `readers`: threads of each family that carry relayed packets where the kernel does not. Default 0: one per CPU,
+    /// up to 8.
+    pub readers: u32,
 }
 
 /// Which datapath is wanted.

@@ -109,7 +109,7 @@ impl Config {
             relay_bandwidth_limit,
         } = transport;
         let Security { max_clock_drift } = security;
-        let Datapath { mode, interfaces, max_sessions } = datapath;
+        let Datapath { mode, interfaces, max_sessions, readers } = datapath;
         let Admin { socket } = admin;
         let Agent { accept, allow, pacing, ecn } = agent;
         let of = |role: Role, value: String| if self.role() == role { value } else { String::new() };
@@ -130,6 +130,7 @@ impl Config {
             ("datapath.mode", of_relays(mode.to_string())),
             ("datapath.interfaces", of_relays(list(interfaces))),
             ("datapath.max_sessions", of_relays(max_sessions.to_string())),
+            ("datapath.readers", of_relays(readers.to_string())),
             ("admin.socket", socket.display().to_string()),
             (AGENT_ACCEPT, of_agents(list(accept))),
             (AGENT_ALLOW, of_agents(list(&permits))),

@@ -92,7 +92,7 @@ fn an_empty_file_is_an_agent_with_the_documented_defaults() {
     assert!(!config.transport.enable_relay);
     assert_eq!(config.transport.relay_bandwidth_limit, Limit::per_second(1_048_576));
     assert_eq!(config.datapath.mode, DatapathMode::Auto);
-    assert_eq!(config.datapath.max_sessions, 65_536);
+    assert_eq!((config.datapath.max_sessions, config.datapath.readers), (65_536, 0));
     assert_eq!(config.admin.socket, Path::new("/var/lib/atlas/state/admin.sock"));
     assert!(config.agent.accept.is_empty());
     assert!(config.agent.pacing && config.agent.ecn);

@@ -18,6 +18,9 @@ use super::{
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
 
+/// Readers that may be asked for: more than any machine this runs on has use for, and few enough descriptors.
+const MAX_READERS: i64 = 64;
+
 /// Checks the text of a file called `path`.
 pub(super) fn config(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config, ConfigError> {
     let file: File = toml::from_str(text).map_err(|error| from_toml(&error, text, path))?;
@@ -126,6 +129,13 @@ impl Source<'_> {
                 "a number of sessions",
                 65_536,
             )?,
+            readers: self.integer(
+                "datapath.readers",
+                &file.readers,
+                0..=MAX_READERS,
+                "a number of threads (0: one per CPU, up to 8)",
+                0,
+            )?,
         })
     }
 
@@ -193,6 +203,7 @@ impl Source<'_> {
             ("datapath.mode", span(&file.datapath.mode), of_relays),
             ("datapath.interfaces", empty_is_nothing(&file.datapath.interfaces), of_relays),
             ("datapath.max_sessions", span(&file.datapath.max_sessions), of_relays),
+            ("datapath.readers", span(&file.datapath.readers), of_relays),
         ];
         let of_this_role = by_role.into_iter().filter_map(|(key, span, why)| Some((key, span, why?)));
         let present = [

@@ -240,7 +240,7 @@ mod tests {
         let mut datapath = config.datapath.clone();
         (datapath.mode, datapath.max_sessions) = (DatapathMode::Userspace, 1);
         let magic = BindMagic([0x2a, 1, 2, 3, 4, 5, 6, 7]);
-        let port = RelayPort::open(0, magic.0).unwrap();
+        let port = RelayPort::open(0, 1, magic.0).unwrap();
         let Opened { packets, .. } = PacketPath::open(&datapath, port, magic).unwrap();
         let settings = Settings {
             key: NodeKey::from_seed(&[1; 32]),

@@ -65,7 +65,7 @@ impl Relay {
     ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
         let magic = BindMagic::of_relay(&key.public());
-        let relay_port = RelayPort::open(config.network.port, magic.0)?;
+        let relay_port = RelayPort::open(config.network.port, config.datapath.readers, magic.0)?;
         let addresses = relay_port.addresses();
         let address = addresses.v4;
         let connection_ids = relay_port.connection_ids();

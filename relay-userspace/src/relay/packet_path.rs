@@ -13,7 +13,7 @@ use super::datapath::{
     FlowTable, Hook, HopWriter, NetworkChange, NetworkEvents, NextHops, Port, PortError, Program, Selection,
     TableSizes, Tables, XdpError, ports,
 };
-use super::forwarder::{BindSender, Forwarder, RelayPort, Started};
+use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::report;
 use crate::config::{Datapath, DatapathMode};
 use crate::protocol::bind::BindMagic;
@@ -59,7 +59,7 @@ impl PacketPath {
         let sizes = TableSizes::for_sessions(wanted.max_sessions);
         let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_seed()?, magic.0)?;
         let name = selection.name();
-        let Selection { tables, mut program, egress, why, .. } = selection;
+        let Selection { tables, mut program, egress, hook, why } = selection;
         if let Some(program) = &mut program {
             program.follow_log()?;
         }
@@ -79,7 +79,8 @@ impl PacketPath {
             None => None,
         };
         let Started { forwarder, quic, binds, bind_sender } =
-            Forwarder::start(relay_port, Arc::clone(&tables)).map_err(PathError::Forwarder)?;
+            Forwarder::start(relay_port, Arc::clone(&tables), Merging::beside(hook))
+                .map_err(PathError::Forwarder)?;
         let network = network.filter(|_| program.is_some());
         let flows = FlowTable::new(Arc::clone(&tables), hops);
         tracing::info!(

@@ -31,7 +31,7 @@ use relay_userspace::relay::datapath::{
     Debt, FlowTable, FlowTuple, Flows, Hook, Limit, Netlink, OBJECT, Port, Program, Routes, SlotId,
     TableSizes, Tables,
 };
-use relay_userspace::relay::forwarder::{Forwarder, RelayPort};
+use relay_userspace::relay::forwarder::{Forwarder, Merging, RelayPort};
 
 use namespaces::{Inside, addr, in_namespace, ip, run, until_counted};
 use wire::{Heard, Wire};
@@ -311,8 +311,9 @@ impl Lab {
         }
         let tables = Arc::new(tables);
         let flows = FlowTable::new(Arc::clone(&tables), OneHop(PLAIN));
-        let port = RelayPort::open(4433, MAGIC).unwrap();
-        let forwarder = Forwarder::start(port, Arc::clone(&tables)).unwrap().forwarder;
+        let port = RelayPort::open(4433, 1, MAGIC).unwrap();
+        let forwarder =
+            Forwarder::start(port, Arc::clone(&tables), Merging::beside(Some(hook))).unwrap().forwarder;
         Lab { agents, near, far, program, tables, flows, forwarder }
     }
 

@@ -33,4 +33,4 @@ pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};
 pub use routing::NextHops;
 pub use selection::Selection;
 pub use slot_pool::QUARANTINE;
-pub use tables::{Arrival, Relayed, TableSizes, Tables};
+pub use tables::{Arrival, Relayed, Run, TableSizes, Tables};

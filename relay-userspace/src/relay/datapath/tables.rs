@@ -152,6 +152,37 @@ pub struct Relayed {
     pub at: SlotSide,
 }
 
+/// Datagrams of one tuple, whose session has been looked up.
+pub struct Run<'t> {
+    bind_magic: u64,
+    flow: Result<Flow<'t>, Reason>,
+}
+
+impl Run<'_> {
+    /// Whether their tuple is a session's.
+    pub fn is_of_a_flow(&self) -> bool {
+        self.flow.is_ok()
+    }
+
+    /// Decides on one of them, as [`Tables::decide`] does.
+    ///
+    /// # Errors
+    /// As for [`Tables::decide`].
+    pub fn decide(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+        let length = u32::try_from(arrival.payload.len()).unwrap_or(u32::MAX);
+        if let Some(head) = arrival.payload.first_chunk::<BIND_MAGIC_LEN>() {
+            classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
+        }
+        let flow = self.flow.as_ref().map_err(|reason| *reason)?;
+        if arrival.ttl <= 1 {
+            return Err(Reason::TtlExpired);
+        }
+        let mark = flow.admit(length, markable(arrival.tos), now.0)?;
+        let onward = flow.route.tuple();
+        Ok(Relayed { to: onward.destination(), from: onward.source(), mark, at: flow.at })
+    }
+}
+
 impl Tables {
     /// Tables in memory of this process alone: the userspace datapath, and tests.
     pub fn private(sizes: TableSizes, hash_seed: HashSeed, bind_magic: [u8; BIND_MAGIC_LEN]) -> Tables {
@@ -178,12 +209,7 @@ impl Tables {
     /// Why it is not relayed. [`Reason::NoFlow`] and [`Reason::ConsentExpired`]: it may be QUIC's.
     /// [`Reason::Bind`]: it is a bind datagram.
     pub fn decide(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
-        let length = u32::try_from(arrival.payload.len()).unwrap_or(u32::MAX);
-        if let Some(head) = arrival.payload.first_chunk::<BIND_MAGIC_LEN>() {
-            classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
-        }
-        let tuple = AnyTuple::new(arrival.from, arrival.to).ok_or(Reason::NoFlow)?;
-        self.admit(&self.find(&tuple)?, arrival, now)
+        self.run(arrival.from, arrival.to).decide(arrival, now)
     }
 
     /// As [`Tables::decide`], for a datagram of no flow: it may be of a side that has just moved away from its tuple.
@@ -191,17 +217,19 @@ impl Tables {
     /// # Errors
     /// As for [`Tables::decide`].
     pub fn decide_previous(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
-        self.admit(&self.find_previous(arrival, now)?, arrival, now)
+        self.previous_run(arrival.from, arrival.to, now).decide(arrival, now)
     }
 
-    fn admit(&self, flow: &Flow<'_>, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
-        let length = u32::try_from(arrival.payload.len()).unwrap_or(u32::MAX);
-        if arrival.ttl <= 1 {
-            return Err(Reason::TtlExpired);
-        }
-        let mark = flow.admit(length, markable(arrival.tos), now.0)?;
-        let onward = flow.route.tuple();
-        Ok(Relayed { to: onward.destination(), from: onward.source(), mark, at: flow.at })
+    /// The datagrams from `from` to the relay address `to` that are decided on now: their session is looked up once.
+    pub fn run(&self, from: SocketAddr, to: SocketAddr) -> Run<'_> {
+        let tuple = AnyTuple::new(from, to).ok_or(Reason::NoFlow);
+        Run { bind_magic: self.bind_magic, flow: tuple.and_then(|tuple| self.find(&tuple)) }
+    }
+
+    /// As [`Tables::run`], for datagrams of no flow: they may be of a side that has just moved away from its tuple.
+    pub fn previous_run(&self, from: SocketAddr, to: SocketAddr, now: MonoTime) -> Run<'_> {
+        let tuple = FlowTuple { agent: from, relay: to };
+        Run { bind_magic: self.bind_magic, flow: self.find_previous(&tuple, now) }
     }
 
     /// The session that packets of `tuple` belong to.
@@ -224,9 +252,8 @@ impl Tables {
     }
 
     /// The session whose side has sent this just before it moved to another tuple.
-    fn find_previous(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Flow<'_>, Reason> {
-        let tuple = FlowTuple { agent: arrival.from, relay: arrival.to };
-        let at = self.previous.find(&tuple, now).ok_or(Reason::NoFlow)?;
+    fn find_previous(&self, tuple: &FlowTuple, now: MonoTime) -> Result<Flow<'_>, Reason> {
+        let at = self.previous.find(tuple, now).ok_or(Reason::NoFlow)?;
         let line = tables::Tables::slot(self, at.slot).ok_or(Reason::NoFlow)?.side(at.side);
         // Should it move again at this moment, half of its tuple finds nothing.
         let present = line.tuple(self).ok_or(Reason::NoFlow)?;

@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Room for everything the kernel is asked to report about one datagram, of either family.
 pub const RECEIVE_SPACE: usize = 192;
 
-/// Room for everything one sent datagram carries: TOS, TTL and source address, of either family.
-pub const SEND_SPACE: usize = 96;
+/// Room for everything one sent message carries: TOS, TTL and source address, of either family, and segment length.
+pub const SEND_SPACE: usize = 112;
 
 const HEADER_LEN: usize = 16;
 const ALIGNMENT: usize = 8;
@@ -31,6 +31,8 @@ pub struct Ancillary {
     pub ttl: Option<u8>,
     /// It arrived in fragments.
     pub fragmented: bool,
+    /// It is several datagrams that the kernel has merged, of so many bytes each; the last may be shorter.
+    pub segment_len: Option<u16>,
 }
 
 impl Ancillary {
@@ -55,6 +57,10 @@ impl Ancillary {
                 (libc::IPPROTO_IP, IP_RECVFRAGSIZE) | (libc::IPPROTO_IPV6, IPV6_RECVFRAGSIZE) => {
                     found.fragmented = true;
                 }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let len = array(data, 0).and_then(|len| u16::try_from(i32::from_ne_bytes(len)).ok());
+                    found.segment_len = len.filter(|len| *len > 0);
+                }
                 _ => {}
             }
         }
@@ -68,8 +74,15 @@ pub const IP_RECVFRAGSIZE: i32 = 25;
 /// linux/in6.h: the same for IPv6.
 pub const IPV6_RECVFRAGSIZE: i32 = 77;
 
-/// Writes the control messages of one datagram to send. Returns how many bytes they take.
-pub fn write_send(buffer: &mut ControlBuffer<SEND_SPACE>, from: IpAddr, tos: u8, ttl: u8) -> usize {
+/// Writes the control messages of one message to send; with a segment length the kernel cuts it into datagrams of that
+/// many bytes. Returns how many bytes they take.
+pub fn write_send(
+    buffer: &mut ControlBuffer<SEND_SPACE>,
+    from: IpAddr,
+    tos: u8,
+    ttl: u8,
+    segment_len: Option<u16>,
+) -> usize {
     let mut writer = Writer { buffer: &mut buffer.0, len: 0 };
     let (tos, ttl) = (i32::from(tos).to_ne_bytes(), i32::from(ttl).to_ne_bytes());
     match from {
@@ -83,6 +96,9 @@ pub fn write_send(buffer: &mut ControlBuffer<SEND_SPACE>, from: IpAddr, tos: u8,
             writer.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &[&ttl]);
             writer.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &[&from.octets(), &[0; 4]]);
         }
+    }
+    if let Some(len) = segment_len {
+        writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, &[&len.to_ne_bytes()]);
     }
     writer.len
 }
@@ -158,8 +174,11 @@ mod tests {
     #[test]
     fn what_is_written_for_sending_fits_both_families() {
         let mut buffer = ControlBuffer([0; SEND_SPACE]);
-        assert_eq!(write_send(&mut buffer, Ipv4Addr::LOCALHOST.into(), 3, 63), 24 + 24 + 32);
-        assert_eq!(write_send(&mut buffer, Ipv6Addr::LOCALHOST.into(), 3, 63), 24 + 24 + 40);
+        for (segment_len, more) in [(None, 0), (Some(1200), 24)] {
+            let mut written = |from: IpAddr| write_send(&mut buffer, from, 3, 63, segment_len);
+            assert_eq!(written(Ipv4Addr::LOCALHOST.into()), 24 + 24 + 32 + more);
+            assert_eq!(written(Ipv6Addr::LOCALHOST.into()), 24 + 24 + 40 + more);
+        }
     }
 
     #[test]
@@ -169,11 +188,12 @@ mod tests {
             message(libc::IPPROTO_IP, libc::IP_PKTINFO, &to),
             message(libc::IPPROTO_IP, libc::IP_TOS, &[0xb9]),
             message(libc::IPPROTO_IP, libc::IP_TTL, &61i32.to_ne_bytes()),
+            message(libc::SOL_UDP, libc::UDP_GRO, &1200i32.to_ne_bytes()),
         ];
-        let expected =
-            Ancillary { to: Some(IpAddr::from([192, 0, 2, 5])), tos: 0xb9, ttl: Some(61), fragmented: false };
+        let to = Some(IpAddr::from([192, 0, 2, 5]));
+        let expected = Ancillary { to, tos: 0xb9, ttl: Some(61), fragmented: false, segment_len: Some(1200) };
         assert_eq!(Ancillary::parse(&parts.concat()), expected);
-        assert_eq!(Ancillary::parse(&[&parts[2][..], &parts[1], &parts[0]].concat()), expected);
+        assert_eq!(Ancillary::parse(&[&parts[3][..], &parts[2], &parts[1], &parts[0]].concat()), expected);
     }
 
     #[test]

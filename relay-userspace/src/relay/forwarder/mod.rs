@@ -1,13 +1,17 @@
 //! The userspace forwarder: what relays where the kernel does not, and what hands control datagrams to control.
 
 mod ancillary;
-mod batch_io;
+mod arrivals;
 mod connection_ids;
 mod counters;
+mod departures;
+mod gathering;
+mod message_header;
 mod quic_socket;
 mod reader;
 mod relay_port;
 mod socket_group;
+mod socket_options;
 mod steering;
 #[cfg(test)]
 mod tests;
@@ -27,12 +31,34 @@ pub use reader::BindDatagram;
 pub use relay_port::RelayPort;
 pub use socket_group::OpenError;
 
-use crate::relay::datapath::Tables;
+use crate::relay::datapath::{Hook, Tables};
 use crate::relay::family::{Family, PerFamily};
 use crate::socket_queue::queue_drops;
-use batch_io::Headers;
 use counters::Counters;
+use departures::send_one;
+use gathering::Headers;
 use reader::{Reader, Stop};
+
+/// Whether the kernel merges relayed datagrams of one sender that come one after another (UDP_GRO): they are received
+/// together, for a fraction of the work. Control's are never merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merging {
+    /// For the userspace datapath, and with the XDP program in the driver, which sees packets before they are merged.
+    On,
+    /// With the XDP program behind the driver: it would be given merged packets, and would leave all of them to
+    /// userspace.
+    Off,
+}
+
+impl Merging {
+    /// What suits a program that runs there, or none.
+    pub fn beside(hook: Option<Hook>) -> Merging {
+        match hook {
+            None | Some(Hook::Native) => Merging::On,
+            Some(Hook::Generic) => Merging::Off,
+        }
+    }
+}
 
 /// Bind datagrams that may wait for the rendezvous.
 pub const BIND_QUEUE_LEN: usize = 256;
@@ -68,8 +94,13 @@ impl Forwarder {
     ///
     /// # Errors
     /// The system refuses a thread, a file descriptor or a socket option.
-    pub fn start(port: RelayPort, tables: Arc<Tables>) -> io::Result<Started> {
-        let [control, ..] = &port.sockets[..] else { return Err(io::ErrorKind::InvalidInput.into()) };
+    pub fn start(port: RelayPort, tables: Arc<Tables>, merging: Merging) -> io::Result<Started> {
+        let [control, relayed @ ..] = &port.sockets[..] else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        for socket in relayed.iter().flat_map(PerFamily::iter) {
+            socket_options::set_gro(socket, merging == Merging::On)?;
+        }
         let quic = Arc::new(QuicSocket::new(control)?);
         let bind_sender = BindSender { sockets: control.clone() };
         let (bind_queue, binds) = mpsc::channel(BIND_QUEUE_LEN);
@@ -139,7 +170,7 @@ impl BindSender {
         // One of the socket's family was received for every answer.
         let Some(socket) = self.sockets.get(Family::of(to)) else { return };
         let headers = Headers { to, from: from.ip(), tos: 0, ttl: OWN_TTL };
-        if let Err(error) = batch_io::send_one(socket, datagram, headers) {
+        if let Err(error) = send_one(socket, datagram, headers) {
             tracing::debug!(%to, %error, "a bind answer was not sent");
         }
     }

@@ -15,7 +15,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::batch_io;
+use super::socket_options;
 use crate::relay::family::{Family, PerFamily};
 
 /// Datagrams that may wait for quinn. What comes faster than it can take them would be late anyway.
@@ -106,8 +106,8 @@ impl Sender {
         let state = UdpSocketState::new((&socket).into())?;
         // quinn-udp has turned UDP_GRO on. The readers want single datagrams, and in generic mode the kernel would
         // merge them before the XDP program sees them.
-        batch_io::set_gro(&socket, false)?;
-        Ok(Sender { io: batch_io::register_writable(socket)?, state })
+        socket_options::set_gro(&socket, false)?;
+        Ok(Sender { io: socket_options::register_writable(socket)?, state })
     }
 }
 

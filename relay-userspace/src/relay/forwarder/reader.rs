@@ -7,17 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use relay_common::index::SlotSide;
 use relay_common::{BIND_LEN, Reason};
 use tokio::sync::mpsc;
 
-use super::batch_io::{Batch, Datagram, Headers, wait_readable};
+use super::ancillary::Ancillary;
+use super::arrivals::{Arrivals, Arrived, Place};
 use super::counters::Counters;
+use super::departures::{Departures, Outcome};
+use super::gathering::{Departure, Headers};
 use super::quic_socket::{MAX_DATAGRAM, QuicSocket};
+use super::socket_options::wait_readable;
 use super::steering::may_be_quic;
 use crate::clock::MonoTime;
-use crate::relay::datapath::{Arrival, Relayed, Tables};
-use crate::relay::family::PerFamily;
+use crate::relay::datapath::{Arrival, Relayed, Run, Tables};
+use crate::relay::family::{Family, PerFamily};
 
 /// A bind datagram on its way to the rendezvous: it has the magic and the length, nothing else is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +85,11 @@ impl Stop {
 impl Reader {
     /// Works until it is told to stop.
     pub fn run(self) {
-        let mut batch = Batch::new();
+        let mut arrivals = Arrivals::new();
+        let mut departures = PerFamily { v4: Departures::new(), v6: Some(Departures::new()) };
         while !self.stop.asked.load(Ordering::Relaxed) {
             // Asks before it waits: while datagrams keep coming, waiting for them is a system call too many.
-            let count = match batch.receive(&self.socket) {
+            let count = match arrivals.receive(&self.socket) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait();
@@ -97,49 +101,75 @@ impl Reader {
                     continue;
                 }
             };
+            let now = MonoTime::now();
             for index in 0..count {
-                if let Err(reason) = self.take(&mut batch, index) {
-                    self.counters.count(reason);
+                match arrivals.get(index) {
+                    Some(arrived) => self.take(&arrived, arrivals.bytes(), &mut departures, now),
+                    None => self.counters.count(Reason::Truncated, 1),
                 }
             }
-            batch.flush(&self.senders, |at, bytes, result| match result {
-                Ok(()) => {
-                    self.tables.count(at, 1, bytes as u64);
-                    self.counters.count(Reason::Forwarded);
-                }
-                Err(reason) => self.counters.count(reason),
-            });
+            self.flush(&mut departures, arrivals.bytes(), now);
+        }
+    }
+
+    /// The datagrams of one message, whose session is looked up once. Queues what is forwarded and counts the rest.
+    fn take(&self, arrived: &Arrived, bytes: &[u8], departures: &mut PerFamily<Departures>, now: MonoTime) {
+        let Arrived { from, ancillary, .. } = *arrived;
+        let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else {
+            return self.counters.count(Reason::Truncated, arrived.datagrams().count() as u64);
+        };
+        let to = SocketAddr::new(to, self.port);
+        let run = match self.tables.run(from, to) {
+            // A tuple that a side has just moved away from may be control's by now.
+            run if run.is_of_a_flow() || self.is_control => run,
+            _ => self.tables.previous_run(from, to, now),
+        };
+        for place in arrived.datagrams() {
+            let payload = place.of(bytes).unwrap_or_default();
+            let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
+            match self.decide(&run, &arrival, now) {
+                Ok(relayed) => queue(departures, place, &relayed, arrived),
+                Err(reason) => self.counters.count(reason, 1),
+            }
+        }
+        // Datagrams that come merged are many.
+        if departures.iter().map(Departures::len).sum::<usize>() > MAX_QUEUED {
+            self.flush(departures, bytes, now);
         }
     }
 
     /// One datagram: bind datagrams first, then flows by their tuple, then QUIC, since relayed datagrams may look like
-    /// QUIC. Queues what is forwarded; the reason says what became of anything else.
-    fn take(&self, batch: &mut Batch<SlotSide>, index: usize) -> Result<(), Reason> {
-        let datagram = batch.datagram(index).ok_or(Reason::Truncated)?;
-        let Datagram { payload, from, ancillary } = datagram;
-        let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else { return Err(Reason::Truncated) };
-        let to = SocketAddr::new(to, self.port);
-        let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
-        let now = MonoTime::now();
-        let decision = match self.tables.decide(&arrival, now) {
-            // A tuple that a side has just moved away from may be control's by now.
-            Err(Reason::NoFlow) if !self.is_control => self.tables.decide_previous(&arrival, now),
-            decision => decision,
-        };
-        match decision {
-            Ok(Relayed { to, from, mark, at }) => {
-                let tos = if mark { ancillary.tos | CE } else { ancillary.tos };
-                batch.forward(index, Headers { to, from: from.ip(), tos, ttl: ttl - 1 }, at);
-                Ok(())
-            }
+    /// QUIC. The reason says what became of it if it is not to be forwarded.
+    fn decide(&self, run: &Run<'_>, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+        let Arrival { from, to, payload, tos, .. } = *arrival;
+        match run.decide(arrival, now) {
             Err(Reason::Bind) => Err(self.pass_bind(from, to, payload)),
             Err(reason @ (Reason::NoFlow | Reason::ConsentExpired)) if may_be_quic(payload) => {
                 // What is larger than any QUIC datagram of ours is nobody's.
-                let dropped = payload.len() <= MAX_DATAGRAM
-                    && !self.quic.deliver(from, to.ip(), ancillary.tos, payload);
+                let dropped =
+                    payload.len() <= MAX_DATAGRAM && !self.quic.deliver(from, to.ip(), tos, payload);
                 Err(if dropped { Reason::QuicQueueFull } else { reason })
             }
-            Err(reason) => Err(reason),
+            decision => decision,
+        }
+    }
+
+    /// Sends what is queued by the socket of its destination's family.
+    fn flush(&self, departures: &mut PerFamily<Departures>, bytes: &[u8], now: MonoTime) {
+        let report = |outcome: Outcome| {
+            let Outcome { at, datagrams, bytes, result } = outcome;
+            let reason = match result {
+                Ok(()) => {
+                    self.tables.count(at, datagrams as u64, bytes as u64);
+                    Reason::Forwarded
+                }
+                Err(reason) => reason,
+            };
+            self.counters.count(reason, datagrams as u64);
+        };
+        departures.v4.flush(Some(&self.senders.v4), bytes, now, report);
+        if let Some(departures) = &mut departures.v6 {
+            departures.flush(self.senders.v6.as_deref(), bytes, now, report);
         }
     }
 
@@ -158,6 +188,22 @@ impl Reader {
             _ => {}
         }
     }
+}
+
+/// Datagrams that are queued before they are sent, at most, but for those of one message.
+const MAX_QUEUED: usize = 4096;
+
+/// Queues a datagram of `arrived` to be sent on.
+fn queue(departures: &mut PerFamily<Departures>, payload: Place, relayed: &Relayed, arrived: &Arrived) {
+    let Relayed { to, from, mark, at } = *relayed;
+    let Ancillary { tos, ttl, fragmented, .. } = arrived.ancillary;
+    let tos = if mark { tos | CE } else { tos };
+    let headers = Headers { to, from: from.ip(), tos, ttl: ttl.unwrap_or(0).saturating_sub(1) };
+    let departures = match (Family::of(to), &mut departures.v6) {
+        (Family::V6, Some(v6)) => v6,
+        _ => &mut departures.v4,
+    };
+    departures.add(&Departure { payload, headers, at, fragmented });
 }
 
 /// Congestion experienced: both ECN bits (RFC 3168 section 5).

@@ -3,13 +3,15 @@
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 
 use relay_common::BIND_MAGIC_LEN;
 use socket2::{Domain, Socket, Type};
 
 use super::connection_ids::ConnectionIds;
-use super::socket_group::{BUFFER_BYTES, OpenError, RELAYED, SocketGroup};
+use super::socket_group::{BUFFER_BYTES, OpenError, SocketGroup};
 use super::steering::Marks;
 use crate::relay::family::PerFamily;
 
@@ -23,16 +25,27 @@ pub struct RelayPort {
     addresses: PerFamily<SocketAddr>,
 }
 
+/// Readers of each family where nobody has said how many, at most.
+pub const DEFAULT_READERS: u32 = 8;
+
+/// One per CPU: all packets of one tuple are one reader's, so more than that would only take turns.
+fn default_readers() -> u32 {
+    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    u32::try_from(cpus).unwrap_or(DEFAULT_READERS).min(DEFAULT_READERS)
+}
+
 /// Where any port will do, so many are tried until one is free in both families.
 const CHOICES: u32 = 16;
 
 impl RelayPort {
-    /// Opens `port` on all addresses of this host; 0 lets the kernel choose. `bind_magic` is what bind datagrams begin
-    /// with. On a host without IPv6 the relay runs on IPv4, and the log says why.
+    /// Opens `port` on all addresses of this host; 0 lets the kernel choose. `readers` is the number of sockets of each
+    /// family for relayed traffic, which a thread each reads: one carries what one core can. 0 makes it one per CPU, up
+    /// to [`DEFAULT_READERS`]. `bind_magic` is what bind datagrams begin with. On a host without IPv6 the relay runs on
+    /// IPv4, and the log says why.
     ///
     /// # Errors
     /// [`OpenError`] names the address and what to do.
-    pub fn open(port: u16, bind_magic: [u8; BIND_MAGIC_LEN]) -> Result<RelayPort, OpenError> {
+    pub fn open(port: u16, readers: u32, bind_magic: [u8; BIND_MAGIC_LEN]) -> Result<RelayPort, OpenError> {
         let v6 = match why_without_ipv6() {
             None => Some(Ipv6Addr::UNSPECIFIED.into()),
             Some(why) => {
@@ -40,20 +53,22 @@ impl RelayPort {
                 None
             }
         };
-        RelayPort::open_at(PerFamily { v4: Ipv4Addr::UNSPECIFIED.into(), v6 }, port, bind_magic)
+        RelayPort::open_at(PerFamily { v4: Ipv4Addr::UNSPECIFIED.into(), v6 }, port, readers, bind_magic)
     }
 
     /// The port on one address of each family.
     pub(super) fn open_at(
         at: PerFamily<IpAddr>,
         port: u16,
+        readers: u32,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<RelayPort, OpenError> {
+        let readers = if readers == 0 { default_readers() } else { readers };
         let marks = Marks { bind_magic, connection_tag: random_tag() };
         let mut choices = if port == 0 { CHOICES } else { 1 };
         loop {
             choices -= 1;
-            match open_groups(at, port, marks) {
+            match open_groups(at, port, readers, marks) {
                 Err(OpenError::InUse(_)) if choices > 0 => {}
                 opened => return opened.map(|groups| RelayPort::of(groups, marks)),
             }
@@ -97,10 +112,11 @@ impl RelayPort {
 fn open_groups(
     at: PerFamily<IpAddr>,
     mut port: u16,
+    readers: u32,
     marks: Marks,
 ) -> Result<PerFamily<SocketGroup>, OpenError> {
     at.try_map(|address| {
-        let group = SocketGroup::open(SocketAddr::new(address, port), marks, RELAYED)?;
+        let group = SocketGroup::open(SocketAddr::new(address, port), marks, readers)?;
         port = group.local_addr().port();
         Ok(group)
     })

@@ -5,12 +5,9 @@ use std::net::{SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::batch_io::{self, PathMtu};
+use super::socket_options::{self, PathMtu};
 use super::steering::Marks;
 use crate::socket_queue;
-
-/// Sockets for relayed traffic. One reader carries what one core can; relayed long headers come to the control socket.
-pub const RELAYED: u32 = 1;
 
 /// What is asked of the kernel for each socket's buffers, in bytes.
 pub const BUFFER_BYTES: usize = 4 << 20;
@@ -44,7 +41,7 @@ impl SocketGroup {
             if sockets.is_empty() {
                 // From the first socket on, so that none ever chooses by the kernel's own hash.
                 let program = marks.program(relayed, address.is_ipv4());
-                batch_io::attach_steering(&socket, &program)
+                socket_options::attach_steering(&socket, &program)
                     .map_err(|source| OpenError::System { address, source })?;
             }
             sockets.push(socket);
@@ -114,8 +111,8 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_port(true)?;
     let socket = UdpSocket::from(socket);
     // Before it is bound: no datagram comes without its control messages.
-    batch_io::report_ancillary(&socket)?;
-    batch_io::set_path_mtu(&socket, PathMtu::KeepDf)?;
+    socket_options::report_ancillary(&socket)?;
+    socket_options::set_path_mtu(&socket, PathMtu::KeepDf)?;
     socket2::SockRef::from(&socket).bind(&address.into())?;
     Ok(socket)
 }
