@@ -24,20 +24,17 @@ mod leftovers;
 mod namespace;
 mod nat;
 mod plan;
+mod site;
 mod wiring;
 
 pub use address::{AddressPair, Family};
 pub use host::{Host, Process};
 pub use namespace::Namespace;
 pub use plan::{LabPlan, MappedPorts, NatPlan, RelayPlan};
+pub use site::Site;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
-use anyhow::{Context as _, bail};
-
-use crate::syscall;
 use address::Network;
 use delay::DelayLine;
 
@@ -85,8 +82,8 @@ pub struct Lab {
     pub nats: Vec<Namespace>,
     /// The agents' hosts, as planned.
     pub agents: Vec<Namespace>,
-    // After the namespaces: their processes write into it.
-    directory: Directory,
+    // After the namespaces: their processes write into its folder.
+    site: Site,
 }
 
 impl Lab {
@@ -103,13 +100,8 @@ impl Lab {
     /// # Errors
     /// This is not root, or one of `ip`, `nft` and `ethtool` failed. Nothing stays behind then.
     pub fn planned(plan: &LabPlan) -> anyhow::Result<Self> {
-        if !syscall::is_root() {
-            bail!("the lab needs root: it creates network namespaces");
-        }
-        leftovers::remove()?;
-
-        let directory = Directory::create()?;
-        let namespace = |role: &str| Namespace::create(&format!("{}-{role}", directory.name));
+        let site = Site::prepare()?;
+        let namespace = |role: &str| site.namespace(role);
         let numbered = |role: &str, count: usize| {
             (0..count).map(|number| namespace(&format!("{role}{number}"))).collect::<anyhow::Result<Vec<_>>>()
         };
@@ -121,7 +113,7 @@ impl Lab {
             router: namespace("router")?,
             nats: numbered("nat", plan.nats.len())?,
             agents: numbered("agent", plan.agents.len())?,
-            directory,
+            site,
         };
         lab.lines = lab.wire(plan)?;
         lab.translate(plan)?;
@@ -130,32 +122,6 @@ impl Lab {
 
     /// A folder for files of this lab's processes; it goes with the lab.
     pub fn directory(&self) -> &Path {
-        &self.directory.path
-    }
-}
-
-/// The lab's folder. Its lock is held as long as the lab lives: a free lock marks a leftover.
-struct Directory {
-    path: PathBuf,
-    name: String,
-    _lock: File,
-}
-
-impl Directory {
-    fn create() -> anyhow::Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(&name);
-        std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        let lock = File::create(path.join("lock")).context("cannot create the lab's lock")?;
-        lock.try_lock().context("cannot take the lab's lock")?;
-        Ok(Directory { path, name, _lock: lock })
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
+        self.site.directory()
     }
 }
