@@ -81,6 +81,18 @@ const MEASURES: &[Measure] = &[
         Better::Less,
         [2.6, 2.1],
     ),
+    Measure::ratio(
+        "userspace, bulk, bytes per CPU second, of coturn",
+        ["bulk, userspace, by its CPU time", "bulk, coturn, by its CPU time"],
+        Better::More,
+        [8.0, 20.0],
+    ),
+    Measure::ratio(
+        "userspace, two readers, packets per CPU second, of one reader",
+        ["userspace, two readers, by their CPU time", "userspace, one reader, by its CPU time"],
+        Better::More,
+        [0.85, 0.95],
+    ),
     Measure::value(
         "memory of a session, mapped arrays",
         "memory of a session, mapped arrays",

@@ -8,6 +8,8 @@
 
 #[path = "../../../relay-ebpf/src/bench_layout.rs"]
 mod bench_layout;
+mod bulk;
+mod chain;
 mod cpu;
 mod frames;
 mod goals;
@@ -16,10 +18,12 @@ mod memory;
 mod population;
 mod program_cost;
 mod prologue;
+mod readers;
 mod report;
 mod rounds;
 mod scale;
 mod sessions;
+mod turn;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,16 +66,18 @@ struct Arguments {
 enum Section {
     Cost,
     Scale,
+    Bulk,
     Limit,
 }
 
 impl Section {
-    const ALL: [Section; 3] = [Section::Cost, Section::Scale, Section::Limit];
+    const ALL: [Section; 4] = [Section::Cost, Section::Bulk, Section::Scale, Section::Limit];
 
     fn run(self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         match self {
             Section::Cost => program_cost::run(bench, report),
             Section::Scale => scale::run(bench, report),
+            Section::Bulk => bulk::run(bench, report),
             Section::Limit => limit::run(bench, report),
         }
     }

@@ -10,9 +10,6 @@ use anyhow::{Context as _, bail};
 use xtask::lab::{Host, Process};
 use xtask::tool::Tool;
 
-/// The Debian package that has `turnserver`.
-pub const PACKAGE: &str = "coturn";
-
 /// Bytes that ChannelData adds to a payload.
 pub const CHANNEL_HEADER_LEN: usize = 4;
 
