@@ -31,7 +31,7 @@ pub mod reason;
 pub mod rewrite;
 pub mod route;
 mod side;
-mod siphash;
+pub mod siphash;
 pub mod slot;
 pub mod tables;
 pub mod tuple;

@@ -1,12 +1,15 @@
-//! SipHash-1-3 over a fixed number of words: what a few random words become many by.
+//! SipHash-1-3 over a fixed number of words, for maps off the packet path.
 //!
 //! Aumasson and Bernstein, "SipHash: a fast short-input PRF", with 1 compression
 //! and 3 finalisation rounds.
 
+/// A key of 128 bits.
+pub type SipKey = [u64; 2];
+
 /// The hash of `words`, whose number is part of the type and so need not be mixed in at run time.
 #[expect(clippy::indexing_slicing, reason = "the loop runs over the array's own length")]
 #[inline(always)]
-pub const fn siphash13<const N: usize>(key: [u64; 2], words: [u64; N]) -> u64 {
+pub const fn siphash13<const N: usize>(key: SipKey, words: [u64; N]) -> u64 {
     let [k0, k1] = key;
     let mut state = State {
         a: k0 ^ 0x736f_6d65_7073_6575,

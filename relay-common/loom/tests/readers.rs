@@ -71,7 +71,7 @@ fn v4(tuple: AnyTuple) -> TupleV4 {
 }
 
 fn place(tuple: AnyTuple) -> Place {
-    Place::of(tuple.hash(KEY), MASK)
+    Place::of(tuple.hash(&KEY), MASK)
 }
 
 #[derive(Default)]

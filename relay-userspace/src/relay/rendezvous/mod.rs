@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use relay_common::BIND_LEN;
-use relay_common::siphash::HashKey;
+use relay_common::siphash::SipKey;
 
 pub use agents::{Authenticated, ConnId};
 pub use event::{EndReason, Event};
@@ -102,7 +102,7 @@ pub trait Randomness {
     }
 
     /// A key for a table of what others choose.
-    fn hash_key(&mut self) -> HashKey {
+    fn hash_key(&mut self) -> SipKey {
         [u64::from_ne_bytes(self.array()), u64::from_ne_bytes(self.array())]
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use hashbrown::HashTable;
 use relay_common::Side;
-use relay_common::siphash::{HashKey, siphash13};
+use relay_common::siphash::{SipKey, siphash13};
 
 use super::agents::ConnId;
 use super::slab::Slab;
@@ -46,12 +46,12 @@ pub(super) struct Nodes {
     all: Slab<Node>,
     by_id: HashTable<u32>,
     /// Whoever makes many keys can choose among their hashes.
-    hash_key: HashKey,
+    hash_key: SipKey,
 }
 
 impl Nodes {
     /// None yet. `hash_key` is nobody else's.
-    pub fn new(hash_key: HashKey) -> Nodes {
+    pub fn new(hash_key: SipKey) -> Nodes {
         Nodes { all: Slab::default(), by_id: HashTable::new(), hash_key }
     }
 
@@ -145,7 +145,7 @@ impl Node {
     }
 }
 
-fn hash(key: HashKey, id: &NodeId) -> u64 {
+fn hash(key: SipKey, id: &NodeId) -> u64 {
     let (words, _) = id.as_bytes().as_chunks::<8>();
     let mut four = [0; 4];
     for (word, bytes) in four.iter_mut().zip(words) {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use relay_common::siphash::{HashKey, siphash13};
+use relay_common::siphash::{SipKey, siphash13};
 
 use crate::relay::datapath::FlowTuple;
 
@@ -15,7 +15,7 @@ pub(super) struct ProvedTuple {
 
 impl ProvedTuple {
     /// A hash that nobody can foretell: tuples are the agents' choice.
-    pub fn hash(&self, key: HashKey) -> u64 {
+    pub fn hash(&self, key: SipKey) -> u64 {
         let half = |bytes: [u8; 16]| {
             let bits = u128::from_ne_bytes(bytes);
             [bits as u64, (bits >> 64) as u64]

@@ -2,7 +2,7 @@
 
 use hashbrown::HashTable;
 use relay_common::Side;
-use relay_common::siphash::HashKey;
+use relay_common::siphash::SipKey;
 
 use super::agents::ConnId;
 use super::nodes::{NodeNumber, Nodes};
@@ -22,7 +22,7 @@ pub(super) struct Sessions {
     /// Every proved tuple belongs to one side of one session: whoever proved it last.
     by_tuple: HashTable<Owner>,
     /// Agents choose their tuples; ids are random as they are.
-    hash_key: HashKey,
+    hash_key: SipKey,
 }
 
 /// A side of a session, in one word.
@@ -45,7 +45,7 @@ impl Owner {
 
 impl Sessions {
     /// None yet. `hash_key` is nobody else's.
-    pub fn new(hash_key: HashKey) -> Sessions {
+    pub fn new(hash_key: SipKey) -> Sessions {
         Sessions { all: Slab::default(), by_id: HashTable::new(), by_tuple: HashTable::new(), hash_key }
     }
 
