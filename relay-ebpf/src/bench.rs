@@ -10,6 +10,8 @@
 
 mod bench_layout;
 mod program;
+mod traffic;
+mod traffic_layout;
 
 use core::ptr::{read_unaligned, write_unaligned};
 

@@ -82,6 +82,51 @@ const MEASURES: &[Measure] = &[
         [2.6, 2.1],
     ),
     Measure::ratio(
+        "one-core rate, XDP native, of the bare reflector",
+        ["rate, XDP native, same interface, 64 B, 256 flows", "rate, bare XDP reflector, 64 B, 256 flows"],
+        Better::More,
+        [0.87, 0.93],
+    ),
+    Measure::ratio(
+        "one-core rate, XDP native, of the bare redirect",
+        ["rate, XDP native, redirect, 64 B, 256 flows", "rate, bare XDP redirect, 64 B, 256 flows"],
+        Better::More,
+        [0.87, 0.93],
+    ),
+    Measure::ratio(
+        "one-core rate, XDP native, of nftables NAT",
+        ["rate, XDP native, redirect, 64 B, 256 flows", "rate, nftables DNAT + masquerade, 64 B, 256 flows"],
+        Better::More,
+        [2.6, 3.0],
+    ),
+    Measure::ratio(
+        "one-core rate, XDP native, of coturn",
+        ["rate, XDP native, redirect, 64 B, 256 flows", "rate, coturn, ChannelData, 64 B, 256 flows"],
+        Better::More,
+        [6.5, 7.5],
+    ),
+    Measure::ratio(
+        "one-core rate, 1,000,000 flows, of 1,000",
+        [
+            "rate, XDP native, same interface, 64 B, 1,000,000 flows",
+            "rate, XDP native, same interface, 64 B, 1,000 flows",
+        ],
+        Better::More,
+        [0.5, 0.7],
+    ),
+    Measure::ratio(
+        "userspace, one core, of coturn",
+        ["rate, userspace forwarder, 64 B, 256 flows", "rate, coturn, ChannelData, 64 B, 256 flows"],
+        Better::More,
+        [1.0, 1.5],
+    ),
+    Measure::ratio(
+        "userspace, one core, of the plain loop",
+        ["rate, userspace forwarder, 64 B, 256 flows", "rate, recvmmsg/sendmmsg loop, 64 B, 256 flows"],
+        Better::More,
+        [0.9, 1.0],
+    ),
+    Measure::ratio(
         "userspace, bulk, bytes per CPU second, of coturn",
         ["bulk, userspace, by its CPU time", "bulk, coturn, by its CPU time"],
         Better::More,

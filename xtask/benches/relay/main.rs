@@ -10,20 +10,33 @@
 mod bench_layout;
 mod bulk;
 mod chain;
+mod course;
 mod cpu;
 mod frames;
 mod goals;
+mod kernel_forwarders;
+mod latency;
 mod limit;
 mod memory;
+mod plain_loop;
 mod population;
+mod process_forwarders;
 mod program_cost;
 mod prologue;
+mod rates;
 mod readers;
+mod relayed;
 mod report;
 mod rounds;
 mod scale;
 mod sessions;
+mod track;
+mod traffic;
+#[path = "../../../relay-ebpf/src/traffic_layout.rs"]
+mod traffic_layout;
 mod turn;
+mod wires;
+mod xdp_forwarders;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,19 +78,24 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Section {
     Cost,
-    Scale,
+    Rates,
     Bulk,
+    Latency,
+    Scale,
     Limit,
 }
 
 impl Section {
-    const ALL: [Section; 4] = [Section::Cost, Section::Bulk, Section::Scale, Section::Limit];
+    const ALL: [Section; 6] =
+        [Section::Cost, Section::Rates, Section::Bulk, Section::Latency, Section::Scale, Section::Limit];
 
     fn run(self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         match self {
             Section::Cost => program_cost::run(bench, report),
-            Section::Scale => scale::run(bench, report),
+            Section::Rates => rates::run(bench, report),
             Section::Bulk => bulk::run(bench, report),
+            Section::Latency => latency::run(bench, report),
+            Section::Scale => scale::run(bench, report),
             Section::Limit => limit::run(bench, report),
         }
     }

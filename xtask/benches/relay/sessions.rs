@@ -17,7 +17,7 @@ use crate::frames::{Family, GATEWAY, MAGIC, STATION};
 const LOOPBACK: u32 = 1;
 
 /// Key of the index's hash.
-const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+pub const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 
 /// Longer than any run.
 const CONSENT: Duration = Duration::from_secs(3600);
