@@ -39,14 +39,15 @@ use departures::send_one;
 use gathering::Headers;
 use reader::{Reader, Stop};
 
-/// Whether the kernel merges relayed datagrams of one sender that come one after another (UDP_GRO): they are received
-/// together, for a fraction of the work. Control's are never merged.
+/// Whether the kernel merges datagrams of one sender that come one after another (UDP_GRO): they are received together,
+/// for a fraction of the work. All sockets of the port agree: when the kernel merges, it asks one of them that it chooses
+/// by a hash of its own, not the one that the datagram will come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merging {
     /// For the userspace datapath, and with the XDP program in the driver, which sees packets before they are merged.
     On,
-    /// With the XDP program behind the driver: it would be given merged packets, and would leave all of them to
-    /// userspace.
+    /// With the XDP program behind the driver: on an interface above another one, a bridge or a bond, it would be given
+    /// merged packets, and would leave all of them to userspace.
     Off,
 }
 
@@ -95,13 +96,11 @@ impl Forwarder {
     /// # Errors
     /// The system refuses a thread, a file descriptor or a socket option.
     pub fn start(port: RelayPort, tables: Arc<Tables>, merging: Merging) -> io::Result<Started> {
-        let [control, relayed @ ..] = &port.sockets[..] else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        for socket in relayed.iter().flat_map(PerFamily::iter) {
+        let [control, ..] = &port.sockets[..] else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let quic = Arc::new(QuicSocket::new(control)?);
+        for socket in port.sockets.iter().flat_map(PerFamily::iter) {
             socket_options::set_gro(socket, merging == Merging::On)?;
         }
-        let quic = Arc::new(QuicSocket::new(control)?);
         let bind_sender = BindSender { sockets: control.clone() };
         let (bind_queue, binds) = mpsc::channel(BIND_QUEUE_LEN);
         let stop = Arc::new(Stop::new()?);

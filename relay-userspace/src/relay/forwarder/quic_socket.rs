@@ -104,9 +104,6 @@ impl QuicSocket {
 impl Sender {
     fn new(socket: UdpSocket) -> io::Result<Sender> {
         let state = UdpSocketState::new((&socket).into())?;
-        // quinn-udp has turned UDP_GRO on. The readers want single datagrams, and in generic mode the kernel would
-        // merge them before the XDP program sees them.
-        socket_options::set_gro(&socket, false)?;
         Ok(Sender { io: socket_options::register_writable(socket)?, state })
     }
 }

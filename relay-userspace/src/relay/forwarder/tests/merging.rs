@@ -1,19 +1,19 @@
 //! Datagrams that come merged: each is decided on by itself.
 
 use std::net::UdpSocket;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use relay_common::{BIND_LEN, Reason};
 
-use super::super::Merging;
 use super::super::gathering::Headers;
 use super::super::socket_options::report_ancillary;
+use super::super::{Forwarder, Merging};
 use super::{
     CONSENT, Heard, Relay, SLOW, agent, agent_v6, bind_datagram, hear, hear_messages, hear_payloads,
     send_together, until,
 };
-use crate::relay::datapath::{Flows, Limit};
+use crate::relay::datapath::{Flows, Hook, Limit, TableSizes, Tables};
 
 const ECT: u8 = 2;
 const CE: u8 = 3;
@@ -27,23 +27,28 @@ fn headers(from: &UdpSocket, relay: &Relay, tos: u8) -> Headers {
     Headers { to: relay.address_for(from), from: from.local_addr().unwrap().ip(), tos, ttl: 64 }
 }
 
-#[test]
-fn relayed_datagrams_come_merged_and_controls_do_not() {
-    let relay = super::relay_port();
-    for (number, sockets) in relay.sockets.iter().enumerate() {
-        for (socket, agent) in sockets.iter().zip([agent(), agent_v6()]) {
-            super::super::socket_options::set_gro(socket, number > 0).unwrap();
-            let (first, to) = (if number == 0 { 0xc0 } else { 1 }, socket.local_addr().unwrap());
-            let from = agent.local_addr().unwrap().ip();
-            send_together(&agent, &[vec![first; 9], vec![2; 9]], Headers { to, from, tos: 0, ttl: 64 });
-            assert_eq!(hear_messages(socket), if number == 0 { vec![1, 1] } else { vec![2] });
+/// The kernel asks any of them when it merges.
+#[tokio::test]
+async fn all_sockets_of_the_port_take_merged_datagrams_or_none_does() {
+    for merging in [Merging::On, Merging::Off] {
+        let port = super::relay_port();
+        let sockets = port.sockets.clone();
+        let tables = Tables::private(TableSizes::for_sessions(4), [1, 2], super::MAGIC);
+        // Nobody reads any more.
+        drop(Forwarder::start(port, Arc::new(tables), merging).unwrap());
+        for (number, sockets) in sockets.iter().enumerate() {
+            for (socket, agent) in sockets.iter().zip([agent(), agent_v6()]) {
+                let (first, to) = (if number == 0 { 0xc0 } else { 1 }, socket.local_addr().unwrap());
+                let from = agent.local_addr().unwrap().ip();
+                send_together(&agent, &[vec![first; 9], vec![2; 9]], Headers { to, from, tos: 0, ttl: 64 });
+                assert_eq!(hear_messages(socket), if merging == Merging::On { vec![2] } else { vec![1, 1] });
+            }
         }
     }
 }
 
 #[test]
 fn merging_is_left_alone_where_the_program_runs_behind_the_driver() {
-    use crate::relay::datapath::Hook;
     assert_eq!(Merging::beside(None), Merging::On);
     assert_eq!(Merging::beside(Some(Hook::Native)), Merging::On);
     assert_eq!(Merging::beside(Some(Hook::Generic)), Merging::Off);
