@@ -42,7 +42,7 @@ async fn tos_is_kept_and_one_hop_is_taken_from_the_ttl() {
     let headers = Headers { to: relay.address, from: LOOPBACK.into(), tos: 0xba, ttl: 9 };
     send_one(&connector, b"x", headers).unwrap();
     until(&relay.started.forwarder, Reason::Forwarded, 1);
-    let [heard] = &hear(&target)[..] else { panic!("not one datagram") };
+    let [heard] = &hear(&target, 1)[..] else { panic!("not one datagram") };
     assert_eq!((heard.ancillary.tos, heard.ancillary.ttl), (0xba, Some(8)));
 }
 
@@ -61,7 +61,7 @@ async fn agents_of_different_families_are_relayed_to_each_other() {
             send_one(from, payload, headers).unwrap();
             sent += 1;
             until(&relay.started.forwarder, Reason::Forwarded, sent);
-            let [heard] = &hear(to)[..] else { panic!("not one datagram") };
+            let [heard] = &hear(to, 1)[..] else { panic!("not one datagram") };
             assert_eq!((&heard.payload[..], heard.from), (payload, relay.address_for(to)));
             assert_eq!((heard.ancillary.tos, heard.ancillary.ttl), (0xba, Some(8)));
         }

@@ -10,7 +10,7 @@ use super::super::gathering::Headers;
 use super::super::socket_options::report_ancillary;
 use super::super::{Forwarder, Merging};
 use super::{
-    CONSENT, Heard, Relay, SLOW, agent, agent_v6, bind_datagram, hear, hear_messages, hear_payloads,
+    CONSENT, Heard, Relay, SLOW, agent, agent_v6, bind_datagram, hear, hear_messages, hear_payloads, lens,
     send_together, until,
 };
 use crate::relay::datapath::{Flows, Hook, Limit, TableSizes, Tables};
@@ -41,7 +41,10 @@ async fn all_sockets_of_the_port_take_merged_datagrams_or_none_does() {
                 let (first, to) = (if number == 0 { 0xc0 } else { 1 }, socket.local_addr().unwrap());
                 let from = agent.local_addr().unwrap().ip();
                 send_together(&agent, &[vec![first; 9], vec![2; 9]], Headers { to, from, tos: 0, ttl: 64 });
-                assert_eq!(hear_messages(socket), if merging == Merging::On { vec![2] } else { vec![1, 1] });
+                assert_eq!(
+                    lens(&hear_messages(socket, 2)),
+                    if merging == Merging::On { vec![2] } else { vec![1, 1] }
+                );
             }
         }
     }
@@ -64,7 +67,7 @@ async fn merged_datagrams_over_the_limit_are_dropped_and_the_others_keep_their_o
     send_together(&connector, &sent, headers(&connector, &relay, 0));
     until(&relay.started.forwarder, Reason::Limited, 6);
     until(&relay.started.forwarder, Reason::Forwarded, 48);
-    assert_eq!(hear_payloads(&target), [&sent[..47], &sent[53..]].concat());
+    assert_eq!(hear_payloads(&target, 48), [&sent[..47], &sent[53..]].concat());
     let traffic = relay.flows.traffic(slot);
     assert_eq!((traffic.limited_packets, traffic.limited_bytes), (6, 6 * 1200));
     assert_eq!((traffic.sides[0].packets_userspace, traffic.sides[0].bytes), (48, 47 * 1200 + 100));
@@ -79,7 +82,7 @@ async fn a_marked_datagram_leaves_its_run_in_its_place() {
     let sent = numbered(30, 1200);
     send_together(&connector, &sent, headers(&connector, &relay, ECT));
     until(&relay.started.forwarder, Reason::Forwarded, 30);
-    let heard = hear(&target);
+    let heard = hear(&target, 30);
     assert_eq!(heard.iter().map(|heard| &heard.payload).collect::<Vec<_>>(), sent.iter().collect::<Vec<_>>());
     // Above a quarter of the burst one is marked, and no other within 100 ms.
     let marks: Vec<_> = heard.iter().map(|heard| heard.ancillary.tos).collect();
@@ -99,7 +102,7 @@ async fn a_bind_datagram_among_merged_ones_goes_to_the_rendezvous() {
     assert_eq!(bind.bytes, bind_datagram());
     until(&relay.started.forwarder, Reason::Forwarded, 4);
     sent.remove(3);
-    assert_eq!(hear_payloads(&target), sent);
+    assert_eq!(hear_payloads(&target, 4), sent);
     assert_eq!(relay.started.forwarder.count(Reason::Bind), 1);
 }
 
@@ -158,13 +161,15 @@ proptest! {
             }
             let count: usize = expected.iter().map(Vec::len).sum();
             until(&relay.started.forwarder, Reason::Forwarded, count as u64);
-            let heard = targets.each_ref().map(|target| {
+            let counts = expected.each_ref().map(Vec::len);
+            let heard = [0, 1].map(|session| {
+                let target = &targets[session];
                 let address = relay.address_for(target);
                 let of = |Heard { payload, from, ancillary }| {
                     assert_eq!(from, address);
                     (payload, ancillary.tos, ancillary.ttl)
                 };
-                hear(target).into_iter().map(of).collect::<Vec<_>>()
+                hear(target, counts[session]).into_iter().map(of).collect::<Vec<_>>()
             });
             (heard, expected)
         });

@@ -1,4 +1,4 @@
-//! The forwarder on loopback sockets. Loopback delivers within the send call, so nothing here waits for the network.
+//! The forwarder on loopback sockets.
 
 mod control;
 mod forwarding;
@@ -63,30 +63,41 @@ struct Heard {
     ancillary: Ancillary,
 }
 
-/// The datagrams that wait in the socket, each by itself.
-fn hear(socket: &UdpSocket) -> Vec<Heard> {
-    let mut arrivals = Arrivals::new();
-    let count = arrivals.receive(socket).unwrap_or(0);
-    let mut heard = Vec::new();
-    for arrived in (0..count).map(|index| arrivals.get(index).unwrap()) {
-        for place in arrived.datagrams() {
-            let payload = place.of(arrivals.bytes()).unwrap().to_vec();
-            heard.push(Heard { payload, from: arrived.from, ancillary: arrived.ancillary });
-        }
-    }
-    heard
+/// The next datagrams that come to the socket, each by itself: `count`, and those that have come with them.
+fn hear(socket: &UdpSocket, count: usize) -> Vec<Heard> {
+    hear_messages(socket, count).into_iter().flatten().collect()
 }
 
 /// Their payloads.
-fn hear_payloads(socket: &UdpSocket) -> Vec<Vec<u8>> {
-    hear(socket).into_iter().map(|heard| heard.payload).collect()
+fn hear_payloads(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    hear(socket, count).into_iter().map(|heard| heard.payload).collect()
 }
 
-/// The messages that wait in the socket: how many datagrams each is.
-fn hear_messages(socket: &UdpSocket) -> Vec<usize> {
-    let mut arrivals = Arrivals::new();
-    let count = arrivals.receive(socket).unwrap_or(0);
-    (0..count).map(|index| arrivals.get(index).unwrap().datagrams().count()).collect()
+/// The same by the messages they come in.
+fn hear_messages(socket: &UdpSocket, count: usize) -> Vec<Vec<Heard>> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let (mut arrivals, mut messages) = (Arrivals::new(), Vec::<Vec<Heard>>::new());
+    loop {
+        assert!(Instant::now() < deadline, "waiting for {count} datagrams: {messages:?}");
+        // On a busy machine loopback may deliver after the call that sends.
+        let received = arrivals.receive(socket).unwrap_or(0);
+        for arrived in (0..received).map(|index| arrivals.get(index).unwrap()) {
+            let heard = arrived.datagrams().map(|place| Heard {
+                payload: place.of(arrivals.bytes()).unwrap().to_vec(),
+                from: arrived.from,
+                ancillary: arrived.ancillary,
+            });
+            messages.push(heard.collect());
+        }
+        if messages.iter().map(Vec::len).sum::<usize>() >= count {
+            return messages;
+        }
+    }
+}
+
+/// How many datagrams there are in each of these messages.
+fn lens(messages: &[Vec<Heard>]) -> Vec<usize> {
+    messages.iter().map(Vec::len).collect()
 }
 
 /// Queues datagrams of one side, in this order.

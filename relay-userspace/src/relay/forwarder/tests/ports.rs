@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use quinn::ConnectionIdGenerator;
 
@@ -11,9 +12,17 @@ use super::super::socket_group::SocketGroup;
 use super::{LOOPBACK, LOOPBACK_V6, MAGIC, MARKS, TAG, any_port, bind_datagram, hear_payloads};
 use crate::relay::family::PerFamily;
 
-/// The payloads that wait in each of the group's sockets.
-fn drain(group: &SocketGroup) -> Vec<Vec<Vec<u8>>> {
-    group.sockets.iter().map(hear_payloads).collect()
+/// What comes to each of the group's sockets: `count` datagrams in all.
+fn drain(group: &SocketGroup, count: usize) -> Vec<Vec<Vec<u8>>> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut payloads = vec![Vec::new(); group.sockets.len()];
+    while payloads.iter().map(Vec::len).sum::<usize>() < count {
+        assert!(Instant::now() < deadline, "waiting for {count} datagrams: {payloads:?}");
+        for (socket, payloads) in group.sockets.iter().zip(&mut payloads) {
+            payloads.extend(hear_payloads(socket, 0));
+        }
+    }
+    payloads
 }
 
 #[test]
@@ -41,7 +50,8 @@ fn control_and_relayed_are_told_apart(loopback: IpAddr) {
     for payload in control.iter().chain(&relayed) {
         agent.send_to(payload, group.local_addr()).unwrap();
     }
-    assert_eq!(drain(&group), [control, relayed]);
+    let count = control.len() + relayed.len();
+    assert_eq!(drain(&group, count), [control, relayed]);
 }
 
 fn sources_spread(loopback: IpAddr) {
@@ -53,7 +63,7 @@ fn sources_spread(loopback: IpAddr) {
             let payload = [0, round, number as u8, 0, 0, 0, 0, 0];
             agent.send_to(&payload, group.local_addr()).unwrap();
         }
-        for (socket, payloads) in drain(&group).iter().enumerate() {
+        for (socket, payloads) in drain(&group, agents.len()).iter().enumerate() {
             for payload in payloads {
                 sockets_of.entry(payload[2]).or_insert_with(Vec::new).push(socket);
             }

@@ -11,7 +11,8 @@ use super::super::departures::{Departures, Outcome, SINGLE_AFTER_REFUSAL, send_f
 use super::super::gathering::Headers;
 use super::super::socket_options::{refuse_gathered, report_ancillary, set_gro};
 use super::{
-    Heard, LOOPBACK, LOOPBACK_V6, agent, any_port, hear, hear_messages, hear_payloads, queue, send_together,
+    Heard, LOOPBACK, LOOPBACK_V6, agent, any_port, hear, hear_messages, hear_payloads, lens, queue,
+    send_together,
 };
 use crate::clock::MonoTime;
 use crate::socket_queue::queue_drops;
@@ -48,13 +49,13 @@ fn headers_are_carried(relay: IpAddr, source: IpAddr) {
     };
     for payloads in [&[b"as it is".to_vec()][..], &[vec![1; 9], vec![2; 9], vec![3; 5]]] {
         send_together(sender, payloads, Headers { to: address(relay), from: source, tos, ttl });
-        let heard = hear(relay);
+        let heard = hear(relay, payloads.len());
         expect(&heard, address(sender), tos, ttl, payloads);
         let segment_len = (payloads.len() > 1).then_some(9);
         assert!(heard.iter().all(|heard| heard.ancillary.segment_len == segment_len));
         let onward = Headers { to: address(receiver), from: source, tos: tos | 3, ttl: ttl - 1 };
         send_together(relay, payloads, onward);
-        expect(&hear(receiver), address(relay), tos | 3, ttl - 1, payloads);
+        expect(&hear(receiver, payloads.len()), address(relay), tos | 3, ttl - 1, payloads);
     }
 }
 
@@ -76,26 +77,27 @@ fn the_largest_datagram_and_the_empty_one_are_sent_on_whole() {
         set_gro(&relay, gro).unwrap();
         sender.send_to(&largest, relay.local_addr().unwrap()).unwrap();
         sender.send_to(&[], relay.local_addr().unwrap()).unwrap();
-        let payloads = hear_payloads(&relay);
+        let payloads = hear_payloads(&relay, 2);
         assert!(payloads == [&largest[..], &[]]);
         send_together(&relay, &payloads, headers_to(&receiver));
-        assert!(hear_payloads(&receiver) == payloads);
+        assert!(hear_payloads(&receiver, 2) == payloads);
     }
 }
 
 #[test]
-fn more_than_one_system_call_takes_is_received_in_one_batch_in_order() {
+fn more_than_one_system_call_takes_is_received_in_order() {
     let (sender, relay) = (agent(), agent());
     let sent: Vec<Vec<u8>> = (0..150u8).map(|number| vec![number; 20]).collect();
     for payload in &sent {
         sender.send_to(payload, relay.local_addr().unwrap()).unwrap();
     }
-    assert_eq!(hear_payloads(&relay), sent);
+    assert_eq!(hear_payloads(&relay, 150), sent);
     // The buffers are as good as new afterwards.
     let mut arrivals = Arrivals::new();
     for payload in sent {
         sender.send_to(&payload, relay.local_addr().unwrap()).unwrap();
-        assert_eq!(arrivals.receive(&relay).unwrap(), 1);
+        let received = (0..).find_map(|_| arrivals.receive(&relay).ok());
+        assert_eq!(received, Some(1));
         let arrived = arrivals.get(0).unwrap();
         assert_eq!((arrived.from, arrivals.get(1)), (sender.local_addr().unwrap(), None));
         assert_eq!(arrived.place.of(arrivals.bytes()).unwrap(), payload);
@@ -130,7 +132,7 @@ fn datagrams_that_cannot_be_sent_are_reported_one_by_one_and_the_others_are_sent
             assert!(of_slot().all(one));
         }
     }
-    assert_eq!(hear_payloads(&receiver), [[1, 0], [1, 1], [3, 0]]);
+    assert_eq!(hear_payloads(&receiver, 3), [[1, 0], [1, 1], [3, 0]]);
     assert_eq!(departures.len(), 0);
 }
 
@@ -156,7 +158,7 @@ fn where_gathered_messages_are_refused_datagrams_leave_one_by_one_for_a_while() 
         let mut bytes = Vec::new();
         queue(&mut departures, &mut bytes, &payloads, headers_to(&receiver), 0);
         departures.flush(Some(&relay), &bytes, now, |outcome| assert_eq!(outcome.result, Ok(())));
-        hear_messages(&receiver)
+        lens(&hear_messages(&receiver, 3))
     };
     let at = |time: Duration| NOW + time;
     assert_eq!(send(at(Duration::ZERO)), [3]);
@@ -177,7 +179,7 @@ fn a_refused_address_does_not_end_gathering() {
     assert!(flush(&mut departures, Some(&relay), &bytes).iter().all(|outcome| outcome.result.is_err()));
     queue(&mut departures, &mut bytes, &[vec![1], vec![2]], headers_to(&receiver), 0);
     flush(&mut departures, Some(&relay), &bytes);
-    assert_eq!(hear_messages(&receiver), [2]);
+    assert_eq!(lens(&hear_messages(&receiver, 2)), [2]);
 }
 
 #[test]
@@ -197,6 +199,9 @@ fn datagrams_that_do_not_fit_a_sockets_queue_are_counted() {
     for _ in 0..100 {
         send_one(&sender, &[0; 1000], headers_to(&receiver)).unwrap();
     }
-    let received = Arrivals::new().receive(&receiver).unwrap();
-    assert_eq!(received + queue_drops(receiver.as_fd()).unwrap() as usize, 100);
+    let mut received = hear(&receiver, 1).len();
+    while received + queue_drops(receiver.as_fd()).unwrap() as usize != 100 {
+        received += hear(&receiver, 0).len();
+    }
+    assert!(received < 100);
 }
