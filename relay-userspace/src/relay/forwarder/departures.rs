@@ -90,7 +90,10 @@ impl Departures {
     /// Builds the message headers of the whole queue.
     fn prepare(&mut self, bytes: &[u8]) {
         let Departures { gathering, names, controls, iovecs, headers, .. } = self;
-        (names.clear(), controls.clear(), iovecs.clear(), headers.clear());
+        names.clear();
+        controls.clear();
+        iovecs.clear();
+        headers.clear();
         for message in gathering.messages() {
             let first_iovec = iovecs.len();
             let mut end = None;
@@ -110,7 +113,9 @@ impl Departures {
             header.msg_hdr.msg_namelen = name_len as libc::socklen_t;
             header.msg_hdr.msg_controllen = ancillary::write_send(&mut control, from, tos, ttl, segment_len);
             header.msg_hdr.msg_iovlen = iovecs.len() - first_iovec;
-            (names.push(name), controls.push(control), headers.push(header));
+            names.push(name);
+            controls.push(control);
+            headers.push(header);
         }
         // Now that they move no more.
         let mut iovecs = &mut iovecs[..];

@@ -178,7 +178,10 @@ mod tests {
     };
 
     fn side(number: u32) -> SlotSide {
-        SlotSide { slot: number / 2, side: if number % 2 == 0 { Side::Connector } else { Side::Target } }
+        SlotSide {
+            slot: number / 2,
+            side: if number.is_multiple_of(2) { Side::Connector } else { Side::Target },
+        }
     }
 
     /// Datagrams of one side, of these lengths.
