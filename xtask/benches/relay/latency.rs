@@ -17,6 +17,7 @@ use xtask::lab::Site;
 
 use crate::Bench;
 use crate::course::Load;
+use crate::cpu;
 use crate::rates::Subject;
 use crate::report::Report;
 use crate::rounds::Samples;
@@ -39,6 +40,7 @@ const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.99
 
 /// Measures each under each load.
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    cpu::come_first()?;
     let site = Site::prepare()?;
     let mut tracks = Vec::new();
     for subject in SUBJECTS {

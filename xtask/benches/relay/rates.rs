@@ -9,6 +9,7 @@ use xtask::terminal;
 
 use crate::Bench;
 use crate::course::Load;
+use crate::cpu;
 use crate::report::Report;
 use crate::rounds::{Candidate, Samples, in_turns};
 use crate::track::{End, Track};
@@ -59,6 +60,7 @@ const MANY: [Subject; 3] = [Native, Nat, Userspace];
 
 /// Measures each in each configuration.
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    cpu::come_first()?;
     for payload in [64, 1200] {
         for flows in [1, 256] {
             compare(bench, report, &ALL, Load { flows, payload })?;
