@@ -1,6 +1,6 @@
 //! Arrays that kernel and userspace share, as slices.
 
-#![expect(unsafe_code, reason = "mmap of map file descriptors")]
+#![expect(unsafe_code, reason = "mmap of map file descriptors, and advice on what lies in memory")]
 
 use std::io;
 use std::marker::PhantomData;
@@ -43,7 +43,7 @@ pub enum SharedArray<T: Shared> {
 impl<T: Shared> SharedArray<T> {
     /// `entries` records of this process alone.
     pub fn private(entries: u32) -> Self {
-        SharedArray::Private((0..entries).map(|_| T::default()).collect())
+        SharedArray::Private(records(entries))
     }
 }
 
@@ -56,6 +56,23 @@ impl<T: Shared> Deref for SharedArray<T> {
             SharedArray::Private(records) => records,
         }
     }
+}
+
+/// `entries` records in memory of this process, on huge pages where there are any: they are looked up at random, and with
+/// small pages nearly each look-up in a large array has to find out first where its page is.
+pub fn records<T: Default>(entries: u32) -> Box<[T]> {
+    const PAGE: usize = 4096;
+    const HUGE_PAGE: usize = 2 << 20;
+    let mut records = Vec::with_capacity(entries as usize);
+    let room = records.spare_capacity_mut().as_ptr_range();
+    let (start, end) = ((room.start as usize).next_multiple_of(PAGE), room.end as usize / PAGE * PAGE);
+    if end.saturating_sub(start) >= HUGE_PAGE {
+        // SAFETY: these are whole pages of memory that is ours. The advice changes nothing of what is in them; that it is
+        // not taken does no harm.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+    }
+    records.extend((0..entries).map(|_| T::default()));
+    records.into_boxed_slice()
 }
 
 /// A BPF array map, mapped read-write. Lives on after the map's file descriptor is closed.

@@ -16,7 +16,7 @@ use relay_common::tuple::AnyTuple;
 use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
 
 use super::flows::FlowTuple;
-use super::mapping::SharedArray;
+use super::mapping::{SharedArray, records};
 use super::previous_tuples::PreviousTuples;
 use crate::clock::MonoTime;
 
@@ -200,7 +200,7 @@ impl Tables {
     }
 
     pub(super) fn carried(sizes: TableSizes) -> Box<[Carried]> {
-        (0..sizes.slots).map(|_| Default::default()).collect()
+        records(sizes.slots)
     }
 
     /// Decides on a datagram that reached a socket, as the program does on a frame: it is charged if it is to be sent.
