@@ -196,7 +196,9 @@ async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stop
     let _told_as_far_as_possible = timeout(FAREWELL, endpoint.wait_idle()).await;
     admin.abort();
     let _aborted = admin.await;
-    drop(packets);
+    if let Ok(packets) = packets {
+        packets.close().await;
+    }
     tracing::info!("relay stopped");
     result
 }

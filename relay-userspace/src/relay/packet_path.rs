@@ -93,6 +93,12 @@ impl PacketPath {
         Ok(Opened { packets, quic, binds })
     }
 
+    /// Takes the path down. Once this returns, the relay's port is closed as far as the path has it open.
+    pub async fn close(self) {
+        let PacketPath { forwarder, .. } = self;
+        forwarder.stop().await;
+    }
+
     /// `xdp-native`, `xdp-generic` or `userspace`.
     pub fn name(&self) -> &'static str {
         self.name

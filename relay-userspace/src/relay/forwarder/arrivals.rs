@@ -17,7 +17,7 @@ pub const BATCH: usize = 2048;
 const ENOUGH_BYTES: usize = 2 << 20;
 
 /// Messages taken by one system call. Fewer come only if the queue is empty.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
 
 /// Room for one message: the largest datagram there is, reassembled from fragments or merged of many, fits.
 const BUFFER_LEN: usize = 1 << 16;
@@ -77,12 +77,16 @@ pub struct Arrivals {
     count: usize,
 }
 
+// SAFETY: the pointers in it go to what it owns itself, and nothing of that is bound to a thread.
+unsafe impl Send for Arrivals {}
+
 impl Arrivals {
-    /// Allocates the buffers: 128 MiB of address space, of which only what datagrams fill becomes memory.
-    pub fn new() -> Arrivals {
-        let mut buffers = vec![0; BATCH * STRIDE];
-        let mut names = vec![UNNAMED; BATCH];
-        let mut controls = vec![ControlBuffer([0; RECEIVE_SPACE]); BATCH];
+    /// Allocates the buffers for at most `most` messages: 64 KiB of address space each, of which only what datagrams fill
+    /// becomes memory.
+    pub fn new(most: usize) -> Arrivals {
+        let mut buffers = vec![0; most * STRIDE];
+        let mut names = vec![UNNAMED; most];
+        let mut controls = vec![ControlBuffer([0; RECEIVE_SPACE]); most];
         let mut iovecs: Vec<libc::iovec> = buffers
             .chunks_exact_mut(STRIDE)
             .map(|buffer| message_header::buffer(buffer, BUFFER_LEN))
@@ -104,7 +108,7 @@ impl Arrivals {
         }
         self.count = 0;
         let mut bytes = 0;
-        while self.count < BATCH && bytes < ENOUGH_BYTES {
+        while self.count < self.headers.len() && bytes < ENOUGH_BYTES {
             let taken = match self.receive_more(socket) {
                 Ok(taken) => taken,
                 Err(error) if self.count == 0 => return Err(error),

@@ -44,6 +44,9 @@ pub struct Departures {
 /// How long datagrams leave one by one after a device has refused a gathered message: there may be other devices.
 pub const SINGLE_AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
+// SAFETY: the pointers in it go to what it owns itself, and nothing of that is bound to a thread.
+unsafe impl Send for Departures {}
+
 impl Departures {
     /// Nothing is to be sent.
     pub fn new() -> Departures {

@@ -23,7 +23,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use relay_common::{BIND_LEN, Reason};
+use tokio::io::Interest;
 use tokio::sync::mpsc;
+use tokio::task;
 
 pub use connection_ids::ConnectionIds;
 pub use quic_socket::QuicSocket;
@@ -67,11 +69,13 @@ pub const BIND_QUEUE_LEN: usize = 256;
 /// TTL of what the relay itself sends.
 const OWN_TTL: u8 = 64;
 
-/// The running readers. Dropping it stops and joins them.
+/// The running readers. Dropping it stops them.
 #[derive(Debug)]
 pub struct Forwarder {
     stop: Arc<Stop>,
     readers: Vec<JoinHandle<()>>,
+    /// The readers of control's sockets, which work beside control.
+    tasks: Vec<task::JoinHandle<()>>,
     sockets: Vec<Arc<UdpSocket>>,
     /// One per reader.
     counters: Vec<Arc<Counters>>,
@@ -107,6 +111,7 @@ impl Forwarder {
         let mut forwarder = Forwarder {
             stop: Arc::clone(&stop),
             readers: Vec::new(),
+            tasks: Vec::new(),
             sockets: Vec::new(),
             counters: Vec::new(),
         };
@@ -126,11 +131,26 @@ impl Forwarder {
                     counters,
                     stop: Arc::clone(&stop),
                 };
+                if number == 0 {
+                    let readable = socket_options::register(socket.try_clone()?, Interest::READABLE)?;
+                    forwarder.tasks.push(tokio::spawn(reader.run_beside_control(readable)));
+                    continue;
+                }
                 let thread = thread::Builder::new().name(format!("reader-{}", forwarder.readers.len()));
                 forwarder.readers.push(thread.spawn(move || reader.run())?);
             }
         }
         Ok(Started { forwarder, quic, binds, bind_sender })
+    }
+
+    /// Stops the readers. Once this returns, they have let go of the port.
+    pub async fn stop(mut self) {
+        let tasks = std::mem::take(&mut self.tasks);
+        drop(self);
+        for task in tasks {
+            task.abort();
+            let _aborted = task.await;
+        }
     }
 
     /// Datagrams by what became of them; each has one reason.
@@ -148,6 +168,7 @@ impl Forwarder {
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.stop.ask();
+        self.tasks.iter().for_each(task::JoinHandle::abort);
         for reader in self.readers.drain(..) {
             if reader.join().is_err() {
                 tracing::error!("a reader of the relay's port had panicked");

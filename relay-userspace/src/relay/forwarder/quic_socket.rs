@@ -104,7 +104,7 @@ impl QuicSocket {
 impl Sender {
     fn new(socket: UdpSocket) -> io::Result<Sender> {
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Sender { io: socket_options::register_writable(socket)?, state })
+        Ok(Sender { io: socket_options::register(socket, Interest::WRITABLE)?, state })
     }
 }
 

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use relay_common::{BIND_LEN, Reason};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::ancillary::Ancillary;
-use super::arrivals::{Arrivals, Arrived, Place};
+use super::arrivals::{AT_ONCE, Arrivals, Arrived, BATCH, Place};
 use super::counters::Counters;
 use super::departures::{Departures, Outcome};
 use super::gathering::{Departure, Headers};
@@ -82,34 +83,71 @@ impl Stop {
     }
 }
 
+/// What one reader takes and sends at once.
+struct Batch {
+    arrivals: Arrivals,
+    departures: PerFamily<Departures>,
+}
+
+impl Batch {
+    /// Room for `most` messages.
+    fn new(most: usize) -> Batch {
+        let departures = PerFamily { v4: Departures::new(), v6: Some(Departures::new()) };
+        Batch { arrivals: Arrivals::new(most), departures }
+    }
+}
+
 impl Reader {
     /// Works until it is told to stop.
     pub fn run(self) {
-        let mut arrivals = Arrivals::new();
-        let mut departures = PerFamily { v4: Departures::new(), v6: Some(Departures::new()) };
+        let mut batch = Batch::new(BATCH);
         while !self.stop.asked.load(Ordering::Relaxed) {
             // Asks before it waits: while datagrams keep coming, waiting for them is a system call too many.
-            let count = match arrivals.receive(&self.socket) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait();
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            match self.turn(&mut batch) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => pause_after(&error),
+            }
+        }
+    }
+
+    /// Works as a task of the runtime that control runs on, until the task is aborted: what it hands to control is taken by
+    /// the same thread, without a change to another.
+    pub async fn run_beside_control(self, readable: AsyncFd<UdpSocket>) {
+        // No more than that: the thread is wanted by others.
+        let mut batch = Batch::new(AT_ONCE);
+        loop {
+            let Ok(mut ready) = readable.readable().await else { return };
+            match self.turn(&mut batch) {
+                // The queue was empty by then: what comes later is a new event.
+                Ok(count) if count < AT_ONCE => ready.clear_ready(),
+                // Others have their turn in between.
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    pause_after(&error);
-                    continue;
-                }
-            };
-            let now = MonoTime::now();
-            for index in 0..count {
-                match arrivals.get(index) {
-                    Some(arrived) => self.take(&arrived, arrivals.bytes(), &mut departures, now),
-                    None => self.counters.count(Reason::Truncated, 1),
+                    drop(ready);
+                    tracing::warn!(%error, "receiving from the relay's port failed; trying again");
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
-            self.flush(&mut departures, arrivals.bytes(), now);
         }
+    }
+
+    /// Takes one batch of messages, and sends what is to be forwarded. Returns how many there were.
+    fn turn(&self, batch: &mut Batch) -> io::Result<usize> {
+        let Batch { arrivals, departures } = batch;
+        let count = arrivals.receive(&self.socket)?;
+        let now = MonoTime::now();
+        for index in 0..count {
+            match arrivals.get(index) {
+                Some(arrived) => self.take(&arrived, arrivals.bytes(), departures, now),
+                None => self.counters.count(Reason::Truncated, 1),
+            }
+        }
+        self.flush(departures, arrivals.bytes(), now);
+        Ok(count)
     }
 
     /// The datagrams of one message, whose session is looked up once. Queues what is forwarded and counts the rest.
@@ -209,8 +247,10 @@ fn queue(departures: &mut PerFamily<Departures>, payload: Place, relayed: &Relay
 /// Congestion experienced: both ECN bits (RFC 3168 section 5).
 const CE: u8 = 0b11;
 
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// An error of the socket as a whole: rare, and not a reason to stop, nor to spin.
 fn pause_after(error: &io::Error) {
     tracing::warn!(%error, "receiving from the relay's port failed; trying again");
-    std::thread::sleep(Duration::from_millis(10));
+    std::thread::sleep(PAUSE);
 }

@@ -93,14 +93,14 @@ pub fn wait_readable(socket: &UdpSocket, wake: BorrowedFd<'_>) -> io::Result<()>
     if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Registers `socket` with the tokio runtime, for being writable only: registered for reading too, every datagram that
-/// comes would wake the runtime. Must be called within a runtime.
+/// Registers `socket` with the tokio runtime for `interest` alone: whoever asks for more is woken by every datagram that
+/// comes or has gone. Must be called within a runtime.
 ///
 /// # Errors
 /// The runtime refuses.
-pub fn register_writable(socket: UdpSocket) -> io::Result<AsyncFd<UdpSocket>> {
+pub fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
     // SAFETY: a UdpSocket owns its descriptor, which stays open and the same while AsyncFd owns the socket.
-    let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) };
+    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
     registered.map_err(Into::into)
 }
 

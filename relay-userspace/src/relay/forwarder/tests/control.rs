@@ -16,7 +16,7 @@ use super::{CONSENT, MAGIC, Relay, agent, agent_v6, any_port, bind_datagram, rel
 use crate::relay::datapath::{Limit, TableSizes, Tables};
 use crate::relay::family::Family;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bind_datagrams_go_to_the_rendezvous_even_from_a_flow() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent_v6());
@@ -35,7 +35,7 @@ async fn bind_datagrams_go_to_the_rendezvous_even_from_a_flow() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_bind_magic_with_another_length_is_dropped_and_counted() {
     let mut relay = Relay::start();
     let agent = agent();
@@ -45,7 +45,7 @@ async fn the_bind_magic_with_another_length_is_dropped_and_counted() {
     assert!(relay.started.binds.try_recv().is_err());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn more_bind_datagrams_than_the_queue_holds_are_dropped_and_counted() {
     let mut relay = Relay::start();
     let agent = agent();
@@ -63,7 +63,7 @@ async fn more_bind_datagrams_than_the_queue_holds_are_dropped_and_counted() {
     assert_eq!(waiting, BIND_QUEUE_LEN);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_quic_does_not_take_in_time_is_dropped_and_counted() {
     let relay = Relay::start();
     let agent = agent();
@@ -118,7 +118,7 @@ proptest! {
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn quic_connects_and_talks_through_the_readers_in_both_families() {
     let port = relay_port();
     let (addresses, ids) = (port.addresses(), port.connection_ids());
@@ -173,7 +173,7 @@ async fn quic_connects_and_talks_through_the_readers_in_both_families() {
     assert_eq!(started.forwarder.count(Reason::QuicQueueFull), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_sender_holds_up_only_what_goes_to_its_family() {
     let port = relay_port();
     let control = port.sockets[0].v6.clone().unwrap();

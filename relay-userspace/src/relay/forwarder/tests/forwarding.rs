@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use relay_common::Reason;
 
+use super::super::Started;
 use super::super::departures::send_one;
 use super::super::gathering::Headers;
 use super::super::socket_group::SocketGroup;
 use super::super::socket_options::report_ancillary;
 use super::{CONSENT, LOOPBACK, MARKS, Relay, SLOW, agent, agent_v6, hear, until};
 use crate::relay::datapath::{Flows, Limit};
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_datagram_of_a_flow_is_sent_on_whatever_it_looks_like() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -33,7 +34,7 @@ async fn a_datagram_of_a_flow_is_sent_on_whatever_it_looks_like() {
     assert_eq!(relay.started.forwarder.count(Reason::NoFlow), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn tos_is_kept_and_one_hop_is_taken_from_the_ttl() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -47,7 +48,7 @@ async fn tos_is_kept_and_one_hop_is_taken_from_the_ttl() {
 }
 
 /// Both ways: what comes by one family goes by the other, with its TOS byte and one hop less.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn agents_of_different_families_are_relayed_to_each_other() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent_v6());
@@ -71,7 +72,7 @@ async fn agents_of_different_families_are_relayed_to_each_other() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_datagram_whose_ttl_is_used_up_is_dropped_uncharged_but_only_if_it_is_of_a_flow() {
     let mut relay = Relay::start();
     let (connector, target, stranger) = (agent(), agent(), agent());
@@ -88,7 +89,7 @@ async fn a_datagram_whose_ttl_is_used_up_is_dropped_uncharged_but_only_if_it_is_
     until(&relay.started.forwarder, Reason::NoFlow, 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_datagram_over_the_limit_is_dropped_and_counted() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -105,7 +106,7 @@ async fn a_datagram_over_the_limit_is_dropped_and_counted() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_without_fresh_consent_is_not_forwarded() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -114,10 +115,12 @@ async fn a_session_without_fresh_consent_is_not_forwarded() {
     until(&relay.started.forwarder, Reason::ConsentExpired, 1);
 }
 
-#[tokio::test]
-async fn dropping_the_forwarder_ends_its_threads_and_frees_the_port() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_forwarder_has_ended_its_readers_and_freed_the_port() {
     let Relay { started, flows, tables, address, address_v6 } = Relay::start();
-    drop((started, flows));
+    let Started { forwarder, quic, binds, bind_sender } = started;
+    drop((flows, quic, binds, bind_sender));
+    forwarder.stop().await;
     assert_eq!(Arc::strong_count(&tables), 1, "a reader still holds the tables");
     for address in [address, address_v6] {
         SocketGroup::open(address, MARKS, 1).unwrap();

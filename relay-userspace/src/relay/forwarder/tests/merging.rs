@@ -28,7 +28,7 @@ fn headers(from: &UdpSocket, relay: &Relay, tos: u8) -> Headers {
 }
 
 /// The kernel asks any of them when it merges.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn all_sockets_of_the_port_take_merged_datagrams_or_none_does() {
     for merging in [Merging::On, Merging::Off] {
         let port = super::relay_port();
@@ -57,7 +57,7 @@ fn merging_is_left_alone_where_the_program_runs_behind_the_driver() {
     assert_eq!(Merging::beside(Some(Hook::Generic)), Merging::Off);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn merged_datagrams_over_the_limit_are_dropped_and_the_others_keep_their_order() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -73,7 +73,7 @@ async fn merged_datagrams_over_the_limit_are_dropped_and_the_others_keep_their_o
     assert_eq!((traffic.sides[0].packets_userspace, traffic.sides[0].bytes), (48, 47 * 1200 + 100));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_marked_datagram_leaves_its_run_in_its_place() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -89,7 +89,7 @@ async fn a_marked_datagram_leaves_its_run_in_its_place() {
     assert_eq!(marks, [vec![ECT; 13], vec![CE], vec![ECT; 16]].concat());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bind_datagram_among_merged_ones_goes_to_the_rendezvous() {
     let mut relay = Relay::start();
     let (connector, target) = (agent(), agent());
@@ -106,7 +106,7 @@ async fn a_bind_datagram_among_merged_ones_goes_to_the_rendezvous() {
     assert_eq!(relay.started.forwarder.count(Reason::Bind), 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn each_of_a_strangers_merged_datagrams_is_counted_and_those_like_quic_are_given_to_it() {
     let relay = Relay::start();
     let stranger = agent();

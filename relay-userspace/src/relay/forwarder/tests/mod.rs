@@ -15,7 +15,7 @@ use relay_common::index::SlotSide;
 use relay_common::{BIND_LEN, BIND_MAGIC_LEN, Reason, Side};
 
 use super::ancillary::Ancillary;
-use super::arrivals::{Arrivals, Place};
+use super::arrivals::{Arrivals, BATCH, Place};
 use super::departures::{Departures, Outcome};
 use super::gathering::{Departure, Headers};
 use super::steering::Marks;
@@ -76,7 +76,7 @@ fn hear_payloads(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
 /// The same by the messages they come in.
 fn hear_messages(socket: &UdpSocket, count: usize) -> Vec<Vec<Heard>> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let (mut arrivals, mut messages) = (Arrivals::new(), Vec::<Vec<Heard>>::new());
+    let (mut arrivals, mut messages) = (Arrivals::new(BATCH), Vec::<Vec<Heard>>::new());
     loop {
         assert!(Instant::now() < deadline, "waiting for {count} datagrams: {messages:?}");
         // On a busy machine loopback may deliver after the call that sends.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_common::Reason;
 
-use super::super::arrivals::Arrivals;
+use super::super::arrivals::{Arrivals, BATCH};
 use super::super::departures::{Departures, Outcome, SINGLE_AFTER_REFUSAL, send_fault, send_one};
 use super::super::gathering::Headers;
 use super::super::socket_options::{refuse_gathered, report_ancillary, set_gro};
@@ -93,7 +93,7 @@ fn more_than_one_system_call_takes_is_received_in_order() {
     }
     assert_eq!(hear_payloads(&relay, 150), sent);
     // The buffers are as good as new afterwards.
-    let mut arrivals = Arrivals::new();
+    let mut arrivals = Arrivals::new(BATCH);
     for payload in sent {
         sender.send_to(&payload, relay.local_addr().unwrap()).unwrap();
         let received = (0..).find_map(|_| arrivals.receive(&relay).ok());
