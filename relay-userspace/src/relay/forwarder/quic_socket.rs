@@ -7,8 +7,9 @@ use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
@@ -24,6 +25,9 @@ pub const QUEUE_LEN: usize = 1024;
 /// The largest datagram taken for QUIC, in bytes: what an Ethernet frame carries. It bounds the queue's memory.
 pub const MAX_DATAGRAM: usize = 1500;
 
+/// How long to wait for a full socket whose events cannot be had.
+const WITHOUT_EVENTS: Duration = Duration::from_millis(1);
+
 /// quinn's view of the relay's port: a bounded queue that every reader feeds, so that neither a relayed datagram nor one
 /// that waits for the kernel is touched by quinn's one driver task.
 pub struct QuicSocket {
@@ -34,8 +38,11 @@ pub struct QuicSocket {
 
 /// What sends to one family.
 struct Sender {
-    io: AsyncFd<UdpSocket>,
+    socket: UdpSocket,
     state: UdpSocketState,
+    /// The socket as the runtime knows it, for as long as somebody waits until it takes datagrams again. Known all the
+    /// time, it would wake the runtime for each datagram that has left.
+    waited_for: Mutex<Weak<AsyncFd<UdpSocket>>>,
 }
 
 /// How far a task of quinn is with sending. It asks its poller, sends, and asks again if that was refused, all in one
@@ -104,7 +111,44 @@ impl QuicSocket {
 impl Sender {
     fn new(socket: UdpSocket) -> io::Result<Sender> {
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Sender { io: socket_options::register(socket, Interest::WRITABLE)?, state })
+        Ok(Sender { socket, state, waited_for: Mutex::default() })
+    }
+
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        // `send` and not `try_send`: a datagram the system refuses is a lost datagram, not the end of the connection.
+        let send = |socket: &UdpSocket| self.state.send(socket.into(), transmit);
+        let waited_for = self.lock().upgrade();
+        match waited_for {
+            Some(registered) => registered.try_io(Interest::WRITABLE, send),
+            None => send(&self.socket),
+        }
+    }
+
+    /// Waits until the socket takes datagrams again.
+    async fn writable(&self) -> io::Result<()> {
+        match self.registered() {
+            Ok(registered) => registered.writable().await.map(|_| ()),
+            // No file descriptor to spare. What is sent next may be lost or not.
+            Err(_) => {
+                tokio::time::sleep(WITHOUT_EVENTS).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The socket as the runtime knows it, one for all who wait.
+    fn registered(&self) -> io::Result<Arc<AsyncFd<UdpSocket>>> {
+        let mut waited_for = self.lock();
+        if let Some(registered) = waited_for.upgrade() {
+            return Ok(registered);
+        }
+        let registered = Arc::new(socket_options::register(self.socket.try_clone()?, Interest::WRITABLE)?);
+        *waited_for = Arc::downgrade(&registered);
+        Ok(registered)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Weak<AsyncFd<UdpSocket>>> {
+        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,10 +159,10 @@ impl QuicSocket {
         self.inbox.lock().unwrap().queue.len()
     }
 
-    /// Makes the sender to `family` look full until the kernel says again that it is not.
-    pub fn fill(&self, family: Family) {
-        let full = |_: &UdpSocket| Err::<(), _>(io::ErrorKind::WouldBlock.into());
-        self.senders.get(family).unwrap().io.try_io(Interest::WRITABLE, full).unwrap_err();
+    /// Makes the sender to `family` look full until the kernel says again that it is not. For as long as what is returned
+    /// lives: it waits for that.
+    pub fn fill(&self, family: Family) -> Arc<AsyncFd<UdpSocket>> {
+        self.senders.get(family).unwrap().registered().unwrap()
     }
 }
 
@@ -130,9 +174,8 @@ impl AsyncUdpSocket for QuicSocket {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let granted = TURN.take() == Turn::Granted;
         let family = Family::of(transmit.destination);
-        let Some(Sender { io, state }) = self.senders.get(family) else { return Ok(()) };
-        // `send` and not `try_send`: a datagram the system refuses is a lost datagram, not the end of the connection.
-        let sent = io.try_io(Interest::WRITABLE, |socket| state.send(socket.into(), transmit));
+        let Some(sender) = self.senders.get(family) else { return Ok(()) };
+        let sent = sender.send(transmit);
         let full = sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if granted && full {
             TURN.set(Turn::Refused(family));
@@ -207,7 +250,7 @@ impl UdpPoller for Writable {
             let socket = Arc::clone(&self.socket);
             self.wait = Some(Box::pin(async move {
                 match socket.senders.get(family) {
-                    Some(sender) => sender.io.writable().await.map(|_| ()),
+                    Some(sender) => sender.writable().await,
                     None => Ok(()),
                 }
             }));
