@@ -106,9 +106,9 @@ fn whole_hint(text: &str) -> &'static str {
 /// An Ed25519 public key that somebody must hold the private key of.
 ///
 /// Keys of low order are refused when a value is made: anyone can make signatures that verify under them, and the TLS
-/// library accepts such a signature.
+/// library accepts such a signature. A value holds the decoded point: decoding takes a tenth of what verifying does.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PublicKey([u8; 32]);
+pub struct PublicKey(VerifyingKey);
 
 impl PublicKey {
     /// Length of an encoded key, in bytes.
@@ -121,24 +121,24 @@ impl PublicKey {
     pub fn parse(bytes: &[u8]) -> Result<Self, PublicKeyError> {
         let key: &[u8; 32] = bytes.try_into().map_err(|_| PublicKeyError::Length(bytes.len()))?;
         let point = VerifyingKey::from_bytes(key).map_err(|_| PublicKeyError::NotOnCurve)?;
-        if point.is_weak() { Err(PublicKeyError::Weak) } else { Ok(PublicKey(*key)) }
+        if point.is_weak() { Err(PublicKeyError::Weak) } else { Ok(PublicKey(point)) }
     }
 
     /// The encoded key.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
     }
 
     /// The id of the node that holds this key.
     pub fn node_id(&self) -> NodeId {
-        NodeId(Sha256::digest(self.0).into())
+        NodeId(Sha256::digest(self.as_bytes()).into())
     }
 
     /// Whether `signature` over `message` was made with the private key of this one, by the strict rules (canonical
     /// encodings, no low order): one message has one verdict everywhere.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         let Ok(signature) = Signature::from_slice(signature) else { return false };
-        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
+        self.0.verify_strict(message, &signature).is_ok()
     }
 }
 
@@ -242,7 +242,7 @@ impl NodeKey {
 
     /// The public half.
     pub fn public(&self) -> PublicKey {
-        PublicKey(self.signing.verifying_key().to_bytes())
+        PublicKey(self.signing.verifying_key())
     }
 
     /// The id of the node that holds this key.

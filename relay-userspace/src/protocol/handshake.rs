@@ -323,15 +323,17 @@ fn identified(
     if protocol_v != PROTOCOL_V {
         return Err(HandshakeError::Version(protocol_v));
     }
-    let key = PublicKey::parse(&public_key.0).map_err(|fault| HandshakeError::Identity(fault.to_string()))?;
-    if key != tls_peer {
-        return Err(HandshakeError::KeyMismatch);
+    if public_key.0 != tls_peer.as_bytes() {
+        return Err(match PublicKey::parse(&public_key.0) {
+            Ok(_another) => HandshakeError::KeyMismatch,
+            Err(fault) => HandshakeError::Identity(fault.to_string()),
+        });
     }
     let claimed: NodeId = node_id.parse().map_err(|fault| HandshakeError::Identity(format!("{fault}")))?;
-    if claimed != key.node_id() {
+    if claimed != tls_peer.node_id() {
         return Err(HandshakeError::Identity(format!("{claimed} is not the id of its key")));
     }
-    Ok(Peer { node_id: claimed, public_key: key, name: printable(name, MAX_NAME_CHARS) })
+    Ok(Peer { node_id: claimed, public_key: tls_peer, name: printable(name, MAX_NAME_CHARS) })
 }
 
 fn out_of_order(message: Message) -> HandshakeError {
