@@ -8,6 +8,7 @@ pub mod admin;
 pub mod agent;
 pub mod clock;
 pub mod config;
+pub mod control_transport;
 pub mod identity;
 pub mod protocol;
 pub mod refusals;

@@ -14,6 +14,7 @@ use super::state::RelayIndex;
 use super::verification::{initiate, unix_s};
 use crate::clock::MonoTime;
 use crate::config::RelayAddress;
+use crate::control_transport::control_transport;
 use crate::identity::NodeKey;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, disconnect_reason};
@@ -158,12 +159,10 @@ async fn dial(
         .map_err(LinkError::Socket)?;
     // The key is looked at afterwards, where a refusal can name both.
     let mut config = tls::client_config(&settings.key, tls::ALPN_RELAY, None)?;
-    let mut transport = quinn::TransportConfig::default();
+    let mut transport = control_transport();
     transport
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok())
-        .max_concurrent_uni_streams(0_u8.into())
-        .datagram_receive_buffer_size(None);
+        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok());
     config.transport_config(Arc::new(transport));
     let connecting = endpoint
         .connect_with(config, remote, tls::SERVER_NAME)

@@ -14,7 +14,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,7 @@ use self::introduction::{Introduced, Rejection};
 use self::places::{Full, Place, Places};
 use super::forwarder::{ConnectionIds, QuicSocket};
 use super::rendezvous::{Authenticated, ConnId, Refusal};
+use crate::control_transport::control_transport;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::message::NotTaken;
@@ -159,22 +162,22 @@ pub fn endpoint(
     endpoint.grease_quic_bit(false);
     let mut server = tls::server_config(&settings.key, tls::ALPN_RELAY)?;
     server.max_incoming(1024).incoming_buffer_size(64 * 1024).incoming_buffer_size_total(16 * 1024 * 1024);
+    // An agent connects once in a long while: one token spares it the Retry next time.
+    let mut tokens = ValidationTokenConfig::default();
+    tokens.sent(1);
+    server.validation_token_config(tokens);
     server.transport_config(Arc::new(transport(settings)?));
     Ok(Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, Arc::new(TokioRuntime))?)
 }
 
 fn transport(settings: &ControlSettings) -> Result<TransportConfig, EndpointError> {
-    let mut transport = TransportConfig::default();
+    let mut transport = control_transport();
     transport
         .max_concurrent_bidi_streams(settings.max_streams_per_conn.into())
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
         .receive_window(RECEIVE_WINDOW)
         .stream_receive_window(RECEIVE_WINDOW)
         .send_window(256 * 1024)
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(settings.idle_timeout.try_into().map_err(|_| EndpointError::IdleTimeout)?))
-        // Control messages are small: probing for larger packets would cost more than it brings.
-        .mtu_discovery_config(None);
+        .max_idle_timeout(Some(settings.idle_timeout.try_into().map_err(|_| EndpointError::IdleTimeout)?));
     Ok(transport)
 }
 
