@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::build::{self, Built};
 use crate::setup::{Consent, Purpose};
+use crate::test::RELAY_BINARY;
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
 
@@ -45,6 +46,7 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
         .words("bench --package xtask --bench relay --")
         .in_directory(workspace.root())
         .env("RELAY_BPF_OBJECT", &built.bpf_object)
+        .env(RELAY_BINARY, &built.relay_binary)
         .env(OBJECT, &built.bpf_bench);
     for (flag, is_set) in [("--quick", selection.quick), ("--check", selection.check)] {
         bench = if is_set { bench.arg(flag) } else { bench };

@@ -156,6 +156,12 @@ const MEASURES: &[Measure] = &[
         Better::More,
         [1_000_000.0, 3_000_000.0],
     ),
+    Measure::ratio(
+        "full agent handshakes, of bare quinn mutual TLS",
+        ["relay, agent's handshake", "bare quinn, mutual TLS"],
+        Better::More,
+        [0.7, 0.8],
+    ),
     Measure::value(
         "limit accuracy, largest error in percent",
         "limit, largest error",

@@ -10,6 +10,7 @@
 mod bench_layout;
 mod bulk;
 mod chain;
+mod control;
 mod course;
 mod cpu;
 mod frames;
@@ -45,6 +46,7 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use xtask::{interrupt, terminal};
 
+use control::bare_quic::BareQuic;
 use report::Report;
 
 /// What a section is told.
@@ -70,6 +72,9 @@ struct Arguments {
     /// Fails if the program's cost is beyond what is recorded, as in continuous integration.
     #[arg(long)]
     check: bool,
+    /// Is the server that a relay's control is compared with: the section starts this program again.
+    #[arg(long, hide = true)]
+    bare_quic: Option<BareQuic>,
     /// What cargo says to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -82,12 +87,20 @@ enum Section {
     Bulk,
     Latency,
     Scale,
+    Control,
     Limit,
 }
 
 impl Section {
-    const ALL: [Section; 6] =
-        [Section::Cost, Section::Rates, Section::Bulk, Section::Latency, Section::Scale, Section::Limit];
+    const ALL: [Section; 7] = [
+        Section::Cost,
+        Section::Rates,
+        Section::Bulk,
+        Section::Latency,
+        Section::Scale,
+        Section::Control,
+        Section::Limit,
+    ];
 
     fn run(self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         match self {
@@ -96,6 +109,7 @@ impl Section {
             Section::Bulk => bulk::run(bench, report),
             Section::Latency => latency::run(bench, report),
             Section::Scale => scale::run(bench, report),
+            Section::Control => control::run(bench, report),
             Section::Limit => limit::run(bench, report),
         }
     }
@@ -115,6 +129,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(bare_quic) = arguments.bare_quic {
+        return bare_quic.serve(&control::server_key());
+    }
     let object = std::env::var_os(xtask::bench::OBJECT)
         .with_context(|| format!("no programs in {}: run `cargo xtask bench`", xtask::bench::OBJECT))?;
     let bench = Bench { is_quick: arguments.quick, object: object.into() };
