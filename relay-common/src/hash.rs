@@ -95,7 +95,7 @@ mod tests {
             |n| [0x0a00_0001u32.wrapping_add(n << 16), 0x0a00_0002, n << 4],
             |n| [n & 0xff, 0x0a00_0002, n >> 8 << 20],
         ];
-        for seed in 0..20 {
+        for seed in 0..4 {
             let key = key([seed, 7]);
             for row in rows {
                 for shift in [0, 22, 48] {
