@@ -6,7 +6,7 @@ use std::time::Duration;
 use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::frames::{LAST_WORDS, Reader, frame_refusal, refusal_code};
 use super::introduction::Introduced;
@@ -44,7 +44,7 @@ impl Listener {
         // change until QUIC has validated the path.
         let mut seen = remote;
         let mut opened = 0;
-        let mut look = interval(LOOK_AT_ADDRESS);
+        let mut look = interval_at(Instant::now() + LOOK_AT_ADDRESS, LOOK_AT_ADDRESS);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reason = loop {
             tokio::select! {

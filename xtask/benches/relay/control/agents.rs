@@ -68,22 +68,26 @@ async fn keep_connecting(server: Server, key: NodeKey, end: Instant) -> anyhow::
     let mut open = VecDeque::new();
     while Instant::now() < end {
         let connection = endpoint.connect_with(config.clone(), server.address, tls::SERVER_NAME)?.await?;
-        if server.kind == Kind::Relay {
-            let _streams = verify(&key, &connection, server.key).await?;
-        }
+        let streams = match server.kind {
+            Kind::Relay => Some(verify(&key, &connection, server.key).await?),
+            Kind::Bare => None,
+        };
         made += 1;
-        open.push_back(connection);
-        while open.len() > 1 && open.front().is_some_and(is_done) {
-            open.pop_front();
+        // An agent's stream stays open for as long as its connection does.
+        open.push_back((connection, streams));
+        while open.len() > 1 && open.front().is_some_and(|(connection, _)| is_done(connection)) {
+            if let Some((connection, _)) = open.pop_front() {
+                connection.close(0_u8.into(), b"");
+            }
         }
     }
     let all_done = async {
-        while !open.iter().all(is_done) {
+        while !open.iter().all(|(connection, _)| is_done(connection)) {
             sleep(Duration::from_millis(1)).await;
         }
     };
     timeout(Duration::from_secs(5), all_done).await.context("the server has not finished a handshake")?;
-    drop(open);
+    open.iter().for_each(|(connection, _)| connection.close(0_u8.into(), b""));
     endpoint.wait_idle().await;
     Ok(made)
 }
