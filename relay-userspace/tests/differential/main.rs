@@ -44,7 +44,7 @@ const CROWDING: u8 = 200;
 
 /// What the forwarder alone gives, and the one reason of the program's that no single thread can bring about: another one
 /// must win the session's bucket eight times while the packet is charged.
-const NEVER: [Reason; 7] = [
+const NEVER: [Reason; 8] = [
     Reason::Contended,
     Reason::QuicQueueFull,
     Reason::BindQueueFull,
@@ -52,6 +52,7 @@ const NEVER: [Reason; 7] = [
     Reason::SendTooBig,
     Reason::SendUnreachable,
     Reason::TtlExpired,
+    Reason::ControlShare,
 ];
 
 #[test]

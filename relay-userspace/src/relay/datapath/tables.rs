@@ -169,11 +169,25 @@ impl Run<'_> {
     /// # Errors
     /// As for [`Tables::decide`].
     pub fn decide(&self, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+        self.decide_if(arrival, now, |_| Ok(()))
+    }
+
+    /// As [`Run::decide`], but `permit` is asked about the side that has sent it before anything is charged.
+    ///
+    /// # Errors
+    /// As for [`Tables::decide`], or what `permit` says.
+    pub fn decide_if(
+        &self,
+        arrival: &Arrival<'_>,
+        now: MonoTime,
+        permit: impl FnOnce(SlotSide) -> Result<(), Reason>,
+    ) -> Result<Relayed, Reason> {
         let length = u32::try_from(arrival.payload.len()).unwrap_or(u32::MAX);
         if let Some(head) = arrival.payload.first_chunk::<BIND_MAGIC_LEN>() {
             classify_bind(u64::from_ne_bytes(*head), length, self.bind_magic)?;
         }
         let flow = self.flow.as_ref().map_err(|reason| *reason)?;
+        permit(flow.at)?;
         if arrival.ttl <= 1 {
             return Err(Reason::TtlExpired);
         }

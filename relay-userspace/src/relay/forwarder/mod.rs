@@ -3,9 +3,12 @@
 mod ancillary;
 mod arrivals;
 mod connection_ids;
+mod control_gate;
+mod control_share;
 mod counters;
 mod departures;
 mod gathering;
+mod kept_out;
 mod message_header;
 mod quic_socket;
 mod reader;
@@ -18,7 +21,6 @@ mod tests;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -35,7 +37,7 @@ pub use socket_group::OpenError;
 
 use crate::relay::datapath::{Hook, Tables};
 use crate::relay::family::{Family, PerFamily};
-use crate::socket_queue::queue_drops;
+use control_gate::{ControlGate, GateTally};
 use counters::Counters;
 use departures::send_one;
 use gathering::Headers;
@@ -76,9 +78,10 @@ pub struct Forwarder {
     readers: Vec<JoinHandle<()>>,
     /// The readers of control's sockets, which work beside control.
     tasks: Vec<task::JoinHandle<()>>,
+    /// One per reader, as the others.
     sockets: Vec<Arc<UdpSocket>>,
-    /// One per reader.
     counters: Vec<Arc<Counters>>,
+    gates: Vec<Arc<GateTally>>,
 }
 
 /// A started forwarder and its three connections to control.
@@ -114,16 +117,19 @@ impl Forwarder {
             tasks: Vec::new(),
             sockets: Vec::new(),
             counters: Vec::new(),
+            gates: Vec::new(),
         };
         for (number, senders) in port.sockets.iter().enumerate() {
             for socket in senders.iter() {
                 let counters = Arc::new(Counters::new());
                 forwarder.counters.push(Arc::clone(&counters));
                 forwarder.sockets.push(Arc::clone(socket));
+                let gate = Arc::<GateTally>::default();
+                forwarder.gates.push(Arc::clone(&gate));
                 let reader = Reader {
                     socket: Arc::clone(socket),
                     senders: senders.clone(),
-                    is_control: number == 0,
+                    gate: (number == 0).then(|| ControlGate::new(Arc::clone(socket), gate)),
                     port: port.port(),
                     tables: Arc::clone(&tables),
                     binds: bind_queue.clone(),
@@ -155,13 +161,21 @@ impl Forwarder {
 
     /// Datagrams by what became of them; each has one reason.
     pub fn count(&self, reason: Reason) -> u64 {
-        self.counters.iter().map(|counters| counters.get(reason)).sum()
+        let by_readers: u64 = self.counters.iter().map(|counters| counters.get(reason)).sum();
+        let by_kernel = if reason == Reason::ControlShare { self.dropped_by_kernel().0 } else { 0 };
+        by_readers + by_kernel
     }
 
     /// Datagrams the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since
     /// they were opened. Wraps at 2^32 per socket.
     pub fn socket_queue_drops(&self) -> u64 {
-        self.sockets.iter().map(|socket| u64::from(queue_drops(socket.as_fd()).unwrap_or(0))).sum()
+        self.dropped_by_kernel().1
+    }
+
+    /// Those that were kept out of control's sockets, and those that did not fit a socket's buffer.
+    fn dropped_by_kernel(&self) -> (u64, u64) {
+        let each = self.sockets.iter().zip(&self.gates).map(|(socket, gate)| gate.of(socket));
+        each.fold((0, 0), |(kept_out, full), (k, f)| (kept_out + u64::from(k), full + u64::from(f)))
     }
 }
 

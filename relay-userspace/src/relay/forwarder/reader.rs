@@ -10,9 +10,11 @@ use std::time::Duration;
 use relay_common::{BIND_LEN, Reason};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::ancillary::Ancillary;
 use super::arrivals::{AT_ONCE, Arrivals, Arrived, BATCH, Place};
+use super::control_gate::ControlGate;
 use super::counters::Counters;
 use super::departures::{Departures, Outcome};
 use super::gathering::{Departure, Headers};
@@ -38,8 +40,8 @@ pub struct BindDatagram {
 pub struct Reader {
     /// The socket it reads.
     pub socket: Arc<UdpSocket>,
-    /// Whether control's datagrams are steered to it.
-    pub is_control: bool,
+    /// Its gate, if control's datagrams are steered to it and it works beside control.
+    pub gate: Option<ControlGate>,
     /// Those it forwards through: the one it reads, and the other family's of the same number.
     pub senders: PerFamily<Arc<UdpSocket>>,
     /// The relay's port: control messages report addresses without it.
@@ -103,7 +105,7 @@ impl Reader {
         let mut batch = Batch::new(BATCH);
         while !self.stop.asked.load(Ordering::Relaxed) {
             // Asks before it waits: while datagrams keep coming, waiting for them is a system call too many.
-            match self.turn(&mut batch) {
+            match self.turn(&mut batch, None) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -114,12 +116,20 @@ impl Reader {
 
     /// Works as a task of the runtime that control runs on, until the task is aborted: what it hands to control is taken by
     /// the same thread, without a change to another.
-    pub async fn run_beside_control(self, readable: AsyncFd<UdpSocket>) {
+    pub async fn run_beside_control(mut self, readable: AsyncFd<UdpSocket>) {
         // No more than that: the thread is wanted by others.
         let mut batch = Batch::new(AT_ONCE);
+        let mut gate = self.gate.take();
         loop {
-            let Ok(mut ready) = readable.readable().await else { return };
-            match self.turn(&mut batch) {
+            let ready = match gate.as_mut().and_then(|gate| gate.tend(MonoTime::now())) {
+                None => readable.readable().await,
+                Some(patience) => match timeout(patience, readable.readable()).await {
+                    Ok(ready) => ready,
+                    Err(_nothing_came) => continue,
+                },
+            };
+            let Ok(mut ready) = ready else { return };
+            match self.turn(&mut batch, gate.as_mut()) {
                 // The queue was empty by then: what comes later is a new event.
                 Ok(count) if count < AT_ONCE => ready.clear_ready(),
                 // Others have their turn in between.
@@ -136,13 +146,13 @@ impl Reader {
     }
 
     /// Takes one batch of messages, and sends what is to be forwarded. Returns how many there were.
-    fn turn(&self, batch: &mut Batch) -> io::Result<usize> {
+    fn turn(&self, batch: &mut Batch, mut gate: Option<&mut ControlGate>) -> io::Result<usize> {
         let Batch { arrivals, departures } = batch;
         let count = arrivals.receive(&self.socket)?;
         let now = MonoTime::now();
         for index in 0..count {
             match arrivals.get(index) {
-                Some(arrived) => self.take(&arrived, arrivals.bytes(), departures, now),
+                Some(arrived) => self.take(&arrived, arrivals.bytes(), departures, gate.as_deref_mut(), now),
                 None => self.counters.count(Reason::Truncated, 1),
             }
         }
@@ -151,7 +161,14 @@ impl Reader {
     }
 
     /// The datagrams of one message, whose session is looked up once. Queues what is forwarded and counts the rest.
-    fn take(&self, arrived: &Arrived, bytes: &[u8], departures: &mut PerFamily<Departures>, now: MonoTime) {
+    fn take(
+        &self,
+        arrived: &Arrived,
+        bytes: &[u8],
+        departures: &mut PerFamily<Departures>,
+        mut gate: Option<&mut ControlGate>,
+        now: MonoTime,
+    ) {
         let Arrived { from, ancillary, .. } = *arrived;
         let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else {
             return self.counters.count(Reason::Truncated, arrived.datagrams().count() as u64);
@@ -159,13 +176,13 @@ impl Reader {
         let to = SocketAddr::new(to, self.port);
         let run = match self.tables.run(from, to) {
             // A tuple that a side has just moved away from may be control's by now.
-            run if run.is_of_a_flow() || self.is_control => run,
+            run if run.is_of_a_flow() || gate.is_some() => run,
             _ => self.tables.previous_run(from, to, now),
         };
         for place in arrived.datagrams() {
             let payload = place.of(bytes).unwrap_or_default();
             let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
-            match self.decide(&run, &arrival, now) {
+            match self.decide(&run, &arrival, gate.as_deref_mut(), now) {
                 Ok(relayed) => queue(departures, place, &relayed, arrived),
                 Err(reason) => self.counters.count(reason, 1),
             }
@@ -178,9 +195,19 @@ impl Reader {
 
     /// One datagram: bind datagrams first, then flows by their tuple, then QUIC, since relayed datagrams may look like
     /// QUIC. The reason says what became of it if it is not to be forwarded.
-    fn decide(&self, run: &Run<'_>, arrival: &Arrival<'_>, now: MonoTime) -> Result<Relayed, Reason> {
+    fn decide(
+        &self,
+        run: &Run<'_>,
+        arrival: &Arrival<'_>,
+        gate: Option<&mut ControlGate>,
+        now: MonoTime,
+    ) -> Result<Relayed, Reason> {
         let Arrival { from, to, payload, tos, .. } = *arrival;
-        match run.decide(arrival, now) {
+        let permit = |side| {
+            let permitted = gate.is_none_or(|gate| gate.permits(side, from, now));
+            if permitted { Ok(()) } else { Err(Reason::ControlShare) }
+        };
+        match run.decide_if(arrival, now, permit) {
             Err(Reason::Bind) => Err(self.pass_bind(from, to, payload)),
             Err(reason @ (Reason::NoFlow | Reason::ConsentExpired)) if may_be_quic(payload) => {
                 // What is larger than any QUIC datagram of ours is nobody's.

@@ -75,10 +75,23 @@ pub fn refuse_gathered(socket: &UdpSocket, on: bool) -> io::Result<()> {
 /// # Errors
 /// What setsockopt(2) says.
 pub fn attach_steering(socket: &UdpSocket, program: &[libc::sock_filter]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+/// Makes `program` say which datagrams come into the socket's queue, in place of what said so before. Needs no privilege.
+/// What it keeps out counts as dropped by the socket.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn attach_filter(socket: &UdpSocket, program: &[libc::sock_filter]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, program)
+}
+
+fn attach(socket: &UdpSocket, option: i32, program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // The kernel copies the program and does not write to it.
-    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+    set_option(socket, libc::SOL_SOCKET, option, program)
 }
 
 /// Waits until `socket` or `wake` can be read, or `wake` is closed at its other end.

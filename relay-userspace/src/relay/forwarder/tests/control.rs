@@ -12,7 +12,9 @@ use relay_common::{BIND_LEN, BIND_MAGIC_LEN, Reason};
 
 use super::super::quic_socket::{QUEUE_LEN, QuicSocket};
 use super::super::{BIND_QUEUE_LEN, Forwarder, Merging};
-use super::{CONSENT, MAGIC, Relay, agent, agent_v6, any_port, bind_datagram, relay_port, until};
+use super::{
+    CONSENT, MAGIC, Relay, agent, agent_v6, any_port, bind_datagram, like_a_newcomers, relay_port, until,
+};
 use crate::relay::datapath::{Limit, TableSizes, Tables};
 use crate::relay::family::Family;
 
@@ -32,6 +34,52 @@ async fn bind_datagrams_go_to_the_rendezvous_even_from_a_flow() {
         let mut buffer = [0; 200];
         assert_eq!(agent.recv_from(&mut buffer).unwrap(), (BIND_LEN, address));
         assert_eq!(buffer[..BIND_LEN], [7; BIND_LEN]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_floods_control_has_a_share_forwarded_and_the_rest_dropped_and_counted() {
+    for [connector, target, newcomer] in [[(); 3].map(|()| agent()), [(); 3].map(|()| agent_v6())] {
+        let mut relay = Relay::start();
+        relay.join(&connector, &target, Limit::UNLIMITED, CONSENT);
+        let address = relay.address_for(&connector);
+        let forwarder = &relay.started.forwarder;
+        let mut sent = 0;
+        let mut flood = |datagrams| {
+            for _ in 0..datagrams {
+                connector.send_to(&like_a_newcomers(), address).unwrap();
+                sent += 1;
+                // One after the other, so that none is lost because the queue is full.
+                let passed = || forwarder.count(Reason::Forwarded) + forwarder.count(Reason::ControlShare);
+                while passed() != sent {
+                    thread::yield_now();
+                }
+            }
+        };
+        flood(1000);
+        let forwarded = forwarder.count(Reason::Forwarded);
+        // Somewhat more than the burst: the flood takes time.
+        assert!((128..500).contains(&forwarded), "{forwarded} were forwarded");
+        let by_reader = || {
+            forwarder.counters[0].get(Reason::ControlShare) + forwarder.counters[1].get(Reason::ControlShare)
+        };
+        let before = by_reader();
+        assert!(before < 1000 - forwarded, "the kernel has dropped none");
+        flood(100);
+        assert_eq!(by_reader(), before, "they reached the reader");
+
+        newcomer.send_to(&like_a_newcomers(), address).unwrap();
+        until(forwarder, Reason::NoFlow, 1);
+        assert_eq!(relay.started.quic.waiting(), 1, "a newcomer is heard");
+        connector.send_to(&bind_datagram(), address).unwrap();
+        assert_eq!(
+            relay.started.binds.recv().await.unwrap().bytes,
+            bind_datagram(),
+            "and the session's bind"
+        );
+        connector.send_to(&[0x11; 1200], address).unwrap();
+        until(forwarder, Reason::Forwarded, forwarded + 1);
+        assert_eq!(forwarder.socket_queue_drops(), 0);
     }
 }
 

@@ -11,7 +11,7 @@ use super::super::socket_options::report_ancillary;
 use super::super::{Forwarder, Merging};
 use super::{
     CONSENT, Heard, Relay, SLOW, agent, agent_v6, bind_datagram, hear, hear_messages, hear_payloads, lens,
-    send_together, until,
+    like_a_newcomers, send_together, until,
 };
 use crate::relay::datapath::{Flows, Hook, Limit, TableSizes, Tables};
 
@@ -38,9 +38,10 @@ async fn all_sockets_of_the_port_take_merged_datagrams_or_none_does() {
         drop(Forwarder::start(port, Arc::new(tables), merging).unwrap());
         for (number, sockets) in sockets.iter().enumerate() {
             for (socket, agent) in sockets.iter().zip([agent(), agent_v6()]) {
-                let (first, to) = (if number == 0 { 0xc0 } else { 1 }, socket.local_addr().unwrap());
-                let from = agent.local_addr().unwrap().ip();
-                send_together(&agent, &[vec![first; 9], vec![2; 9]], Headers { to, from, tos: 0, ttl: 64 });
+                let first = if number == 0 { like_a_newcomers() } else { vec![1; 9] };
+                let (to, from) = (socket.local_addr().unwrap(), agent.local_addr().unwrap().ip());
+                let second = vec![2; first.len()];
+                send_together(&agent, &[first, second], Headers { to, from, tos: 0, ttl: 64 });
                 assert_eq!(
                     lens(&hear_messages(socket, 2)),
                     if merging == Merging::On { vec![2] } else { vec![1, 1] }

@@ -55,6 +55,13 @@ fn bind_datagram() -> [u8; BIND_LEN] {
     datagram
 }
 
+/// A datagram that may begin a connection to the relay, as far as the kernel can tell.
+fn like_a_newcomers() -> Vec<u8> {
+    let mut datagram = vec![0xc0, 0, 0, 0, 1, 8];
+    datagram.resize(1200, 0);
+    datagram
+}
+
 /// A received datagram.
 #[derive(Debug, PartialEq, Eq)]
 struct Heard {

@@ -8,7 +8,10 @@ use quinn::ConnectionIdGenerator;
 
 use super::super::RelayPort;
 use super::super::connection_ids::ConnectionIds;
+use super::super::kept_out::MAX_KEPT_OUT;
 use super::super::socket_group::SocketGroup;
+use super::super::socket_options::attach_filter;
+use super::super::steering;
 use super::{LOOPBACK, LOOPBACK_V6, MAGIC, MARKS, TAG, any_port, bind_datagram, hear_payloads};
 use crate::relay::family::PerFamily;
 
@@ -35,7 +38,13 @@ fn control_datagrams_come_to_the_control_socket_and_the_rest_to_another() {
 fn control_and_relayed_are_told_apart(loopback: IpAddr) {
     let group = SocketGroup::open(any_port(loopback), MARKS, 1).unwrap();
     let [t, u] = TAG;
-    let long_header = vec![0xc3, 0, 0, 0, 1, 8, 0, 0, 0, 0];
+    let long_header = |first: u8, version: u8, id: [u8; 2], len: usize| {
+        let mut datagram = vec![first, 0, 0, 0, version, 8, id[0], id[1]];
+        datagram.resize(len, 0);
+        datagram
+    };
+    let newcomer = long_header(0xc3, 1, [0, 0], 1200);
+    let handshake = long_header(0xe3, 1, TAG, 60);
     let own_short_header = vec![0x4f, t, u, 0, 0, 0, 0, 0];
     let bind = bind_datagram().to_vec();
     let foreign_short_header = vec![0x4f, t, !u, 0, 0, 0, 0, 0];
@@ -44,14 +53,56 @@ fn control_and_relayed_are_told_apart(loopback: IpAddr) {
     let half_magic = [&MAGIC[..4], &[0; 92]].concat();
     let (empty, one_byte) = (vec![], vec![0xc0]);
 
+    let small_initial = long_header(0xc3, 1, [0, 0], 1199);
+    let foreign_handshake = long_header(0xe3, 1, [0, 0], 1200);
+    let other_version = long_header(0xc3, 2, [0, 0], 1200);
+    let no_more_than_an_id = long_header(0xc3, 1, [0, 0], 8);
+
+    let control = vec![newcomer, handshake, own_short_header, bind];
+    let mut relayed =
+        vec![foreign_short_header, wireguard, tag_without_fixed_bit, half_magic, empty, one_byte];
+    relayed.extend([small_initial, foreign_handshake, other_version, no_more_than_an_id]);
     let agent = UdpSocket::bind(any_port(loopback)).unwrap();
-    let control = vec![long_header, own_short_header, bind];
-    let relayed = vec![foreign_short_header, wireguard, tag_without_fixed_bit, half_magic, empty, one_byte];
     for payload in control.iter().chain(&relayed) {
         agent.send_to(payload, group.local_addr()).unwrap();
     }
     let count = control.len() + relayed.len();
     assert_eq!(drain(&group, count), [control, relayed]);
+}
+
+#[test]
+fn a_source_that_is_kept_out_gets_only_bind_datagrams_in() {
+    for loopback in [IpAddr::from(LOOPBACK), LOOPBACK_V6.into()] {
+        keeps_out(loopback);
+    }
+}
+
+fn keeps_out(loopback: IpAddr) {
+    const FACTOR: u32 = 0x1234_5677;
+    let [socket, first, second, other] = [(); 4].map(|()| UdpSocket::bind(any_port(loopback)).unwrap());
+    let address = socket.local_addr().unwrap();
+    let keep_out = |sources: &[&UdpSocket]| {
+        let sources = sources.iter().map(|source| source.local_addr().unwrap());
+        attach_filter(&socket, &steering::keep_out(sources, FACTOR, loopback.is_ipv4())).unwrap();
+    };
+    let send = |passing| {
+        for (number, sender) in [&first, &second, &other].into_iter().enumerate() {
+            sender.send_to(&[0xc0, number as u8], address).unwrap();
+            sender.send_to(&[0x40, number as u8], address).unwrap();
+            sender.send_to(&[0x2a, number as u8], address).unwrap();
+        }
+        hear_payloads(&socket, passing)
+    };
+    let of_other = [[0xc0, 2], [0x40, 2], [0x2a, 2]];
+    keep_out(&[&first, &second]);
+    assert_eq!(send(5), [&[[0x2a, 0], [0x2a, 1]][..], &of_other].concat());
+    keep_out(&[&second]);
+    assert_eq!(send(7), [&[[0xc0, 0], [0x40, 0], [0x2a, 0], [0x2a, 1]][..], &of_other].concat());
+    keep_out(&[]);
+    assert_eq!(send(9).len(), 9);
+    let many: Vec<_> = (0..MAX_KEPT_OUT).map(|_| &first).collect();
+    keep_out(&many);
+    assert_eq!(send(7).len(), 7);
 }
 
 fn sources_spread(loopback: IpAddr) {
