@@ -258,6 +258,44 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
 }
 
 #[test]
+fn the_forwarder_goes_on_when_the_kernel_has_no_room_for_what_it_sends() {
+    const NAME: &str = "the_forwarder_goes_on_when_the_kernel_has_no_room_for_what_it_sends";
+    /// How much a socket may hold besides data, which the control messages of what it sends are. Each network has its own
+    /// since Linux 6.8.
+    const ROOM: &str = "/proc/sys/net/core/optmem_max";
+    in_namespace(NAME, || {
+        let Ok(room) = std::fs::read_to_string(ROOM) else {
+            return skipping::skip(NAME, "needs Linux 6.8, which lets a network have its own optmem_max");
+        };
+        ip("link set lo up");
+        let agents = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        agents[1].set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _within = runtime.enter();
+        let port = RelayPort::open(4433, 1, MAGIC).unwrap();
+        let tables = Arc::new(Tables::private(TableSizes::for_sessions(4), [1, 2], MAGIC));
+        let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
+        let forwarder = Forwarder::start(port, tables, Merging::On).unwrap().forwarder;
+        let relay = SocketAddr::new(addr("127.0.0.1"), 4433);
+        let sides = agents.each_ref().map(|agent| FlowTuple { agent: agent.local_addr().unwrap(), relay });
+        let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
+        flows.install(sides, Limit::UNLIMITED, Debt::NONE, [now + lease; 2], now).unwrap();
+
+        std::fs::write(ROOM, "0").unwrap();
+        for lost in 1..=3 {
+            agents[0].send_to(b"lost", relay).unwrap();
+            until_counted(&forwarder, Reason::SendFailed, lost);
+        }
+        std::fs::write(ROOM, room).unwrap();
+        agents[0].send_to(b"sent", relay).unwrap();
+        let mut buffer = [0; 16];
+        let (len, _) = agents[1].recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"sent");
+        until_counted(&forwarder, Reason::Forwarded, 1);
+    });
+}
+
+#[test]
 fn the_relay_runs_on_ipv4_alone_where_ipv6_is_disabled() {
     in_namespace("the_relay_runs_on_ipv4_alone_where_ipv6_is_disabled", || {
         let conf = |interface: &str| format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");

@@ -70,6 +70,12 @@ pub fn refuse_gathered(socket: &UdpSocket, on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, i32::from(on))
 }
 
+/// Makes the kernel report an ICMP error about one datagram by refusing the next, whoever that is for.
+#[cfg(test)]
+pub fn report_icmp_errors(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
+}
+
 /// Makes `program` choose the socket of the SO_REUSEPORT group that `socket` belongs to. Needs no privilege.
 ///
 /// # Errors

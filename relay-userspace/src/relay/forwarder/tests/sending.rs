@@ -9,7 +9,7 @@ use relay_common::Reason;
 use super::super::arrivals::{Arrivals, BATCH};
 use super::super::departures::{Departures, Outcome, SINGLE_AFTER_REFUSAL, send_fault, send_one};
 use super::super::gathering::Headers;
-use super::super::socket_options::{refuse_gathered, report_ancillary, set_gro};
+use super::super::socket_options::{refuse_gathered, report_ancillary, report_icmp_errors, set_gro};
 use super::{
     Heard, LOOPBACK, LOOPBACK_V6, agent, any_port, hear, hear_messages, hear_payloads, lens, queue,
     send_together,
@@ -180,6 +180,26 @@ fn a_refused_address_does_not_end_gathering() {
     queue(&mut departures, &mut bytes, &[vec![1], vec![2]], headers_to(&receiver), 0);
     flush(&mut departures, Some(&relay), &bytes);
     assert_eq!(lens(&hear_messages(&receiver, 2)), [2]);
+}
+
+#[test]
+fn an_icmp_error_about_one_datagram_costs_no_more_than_the_next() {
+    let (relay, receiver) = (agent(), agent());
+    let gone = headers_to(&agent());
+    report_icmp_errors(&relay).unwrap();
+    let (mut departures, mut bytes) = (Departures::new(), Vec::new());
+    let mut send = |payloads: &[Vec<u8>], headers| {
+        queue(&mut departures, &mut bytes, payloads, headers, 0);
+        let outcomes = flush(&mut departures, Some(&relay), &bytes);
+        outcomes.into_iter().map(|outcome| outcome.result).collect::<Vec<_>>()
+    };
+    // Of growing length, so that each is a message by itself.
+    let payloads = [vec![1], vec![2; 2], vec![3; 3]];
+    for _ in 0..3 {
+        assert_eq!(send(&[vec![0]], gone), [Ok(())]);
+        assert_eq!(send(&payloads, headers_to(&receiver)), [Err(Reason::SendFailed), Ok(()), Ok(())]);
+        assert_eq!(hear_payloads(&receiver), payloads[1..]);
+    }
 }
 
 #[test]
