@@ -198,7 +198,7 @@ fn an_icmp_error_about_one_datagram_costs_no_more_than_the_next() {
     for _ in 0..3 {
         assert_eq!(send(&[vec![0]], gone), [Ok(())]);
         assert_eq!(send(&payloads, headers_to(&receiver)), [Err(Reason::SendFailed), Ok(()), Ok(())]);
-        assert_eq!(hear_payloads(&receiver), payloads[1..]);
+        assert_eq!(hear_payloads(&receiver, payloads.len() - 1), payloads[1..]);
     }
 }
 
