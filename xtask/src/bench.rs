@@ -8,6 +8,8 @@ use crate::test::RELAY_BINARY;
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
 
+pub use crate::syscall::run_first;
+
 /// The variable that names the object with the benchmark's BPF programs.
 pub const OBJECT: &str = "RELAY_BPF_BENCH";
 

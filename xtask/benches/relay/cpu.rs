@@ -1,7 +1,6 @@
 //! The CPU that a measurement runs on, and the time that it spends there.
 
 use anyhow::Context as _;
-use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -25,13 +24,13 @@ pub fn stay_on(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("cannot stay on CPU {cpu}"))
 }
 
-/// Makes the calling thread, and the threads and processes that it starts from now on, come before whatever else wants
-/// their CPU.
+/// Makes the calling thread, and the threads and processes that it starts from now on, run before all ordinary ones. For
+/// less than a second at a time: then the kernel lets the others run.
 ///
 /// # Errors
 /// Not permitted.
 pub fn come_first() -> anyhow::Result<()> {
-    setpriority_process(None, -20).context("cannot come before other processes")
+    xtask::bench::run_first().context("cannot come before other processes")
 }
 
 /// What the calling thread has spent on CPUs so far, in nanoseconds.

@@ -73,6 +73,13 @@ const ROUND: Duration = Duration::from_millis(300);
 /// Batch of paced frames: a frame waits for the end of its batch.
 const PACED_BATCH: u32 = 16;
 
+/// How the sustainable rate is searched for: in so many halvings, offering each for so long.
+const SEARCH_STEPS: u32 = 8;
+const SEARCHED: Duration = Duration::from_millis(150);
+
+/// Half of the packets take longer, in microseconds: they queue up.
+const LONG_US: f64 = 1000.0;
+
 /// Runs of the generator, at least, to tell how many a round takes.
 const FIRST_RUNS: u32 = 1 << 17;
 
@@ -171,6 +178,23 @@ impl Track {
         let delays =
             self.traffic.delays()?.iter().zip(&before).map(|(after, before)| after - before).collect();
         Ok(RoundTrips { delays, sent: sent.frames, lost: sent.frames.saturating_sub(arrived.frames) })
+    }
+
+    /// The most round trips per second that do not wait long for each other, and of which next to none is lost.
+    ///
+    /// # Errors
+    /// As for [`Track::round_trips`].
+    pub fn sustainable(&mut self) -> anyhow::Result<f64> {
+        let (sent, _) = self.send(Work { runs: FIRST_RUNS, batch: BATCH, interval: 0 })?;
+        let (mut sustained, mut too_many) = (0.0, sent.frames as f64 * 1e9 / (sent.last - sent.first) as f64);
+        for _ in 0..SEARCH_STEPS {
+            let per_second = (sustained + too_many) / 2.0;
+            let trips = self.round_trips(per_second, SEARCHED)?;
+            let is_sustained = trips.lost <= trips.sent / 1000 && trips.quantile(0.5) < LONG_US;
+            *(if is_sustained { &mut sustained } else { &mut too_many }) = per_second;
+        }
+        ensure!(sustained > 0.0, "not even {too_many:.0} round trips a second are sustained");
+        Ok(sustained)
     }
 
     /// Has the generator do `work`, and waits until everything has arrived.
