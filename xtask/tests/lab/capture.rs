@@ -1,10 +1,10 @@
 //! What an agent's interface really sees: tcpdump, read back.
 
 use std::net::{SocketAddrV4, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use xtask::lab::{AGENT_INTERFACE, Namespace, Process};
+use xtask::lab::{AGENT_INTERFACE, Lab, Namespace, Process};
 use xtask::tool::Tool;
 
 use super::world::{RELAY, wait_for};
@@ -24,10 +24,12 @@ pub struct Datagram {
 }
 
 impl Capture {
-    /// Starts capturing at `agent`. Datagrams are seen as they are on a wire: the interface segments nothing and merges
-    /// nothing.
-    pub fn start(agent: &Namespace, directory: &Path) -> Capture {
+    /// Starts capturing at `lab`'s agent of this number. Datagrams are seen as they are on a wire: neither the agent's
+    /// interface nor the relay's leaves segments to the next, and the agent's merges nothing.
+    pub fn start(lab: &Lab, agent: usize) -> Capture {
+        let (agent, directory) = (&lab.agents[agent], lab.directory());
         agent.run(&Tool::new("ethtool").words("-K e0 tx off gso off gro off")).unwrap();
+        lab.relay.run(&Tool::new("ethtool").words("-K r0 tx-udp-segmentation off")).unwrap();
         let file = directory.join(format!("{}.pcap", agent.name()));
         let tool = Tool::new("tcpdump")
             .words("--relinquish-privileges=root --no-promiscuous-mode -n -U --buffer-size=262144")

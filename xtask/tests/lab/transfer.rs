@@ -74,7 +74,7 @@ fn copy_a_file(world: &World, relay_options: &str) -> Copied {
     let directory = world.lab.directory();
     let _relay = deployment.start_relay(Some(UNHURRIED), relay_options).unwrap();
     let _target = deployment.start_target().unwrap();
-    let captures = [0, 1].map(|agent| Capture::start(&world.lab.agents[agent], directory));
+    let captures = [0, 1].map(|agent| Capture::start(&world.lab, agent));
     let forward = deployment.start_forward(FORWARDED, SERVED).unwrap();
     let file = world.random_file(SIZE_MIB);
     let received = directory.join("received");
