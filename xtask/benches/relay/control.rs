@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use relay_userspace::identity::NodeKey;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
 use xtask::lab::{Host, Process};
 use xtask::test::RELAY_BINARY;
 use xtask::tool::Tool;
@@ -23,10 +24,10 @@ use xtask::tool::Tool;
 use crate::Bench;
 use crate::cpu;
 use crate::report::Report;
-use crate::rounds::{Candidate, in_turns};
+use crate::rounds::{Candidate, Samples, in_turns};
 use agents::{Kind, Server, connect_again_and_again};
 use bare_quic::BareQuic;
-use pairings::{Announced, PAIRINGS, Until};
+use pairings::{Announced, PAIRINGS, Paired, Until};
 
 /// How long agents connect to one server in one round.
 const SPAN: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let bare_no_mtu = Measured::bare(BareQuic::NoMtuDiscovery, servers, directory.path())?;
     let relay = Measured::relay(servers, directory.path())?;
 
-    let rounds = if bench.is_quick { 2 } else { 9 };
+    let rounds = if bench.is_quick { 2 } else { 8 };
     let samples = in_turns(
         rounds,
         &mut [
@@ -85,7 +86,7 @@ fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     }
     let unit = "pairings/CPU s";
     for (column, name) in ["relay, pairing, offered", "relay, pairing, both bound"].into_iter().enumerate() {
-        let samples = crate::rounds::Samples(both.iter().map(|round| round[column]).collect());
+        let samples = Samples(both.iter().map(|round| round[column]).collect());
         report.add(name, unit, &samples);
     }
     Ok(())
@@ -148,8 +149,10 @@ impl Measured {
             let before = cpu::time_of_process(self.process.id())?;
             let paired = announced.pair(until).await?;
             let spent = cpu::time_of_process(self.process.id())? - before;
-            for agent in paired {
-                agent.end().await?;
+            // All at once: each takes a while to acknowledge the relay's last word.
+            let mut ending: JoinSet<_> = paired.into_iter().map(Paired::end).collect();
+            while let Some(ended) = ending.join_next().await {
+                ended??;
             }
             Ok(PAIRINGS as f64 / spent)
         })
