@@ -42,6 +42,14 @@ async fn an_announced_agent_is_listed_and_answered_on_the_stream_it_asked_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn agents_are_asked_to_acknowledge_by_their_next_message() {
+    let relay = TestRelay::start("");
+    let agent = Agent::connected(&relay, 1).await;
+    // It comes with the first packet after TLS, and the handshake's last message in a later one.
+    assert_eq!(agent.connection.stats().frame_rx.ack_frequency, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_id_that_is_not_the_keys_is_refused_with_1004() {
     let relay = TestRelay::start("");
     let mut agent = Agent::dialled(&relay, 1).await;

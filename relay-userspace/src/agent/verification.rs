@@ -25,7 +25,7 @@ pub async fn initiate(
                 from_peer.next().await.map_err(broken)?.ok_or_else(|| broken("the stream ended"))?;
             match initiator.handle(message, MonoTime::now())? {
                 Progress::Send(message) => next = message,
-                Progress::Done { peer, .. } => return Ok(peer),
+                Progress::Done { peer, .. } => return Ok(*peer),
             }
         }
     };
@@ -53,7 +53,7 @@ pub async fn respond(
                     if let Some(message) = send {
                         write_frame(to_peer, &message).await.map_err(broken)?;
                     }
-                    return Ok(peer);
+                    return Ok(*peer);
                 }
             }
         }

@@ -42,7 +42,7 @@ pub enum Progress {
         /// VerifyAck from the responder, nothing from the initiator.
         send: Option<Message>,
         /// The peer.
-        peer: Peer,
+        peer: Box<Peer>,
     },
 }
 
@@ -58,7 +58,7 @@ pub struct Initiator {
 #[derive(Debug)]
 enum InitiatorState {
     AwaitHelloAck,
-    AwaitVerifyAck(Peer),
+    AwaitVerifyAck(Box<Peer>),
     Over,
 }
 
@@ -133,7 +133,7 @@ pub struct Responder {
 #[derive(Debug)]
 enum ResponderState {
     AwaitHello,
-    AwaitVerify(Peer),
+    AwaitVerify(Box<Peer>),
     Over,
 }
 
@@ -319,7 +319,7 @@ fn identified(
     public_key: &Bytes,
     protocol_v: u32,
     tls_peer: PublicKey,
-) -> Result<Peer, HandshakeError> {
+) -> Result<Box<Peer>, HandshakeError> {
     if protocol_v != PROTOCOL_V {
         return Err(HandshakeError::Version(protocol_v));
     }
@@ -333,7 +333,8 @@ fn identified(
     if claimed != tls_peer.node_id() {
         return Err(HandshakeError::Identity(format!("{claimed} is not the id of its key")));
     }
-    Ok(Peer { node_id: claimed, public_key: tls_peer, name: printable(name, MAX_NAME_CHARS) })
+    let name = printable(name, MAX_NAME_CHARS);
+    Ok(Box::new(Peer { node_id: claimed, public_key: tls_peer, name }))
 }
 
 fn out_of_order(message: Message) -> HandshakeError {

@@ -96,7 +96,7 @@ impl Listener {
                 written.map_err(|_| late(node))?.map_err(|error| failed(error.to_string()))?;
             }
             if let Some(peer) = done {
-                return Ok(Introduced { connection, peer, send, reader, unfinished });
+                return Ok(Introduced { connection, peer: *peer, send, reader, unfinished });
             }
         }
     }
