@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::report::{Report, Row, figure};
+use crate::report::{Measured, Report, Row};
 
 /// Whether more or less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +162,12 @@ const MEASURES: &[Measure] = &[
         Better::More,
         [0.7, 0.8],
     ),
+    Measure::ratio(
+        "the same, of bare quinn that does not probe for the MTU either",
+        ["relay, agent's handshake", "bare quinn, mutual TLS, no MTU discovery"],
+        Better::More,
+        [0.7, 0.8],
+    ),
     Measure::value(
         "limit accuracy, largest error in percent",
         "limit, largest error",
@@ -174,7 +180,7 @@ const MEASURES: &[Measure] = &[
 pub const HEAD: [&str; 5] = ["measure", "figure", "floor", "goal", "verdict"];
 
 /// Each measure that `report` has the figure of.
-pub fn measures(report: &Report) -> Vec<[String; HEAD.len()]> {
+pub fn measures(report: &Report) -> Vec<Measured> {
     let row = |measure: &Measure| {
         let value = measure.figure(report)?;
         let verdict = match () {
@@ -182,8 +188,8 @@ pub fn measures(report: &Report) -> Vec<[String; HEAD.len()]> {
             () if measure.is_met(value, measure.floor) => "floor",
             () => "BELOW",
         };
-        let [floor, goal] = [measure.floor, measure.goal].map(figure);
-        Some([measure.name.to_owned(), figure(value), floor, goal, verdict.to_owned()])
+        let Measure { name, floor, goal, .. } = *measure;
+        Some(Measured { measure: name, figure: value, floor, goal, verdict })
     };
     MEASURES.iter().filter_map(row).collect()
 }

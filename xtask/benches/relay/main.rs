@@ -147,6 +147,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .run(&bench, &mut report)
             .with_context(|| format!("in the section {section:?}").to_lowercase())?;
     }
+    report.measures = goals::measures(&report);
     terminal::result(report.table());
     if let Some(file) = &arguments.report {
         let json = serde_json::to_string_pretty(&report)?;

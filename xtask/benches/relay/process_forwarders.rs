@@ -1,5 +1,6 @@
 //! Forwarders in userspace, each on a core of its own: the relay's, a plain loop, and coturn.
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -98,6 +99,8 @@ pub fn plain(traffic: Traffic, wires: Wires, load: Load) -> anyhow::Result<Track
     let thread = wires.relay.inside(|| {
         cpu::stay_on(cpu)?;
         let socket = UdpSocket::bind(relay)?;
+        // As much as the relay's own sockets have.
+        set_socket_recv_buffer_size_force(&socket, 4 << 20)?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         anyhow::Ok(std::thread::spawn(move || plain_loop::forward(&socket, receiver, &stopped, &counted)))
     })??;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
@@ -32,6 +32,9 @@ pub struct Flows {
     pub step: u32,
 }
 
+/// No bare program has more instructions.
+pub const BARE_INSTRUCTIONS: u32 = 32;
+
 /// The prologue, loaded, and a program behind it.
 pub struct Prologue {
     ebpf: Ebpf,
@@ -55,6 +58,8 @@ impl Prologue {
         for name in ["prologue", "bare"] {
             xdp(&mut ebpf, name)?.load().with_context(|| format!("loading `{name}`"))?;
         }
+        let bare = xdp(&mut ebpf, "bare")?.info()?.size_translated().context("the length of `bare`")? / 8;
+        ensure!(bare <= BARE_INSTRUCTIONS, "`bare` is not bare: it has {bare} instructions");
         let mut template = Array::<_, Template>::try_from(ebpf.map_mut("TEMPLATE").context("no TEMPLATE")?)?;
         template.set(0, kind.template(), 0)?;
         let subject = match subject {

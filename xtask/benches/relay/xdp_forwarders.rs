@@ -10,6 +10,7 @@ use relay_userspace::relay::datapath::{FlowTable, Hook, Port, Program};
 
 use crate::course::{Course, Leg, Load, Numbered, TTL};
 use crate::frames::{MAGIC, PORT};
+use crate::prologue::BARE_INSTRUCTIONS;
 use crate::relayed::{self, BySide, senders};
 use crate::sessions::KEY;
 use crate::track::{End, Forwarder, Place, Track};
@@ -72,9 +73,6 @@ impl Forwarder for Bare {
     }
 }
 
-/// No bare program has more instructions.
-const MOST_INSTRUCTIONS: u32 = 32;
-
 /// Lets a bare program forward: the reflector on one link, the redirect between two.
 ///
 /// # Errors
@@ -89,7 +87,7 @@ pub fn bare(mut traffic: Traffic, wires: Wires, load: Load) -> anyhow::Result<Tr
         if wires.links == Links::Two { traffic.direct(wires.outward[0].index) } else { Ok(()) }
     })??;
     let instructions = traffic.info(name)?.size_translated().context("the length of a program")? / 8;
-    ensure!(instructions <= MOST_INSTRUCTIONS, "`{name}` is not bare: it has {instructions} instructions");
+    ensure!(instructions <= BARE_INSTRUCTIONS, "`{name}` is not bare: it has {instructions} instructions");
     let relay = Numbered::fixed(SocketAddrV4::new(RELAY[0], PORT));
     let sent = Leg { stations: wires.to_relay(), source: senders(), destination: relay, ttl: TTL };
     let stations = match wires.links {

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const BETWEEN_ATTEMPTS: u64 = 20_000;
 
 /// Threads of other work on the relay's processor.
-const OTHERS: usize = 3;
+const OTHERS: usize = 6;
 
 #[test]
 fn new_agents_are_paired_within_a_second_while_small_packets_flood_the_relay() {
@@ -44,7 +44,7 @@ fn new_agents_are_paired_within_a_second_while_long_headers_flood_the_relay() {
 #[test]
 fn new_agents_are_paired_within_a_second_while_a_flood_looks_like_their_first_datagrams() {
     let name = "new_agents_are_paired_within_a_second_while_a_flood_looks_like_their_first_datagrams";
-    pair_under(name, &[long_header(INITIAL, 1200)]);
+    pair_under(name, &[long_header(INITIAL, 1200), vec![7; 64]]);
 }
 
 const INITIAL: u8 = 0xc0;
@@ -80,7 +80,7 @@ fn pair_under(name: &str, datagrams: &[Vec<u8>]) {
         allowed_or_said(&Tool::new("chrt").words("--rr --pid 2").arg(this_thread()));
         let idle = Counted::of(&world);
         wait_for("the overload", Duration::from_secs(10), || {
-            (Counted::of(&world).since(idle).dropped > 10_000).then_some(())
+            (Counted::of(&world).since(idle).overflowed > 10_000).then_some(())
         });
 
         let before = Counted::of(&world);
@@ -97,16 +97,17 @@ fn pair_under(name: &str, datagrams: &[Vec<u8>]) {
                 bound.push(sockets);
             }
         }
-        let Counted { forwarded, dropped } = Counted::of(&world).since(before);
+        let Counted { forwarded, overflowed } = Counted::of(&world).since(before);
 
         println!(
-            "{} of {ATTEMPTS} pairings, the longest in {:?}; {forwarded} relayed packets forwarded, {dropped} dropped",
+            "{} of {ATTEMPTS} pairings, the longest in {:?}; {forwarded} relayed packets forwarded, {overflowed} found a queue full",
             took.len(),
             took.iter().max()
         );
+        // Those alone that the readers have not come to: what is kept out of control's queue is no work for them.
         assert!(
-            forwarded + dropped >= 2 * forwarded,
-            "no overload: {forwarded} forwarded, {dropped} dropped"
+            forwarded + overflowed >= 2 * forwarded,
+            "no overload: {forwarded} forwarded, {overflowed} found a queue full"
         );
         assert!(took.len() == ATTEMPTS && took.iter().all(|took| *took <= PATIENCE), "{took:?}");
     });
@@ -126,7 +127,7 @@ async fn pair() -> ([HandAgent; 2], [HandBind; 2]) {
     ([connector, target], [near, far])
 }
 
-/// Other work of the relay's host: half of a slow processor is what is left for the relay.
+/// Other work of the relay's host: a slow processor is what is left for the relay.
 struct Others {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -230,21 +231,21 @@ const MAX_UDP_PAYLOAD: usize = 65_507;
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     forwarded: u64,
-    /// By the kernel before a reader saw them, or by a reader.
-    dropped: u64,
+    /// Dropped by the kernel because a queue was full.
+    overflowed: u64,
 }
 
 impl Counted {
     fn of(world: &World) -> Counted {
-        let status = world.status();
-        Counted {
-            forwarded: status.userspace["forwarded"],
-            dropped: status.dropped() + status.userspace["socket_queue_full"],
-        }
+        let userspace = world.status().userspace;
+        Counted { forwarded: userspace["forwarded"], overflowed: userspace["socket_queue_full"] }
     }
 
     fn since(self, before: Counted) -> Counted {
-        Counted { forwarded: self.forwarded - before.forwarded, dropped: self.dropped - before.dropped }
+        Counted {
+            forwarded: self.forwarded - before.forwarded,
+            overflowed: self.overflowed - before.overflowed,
+        }
     }
 }
 

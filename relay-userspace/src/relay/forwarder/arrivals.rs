@@ -1,5 +1,5 @@
 //! Datagrams as they come: taken in batches, with what std does not carry.
-#![expect(unsafe_code, reason = "recvmmsg is not in std")]
+#![expect(unsafe_code, reason = "recvmmsg and madvise are not in std")]
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -64,6 +64,17 @@ impl Arrived {
     }
 }
 
+/// Makes the kernel give memory page by page: in huge pages, one byte of each buffer would fill all of them.
+fn in_small_pages(buffers: &mut [u8]) {
+    const PAGE: usize = 4096;
+    let start = buffers.as_ptr().align_offset(PAGE);
+    let Some(whole) = buffers.get_mut(start..) else { return };
+    let len = whole.len() / PAGE * PAGE;
+    // SAFETY: the range is whole pages of memory that `buffers` borrows exclusively; the advice changes no byte of it. If it
+    // is not taken, that is no harm.
+    unsafe { libc::madvise(whole.as_mut_ptr().cast(), len, libc::MADV_NOHUGEPAGE) };
+}
+
 /// Buffers for a batch of messages.
 ///
 /// Whoever sends them on does it from where they lie, before the next batch is taken.
@@ -85,6 +96,7 @@ impl Arrivals {
     /// becomes memory.
     pub fn new(most: usize) -> Arrivals {
         let mut buffers = vec![0; most * STRIDE];
+        in_small_pages(&mut buffers);
         let mut names = vec![UNNAMED; most];
         let mut controls = vec![ControlBuffer([0; RECEIVE_SPACE]); most];
         let mut iovecs: Vec<libc::iovec> = buffers

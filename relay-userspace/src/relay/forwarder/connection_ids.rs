@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use quinn::{ConnectionId, ConnectionIdGenerator};
 
+use super::steering::TAG_LEN;
+
 /// Makes connection ids: the tag, then 64 bits of SipHash of a counter under a random key, so that an observer cannot
 /// tell which ids are one connection's (RFC 9000 section 5.1).
 #[derive(Clone, Debug)]
 pub struct ConnectionIds {
-    tag: [u8; 2],
+    tag: [u8; TAG_LEN],
     key: RandomState,
     made: u64,
 }
 
 impl ConnectionIds {
     /// Ids that begin with `tag`.
-    pub fn tagged(tag: [u8; 2]) -> ConnectionIds {
+    pub fn tagged(tag: [u8; TAG_LEN]) -> ConnectionIds {
         ConnectionIds { tag, key: RandomState::new(), made: 0 }
     }
 }
@@ -24,9 +26,9 @@ impl ConnectionIds {
 impl ConnectionIdGenerator for ConnectionIds {
     fn generate_cid(&mut self) -> ConnectionId {
         self.made += 1;
-        let [t, u] = self.tag;
+        let [t, u, v, w] = self.tag;
         let [a, b, c, d, e, f, g, h] = self.key.hash_one(self.made).to_ne_bytes();
-        ConnectionId::new(&[t, u, a, b, c, d, e, f, g, h])
+        ConnectionId::new(&[t, u, v, w, a, b, c, d, e, f, g, h])
     }
 
     /// Ids without the tag are never answered with a stateless reset.
@@ -35,7 +37,7 @@ impl ConnectionIdGenerator for ConnectionIds {
     }
 
     fn cid_len(&self) -> usize {
-        10
+        TAG_LEN + 8
     }
 
     fn cid_lifetime(&self) -> Option<Duration> {

@@ -24,17 +24,19 @@ pub struct ControlGate {
     socket: Arc<UdpSocket>,
     shares: ControlShares,
     kept_out: KeptOut,
+    ipv4: bool,
     /// See [`keep_out`].
     factor: u32,
     tally: Arc<GateTally>,
 }
 
 impl ControlGate {
-    /// A gate that is open to all.
-    pub fn new(socket: Arc<UdpSocket>, tally: Arc<GateTally>) -> ControlGate {
+    /// A gate that is open to all, for the sessions of `slots` slots.
+    pub fn new(socket: Arc<UdpSocket>, slots: u32, tally: Arc<GateTally>) -> ControlGate {
         let factor = RandomState::new().hash_one(()) as u32 | 1;
-        let (shares, kept_out) = (ControlShares::new(), KeptOut::default());
-        ControlGate { socket, shares, kept_out, factor, tally }
+        let (shares, kept_out) = (ControlShares::new(slots), KeptOut::default());
+        let ipv4 = socket.local_addr().is_ok_and(|address| address.is_ipv4());
+        ControlGate { socket, shares, kept_out, ipv4, factor, tally }
     }
 
     /// Whether a datagram of a session's side, sent from `source`, is within that side's share. Who sends more is kept
@@ -50,21 +52,23 @@ impl ControlGate {
     /// Tells the kernel whom to keep out, if that has changed. To be called before the socket is read, and again after
     /// what is returned, if nothing comes until then.
     pub fn tend(&mut self, now: MonoTime) -> Option<Duration> {
-        if let Some(sources) = self.kept_out.change(now) {
-            let closed = sources.len() > 0;
-            let ipv4 = self.socket.local_addr().is_ok_and(|address| address.is_ipv4());
-            let program = keep_out(sources, self.factor, ipv4);
-            let attached = attach_filter(&self.socket, &program);
-            if let Err(error) = &attached {
-                tracing::debug!(%error, "who floods control's socket is not kept out of its queue");
+        let (factor, ipv4) = (self.factor, self.ipv4);
+        let change =
+            self.kept_out.change(now).map(|sources| (sources.len() > 0, keep_out(sources, factor, ipv4)));
+        if let Some((closed, program)) = change {
+            match attach_filter(&self.socket, &program) {
+                Ok(()) => self.tally.set_closed(closed, drops(&self.socket)),
+                Err(error) => {
+                    tracing::warn!(%error, "the filter of control's socket cannot be changed; trying again");
+                    self.kept_out.again(now);
+                }
             }
-            self.tally.set_closed(closed && attached.is_ok(), drops(&self.socket));
         }
         self.kept_out.next_change().map(|at| at.since(now))
     }
 }
 
-/// How many datagrams a gate has kept out. The kernel counts them among those that found the queue full; while somebody
+/// How many messages a gate has kept out: datagrams, but merged ones count as one. The kernel counts them among those that found the queue full; while somebody
 /// is kept out, all are taken for his.
 #[derive(Debug, Default)]
 pub struct GateTally(Mutex<Tally>);

@@ -18,31 +18,28 @@ const BURST: u32 = 128;
 /// are what one reader forwards in half of its time.
 const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / 128);
 
-/// Counts for so many sides at once. Others share a count: both are held to one share then.
-const PLACES: usize = 4096;
-
-/// The shares of all sides, in memory that does not grow.
+/// The shares of all sides, in memory that does not grow: eight bytes for each side that the tables have room for, of which
+/// what is never used is never touched.
 #[derive(Debug)]
 pub struct ControlShares {
-    /// For each place, when it has its whole burst again.
-    whole_at: Box<[MonoTime; PLACES]>,
+    /// For each side, when it has its whole burst again.
+    whole_at: Box<[u64]>,
 }
 
 impl ControlShares {
-    /// Everyone has a whole burst.
-    pub fn new() -> ControlShares {
-        ControlShares { whole_at: Box::new([MonoTime(0); PLACES]) }
+    /// Everyone has a whole burst, the sides of `slots` slots.
+    pub fn new(slots: u32) -> ControlShares {
+        ControlShares { whole_at: vec![0; slots as usize * 2].into_boxed_slice() }
     }
 
     /// Takes one datagram from the share of `at`. False: nothing is left of it.
     pub fn take(&mut self, at: SlotSide, now: MonoTime) -> bool {
-        // Slots are numbered from 0, not by whoever uses them: below half as many sessions as places nobody shares.
-        let place = (at.slot as usize * 2 + at.side as usize) % PLACES;
+        let place = at.slot as usize * 2 + at.side as usize;
         let Some(whole_at) = self.whole_at.get_mut(place) else { return false };
-        let after = (*whole_at).max(now) + INTERVAL;
+        let after = MonoTime(*whole_at).max(now) + INTERVAL;
         let within = after <= now + INTERVAL * BURST;
         if within {
-            *whole_at = after;
+            *whole_at = after.0;
         }
         within
     }
@@ -67,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_side_has_a_burst_and_then_a_steady_rate() {
-        let mut shares = ControlShares::new();
+        let mut shares = ControlShares::new(2048);
         let side = at(3, Side::Connector);
         assert_eq!(taken(&mut shares, side, START), 128);
         assert_eq!(taken(&mut shares, side, START + SECOND / 4), 32);
@@ -77,7 +74,7 @@ mod tests {
 
     #[test]
     fn an_idle_side_saves_no_more_than_a_burst() {
-        let mut shares = ControlShares::new();
+        let mut shares = ControlShares::new(2048);
         let side = at(3, Side::Connector);
         taken(&mut shares, side, START);
         assert_eq!(taken(&mut shares, side, START + SECOND * 3600), 128);
@@ -85,12 +82,12 @@ mod tests {
 
     #[test]
     fn no_side_uses_anothers_share() {
-        let mut shares = ControlShares::new();
+        let mut shares = ControlShares::new(2048);
         for slot in 0..2048 {
             for side in Side::BOTH {
                 assert_eq!(taken(&mut shares, at(slot, side), START), 128);
             }
         }
-        assert_eq!(taken(&mut shares, at(2048, Side::Connector), START), 0, "beyond these, two share one");
+        assert_eq!(taken(&mut shares, at(2048, Side::Connector), START), 0, "there is no such slot");
     }
 }

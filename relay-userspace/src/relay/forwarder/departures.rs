@@ -147,8 +147,8 @@ impl Departures {
                 Some(libc::EINTR) => continue,
                 Some(libc::EAGAIN) => return self.lose_from(next, send_fault(&error), report),
                 _ if message.count > 1 => {
-                    let some_left = self.send_one_by_one(socket, &message, bytes, report);
-                    if refuses_gathered(&error) && some_left {
+                    let first_left = self.send_one_by_one(socket, &message, bytes, report);
+                    if refuses_gathered(&error) && first_left {
                         self.single_until = now + SINGLE_AFTER_REFUSAL;
                     }
                 }
@@ -173,7 +173,8 @@ impl Departures {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Sends each datagram of `message` by itself. Whether any has left.
+    /// Sends each datagram of `message` by itself. Whether the first, none of which is longer, has left: else its length or
+    /// its address is to blame, not that they were gathered.
     fn send_one_by_one(
         &self,
         socket: &UdpSocket,
@@ -181,14 +182,14 @@ impl Departures {
         bytes: &[u8],
         report: &mut impl FnMut(Outcome),
     ) -> bool {
-        let mut some_left = false;
+        let mut first_left = None;
         for place in self.gathering.payloads(message) {
             let sent = send_one(socket, place.of(bytes).unwrap_or_default(), message.headers);
-            some_left |= sent.is_ok();
+            first_left.get_or_insert(sent.is_ok());
             let result = sent.map_err(|error| send_fault(&error));
             report(Outcome { at: message.at, datagrams: 1, bytes: place.len, result });
         }
-        some_left
+        first_left.unwrap_or(false)
     }
 
     /// Sends one message that arrived in fragments, so without DF, and needs fragments again. What other threads send

@@ -42,11 +42,16 @@ impl KeptOut {
             self.let_in_from = now + BETWEEN;
             self.changed = true;
         }
-        if !self.changed || self.told == now {
+        if !self.changed || self.told >= now {
             return None;
         }
         (self.changed, self.told) = (false, now);
         Some(self.sources.iter().map(|(source, _)| *source))
+    }
+
+    /// The kernel could not be told at `now`: it is to be told again a while later.
+    pub fn again(&mut self, now: MonoTime) {
+        (self.changed, self.told) = (true, now + BETWEEN);
     }
 
     /// When [`KeptOut::change`] is to be asked next, if nobody is added.
@@ -90,6 +95,19 @@ mod tests {
         assert_eq!(told(&mut kept_out, START + TICK), None, "not twice in a tick");
         assert!(kept_out.next_change() <= Some(START + TICK), "but in the next");
         assert_eq!(told(&mut kept_out, START + TICK + TICK), Some(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_be_told_is_told_again_a_while_later() {
+        let mut kept_out = KeptOut::default();
+        kept_out.add(source(1), START);
+        assert_eq!(told(&mut kept_out, START), Some(vec![1]));
+        kept_out.again(START);
+        assert_eq!(
+            (told(&mut kept_out, START + TICK), kept_out.next_change()),
+            (None, Some(START + BETWEEN))
+        );
+        assert_eq!(told(&mut kept_out, START + BETWEEN + TICK), Some(vec![1]));
     }
 
     #[test]

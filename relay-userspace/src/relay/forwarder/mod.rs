@@ -108,7 +108,7 @@ impl Forwarder {
         for socket in port.sockets.iter().flat_map(PerFamily::iter) {
             socket_options::set_gro(socket, merging == Merging::On)?;
         }
-        let bind_sender = BindSender { sockets: control.clone() };
+        let (slots, bind_sender) = (tables.sizes().slots, BindSender { sockets: control.clone() });
         let (bind_queue, binds) = mpsc::channel(BIND_QUEUE_LEN);
         let stop = Arc::new(Stop::new()?);
         let mut forwarder = Forwarder {
@@ -129,7 +129,7 @@ impl Forwarder {
                 let reader = Reader {
                     socket: Arc::clone(socket),
                     senders: senders.clone(),
-                    gate: (number == 0).then(|| ControlGate::new(Arc::clone(socket), gate)),
+                    gate: (number == 0).then(|| ControlGate::new(Arc::clone(socket), slots, gate)),
                     port: port.port(),
                     tables: Arc::clone(&tables),
                     binds: bind_queue.clone(),
@@ -166,8 +166,8 @@ impl Forwarder {
         by_readers + by_kernel
     }
 
-    /// Datagrams the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since
-    /// they were opened. Wraps at 2^32 per socket.
+    /// Messages the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since they
+    /// were opened: datagrams, but merged ones count as one. Wraps at 2^32 per socket.
     pub fn socket_queue_drops(&self) -> u64 {
         self.dropped_by_kernel().1
     }

@@ -22,6 +22,10 @@ use crate::relay::family::{Family, PerFamily};
 /// Datagrams that may wait for quinn. What comes faster than it can take them would be late anyway.
 pub const QUEUE_LEN: usize = 1024;
 
+/// The part of it that is open to what did not come by control's sockets: strangers' datagrams, which many readers bring at
+/// once and nobody needs to be answered.
+pub const STRANGERS_LEN: usize = QUEUE_LEN / 4;
+
 /// The largest datagram taken for QUIC, in bytes: what an Ethernet frame carries. It bounds the queue's memory.
 pub const MAX_DATAGRAM: usize = 1500;
 
@@ -86,11 +90,11 @@ impl QuicSocket {
         Ok(QuicSocket { senders, address, inbox })
     }
 
-    /// Gives quinn a datagram: its source, the local address it came to, its TOS byte, its payload. False if the queue
-    /// is full and it was dropped.
-    pub fn deliver(&self, from: SocketAddr, to: IpAddr, tos: u8, payload: &[u8]) -> bool {
+    /// Gives quinn a datagram: its source, the local address it came to, its TOS byte, its payload. False if `most`
+    /// datagrams wait already and it was dropped.
+    pub fn deliver(&self, from: SocketAddr, to: IpAddr, tos: u8, payload: &[u8], most: usize) -> bool {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        if inbox.queue.len() >= QUEUE_LEN {
+        if inbox.queue.len() >= most {
             return false;
         }
         inbox.queue.push_back(Waiting {

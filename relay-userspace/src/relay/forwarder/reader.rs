@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{process, thread};
 
 use relay_common::{BIND_LEN, Reason};
 use tokio::io::unix::AsyncFd;
@@ -18,7 +19,7 @@ use super::control_gate::ControlGate;
 use super::counters::Counters;
 use super::departures::{Departures, Outcome};
 use super::gathering::{Departure, Headers};
-use super::quic_socket::{MAX_DATAGRAM, QuicSocket};
+use super::quic_socket::{MAX_DATAGRAM, QUEUE_LEN, QuicSocket, STRANGERS_LEN};
 use super::socket_options::wait_readable;
 use super::steering::may_be_quic;
 use crate::clock::MonoTime;
@@ -85,6 +86,18 @@ impl Stop {
     }
 }
 
+/// A relay that reads its port no more looks alive and is deaf: better it ends, and whatever watches it starts it again.
+struct EndsWithReader;
+
+impl Drop for EndsWithReader {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a reader of the relay's port has panicked");
+            process::abort();
+        }
+    }
+}
+
 /// What one reader takes and sends at once.
 struct Batch {
     arrivals: Arrivals,
@@ -102,6 +115,7 @@ impl Batch {
 impl Reader {
     /// Works until it is told to stop.
     pub fn run(self) {
+        let _or_the_process_ends = EndsWithReader;
         let mut batch = Batch::new(BATCH);
         while !self.stop.asked.load(Ordering::Relaxed) {
             // Asks before it waits: while datagrams keep coming, waiting for them is a system call too many.
@@ -117,6 +131,7 @@ impl Reader {
     /// Works as a task of the runtime that control runs on, until the task is aborted: what it hands to control is taken by
     /// the same thread, without a change to another.
     pub async fn run_beside_control(mut self, readable: AsyncFd<UdpSocket>) {
+        let _or_the_process_ends = EndsWithReader;
         // No more than that: the thread is wanted by others.
         let mut batch = Batch::new(AT_ONCE);
         let mut gate = self.gate.take();
@@ -203,6 +218,7 @@ impl Reader {
         now: MonoTime,
     ) -> Result<Relayed, Reason> {
         let Arrival { from, to, payload, tos, .. } = *arrival;
+        let queue_len = if gate.is_some() { QUEUE_LEN } else { STRANGERS_LEN };
         let permit = |side| {
             let permitted = gate.is_none_or(|gate| gate.permits(side, from, now));
             if permitted { Ok(()) } else { Err(Reason::ControlShare) }
@@ -211,8 +227,8 @@ impl Reader {
             Err(Reason::Bind) => Err(self.pass_bind(from, to, payload)),
             Err(reason @ (Reason::NoFlow | Reason::ConsentExpired)) if may_be_quic(payload) => {
                 // What is larger than any QUIC datagram of ours is nobody's.
-                let dropped =
-                    payload.len() <= MAX_DATAGRAM && !self.quic.deliver(from, to.ip(), tos, payload);
+                let dropped = payload.len() <= MAX_DATAGRAM
+                    && !self.quic.deliver(from, to.ip(), tos, payload, queue_len);
                 Err(if dropped { Reason::QuicQueueFull } else { reason })
             }
             decision => decision,

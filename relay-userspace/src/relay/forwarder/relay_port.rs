@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::connection_ids::ConnectionIds;
 use super::socket_group::{BUFFER_BYTES, OpenError, SocketGroup};
-use super::steering::Marks;
+use super::steering::{Marks, TAG_LEN};
 use crate::relay::family::PerFamily;
 
 /// The relay's port: a group of sockets for IPv4 and, where the host has IPv6, one for IPv6 alone. Both know the same
@@ -142,7 +142,7 @@ fn why_without_ipv6() -> Option<&'static str> {
 }
 
 /// Random so that nobody else's connection ids have it on purpose; it need not be secret.
-fn random_tag() -> [u8; 2] {
-    let [a, b, ..] = RandomState::new().hash_one(()).to_ne_bytes();
-    [a, b]
+fn random_tag() -> [u8; TAG_LEN] {
+    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+    [a, b, c, d]
 }

@@ -11,13 +11,16 @@ use libc::{
 };
 use relay_common::BIND_MAGIC_LEN;
 
+/// Bytes that every connection id of ours begins with: of relayed connections' ids one in 2^32 begins so too.
+pub const TAG_LEN: usize = 4;
+
 /// What tells our control datagrams from relayed ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// What every bind datagram begins with; the two highest bits of the first byte are clear.
     pub bind_magic: [u8; BIND_MAGIC_LEN],
     /// What every connection id of ours begins with.
-    pub connection_tag: [u8; 2],
+    pub connection_tag: [u8; TAG_LEN],
 }
 
 impl Marks {
@@ -35,29 +38,29 @@ impl Marks {
         let [a, b, c, d, e, f, g, h] = self.bind_magic;
         let first = u32::from_be_bytes([a, b, c, d]);
         let second = u32::from_be_bytes([e, f, g, h]);
-        let tag = u32::from(u16::from_be_bytes(self.connection_tag));
+        let tag = u32::from_be_bytes(self.connection_tag);
         let mut program = vec![
-            load(BPF_W | BPF_LEN, 0),                    // 0: shorter than any datagram of ours?
-            jump(BPF_JGE, BIND_MAGIC_LEN as u32, 0, 19), // 1: to HASH
-            load(BPF_B | BPF_ABS, 0),                    // 2
-            alu(BPF_AND, LONG_HEADER_AND_FIXED),         // 3
-            jump(BPF_JEQ, LONG_HEADER_AND_FIXED, 3, 0),  // 4: to LONG
-            jump(BPF_JEQ, u32::from(FIXED_BIT), 0, 10),  // 5: else to MAGIC
-            load(BPF_H | BPF_ABS, 1),                    // 6: a short header: is the connection id ours?
-            jump(BPF_JEQ, tag, 12, 13),                  // 7: to CONTROL, else to HASH
-            load(BPF_H | BPF_ABS, 6),                    // 8: LONG: after version and length, is the id ours?
-            jump(BPF_JEQ, tag, 10, 0),                   // 9: to CONTROL
-            load(BPF_W | BPF_ABS, 1),                    // 10
-            jump(BPF_JEQ, QUIC_VERSION_1, 0, 9),         // 11: else to HASH
-            load(BPF_B | BPF_ABS, 0),                    // 12
-            jump(BPF_JSET, NOT_INITIAL, 7, 0),           // 13: to HASH
-            load(BPF_W | BPF_LEN, 0),                    // 14
-            jump(BPF_JGE, MIN_INITIAL_DATAGRAM, 4, 5),   // 15: to CONTROL, else to HASH
-            load(BPF_W | BPF_ABS, 0),                    // 16: MAGIC
-            jump(BPF_JEQ, first, 0, 3),                  // 17: else to HASH
-            load(BPF_W | BPF_ABS, 4),                    // 18
-            jump(BPF_JEQ, second, 0, 1),                 // 19: else to HASH
-            give(0),                                     // 20: CONTROL
+            load(BPF_W | BPF_LEN, 0),                   // 0: shorter than any datagram of ours?
+            jump(BPF_JGE, MIN_CONTROL, 0, 19),          // 1: to HASH
+            load(BPF_B | BPF_ABS, 0),                   // 2
+            alu(BPF_AND, LONG_HEADER_AND_FIXED),        // 3
+            jump(BPF_JEQ, LONG_HEADER_AND_FIXED, 3, 0), // 4: to LONG
+            jump(BPF_JEQ, u32::from(FIXED_BIT), 0, 10), // 5: else to MAGIC
+            load(BPF_W | BPF_ABS, 1),                   // 6: a short header: is the connection id ours?
+            jump(BPF_JEQ, tag, 12, 13),                 // 7: to CONTROL, else to HASH
+            load(BPF_W | BPF_ABS, 6),                   // 8: LONG: after version and length, is the id ours?
+            jump(BPF_JEQ, tag, 10, 0),                  // 9: to CONTROL
+            load(BPF_W | BPF_ABS, 1),                   // 10
+            jump(BPF_JEQ, QUIC_VERSION_1, 0, 9),        // 11: else to HASH
+            load(BPF_B | BPF_ABS, 0),                   // 12
+            jump(BPF_JSET, NOT_INITIAL, 7, 0),          // 13: to HASH
+            load(BPF_W | BPF_LEN, 0),                   // 14
+            jump(BPF_JGE, MIN_INITIAL_DATAGRAM, 4, 5),  // 15: to CONTROL, else to HASH
+            load(BPF_W | BPF_ABS, 0),                   // 16: MAGIC
+            jump(BPF_JEQ, first, 0, 3),                 // 17: else to HASH
+            load(BPF_W | BPF_ABS, 4),                   // 18
+            jump(BPF_JEQ, second, 0, 1),                // 19: else to HASH
+            give(0),                                    // 20: CONTROL
         ];
         program.extend(hash_source(relayed.max(1), ipv4)); // 21: HASH
         program
@@ -73,6 +76,10 @@ const LONG_HEADER: u8 = 0x80;
 const FIXED_BIT: u8 = 0x40;
 const LONG_HEADER_AND_FIXED: u32 = (LONG_HEADER | FIXED_BIT) as u32;
 
+/// No datagram for control is shorter, and the program reads no byte behind it: a long header's connection id stands behind
+/// its first byte, the version and the id's length.
+const MIN_CONTROL: u32 = 6 + TAG_LEN as u32;
+
 const QUIC_VERSION_1: u32 = 1;
 
 /// The bits of a long header's first byte that are clear in an Initial packet of version 1.
@@ -84,8 +91,8 @@ const MIN_INITIAL_DATAGRAM: u32 = 1200;
 /// The classic BPF program that keeps datagrams of `sources` out of a socket, bind datagrams excepted: by those a session
 /// lives. As a filter of the socket it may be replaced at any time.
 ///
-/// Sources are told by a hash that `factor`, an odd number, makes: whoever does not know it cannot find another source
-/// to be taken for. The program is given the datagram from its UDP header on.
+/// Sources are told by a hash that `factor`, an odd number, makes: whoever does not know it cannot tell which other source
+/// is taken for one. The program is given the datagram from its UDP header on.
 pub fn keep_out(
     sources: impl IntoIterator<Item = SocketAddr>,
     factor: u32,
@@ -139,13 +146,20 @@ fn source_word(factor: u32, ipv4: bool) -> Vec<libc::sock_filter> {
         program.push(op(BPF_MISC | BPF_TAX, 0));
         program.push(load(BPF_W | BPF_ABS, NETWORK + word));
         program.push(op(BPF_ALU | BPF_XOR | BPF_X, 0));
+        // What differs in the highest bits alone would differ so under every factor.
+        program.push(op(BPF_MISC | BPF_TAX, 0));
+        program.push(alu(BPF_RSH, 15));
+        program.push(op(BPF_ALU | BPF_XOR | BPF_X, 0));
     }
     program
 }
 
 /// A source's address and port in one word.
 fn word_of(source: SocketAddr, factor: u32) -> u32 {
-    let mix = |word: u32, next: u32| word.wrapping_mul(factor) ^ next;
+    let mix = |word: u32, next: u32| {
+        let mixed = word.wrapping_mul(factor) ^ next;
+        mixed ^ mixed >> 15
+    };
     let port = u32::from(source.port());
     match source.ip() {
         IpAddr::V4(address) => mix(port, address.to_bits()),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use relay_common::{BIND_LEN, BIND_MAGIC_LEN, Reason};
 
-use super::super::quic_socket::{QUEUE_LEN, QuicSocket};
+use super::super::quic_socket::{QUEUE_LEN, QuicSocket, STRANGERS_LEN};
 use super::super::{BIND_QUEUE_LEN, Forwarder, Merging};
 use super::{
     CONSENT, MAGIC, Relay, agent, agent_v6, any_port, bind_datagram, like_a_newcomers, relay_port, until,
@@ -115,14 +115,20 @@ async fn more_bind_datagrams_than_the_queue_holds_are_dropped_and_counted() {
 async fn what_quic_does_not_take_in_time_is_dropped_and_counted() {
     let relay = Relay::start();
     let agent = agent();
-    for sent in 1..=QUEUE_LEN as u64 {
-        agent.send_to(&[0xc0; 1200], relay.address).unwrap();
-        until(&relay.started.forwarder, Reason::NoFlow, sent);
-    }
-    for _ in 0..20 {
-        agent.send_to(&[0xc0; 1200], relay.address).unwrap();
-    }
+    let send_until_full = |datagram: &[u8], heard_before: u64, room: u64| {
+        for sent in 1..=room {
+            agent.send_to(datagram, relay.address).unwrap();
+            until(&relay.started.forwarder, Reason::NoFlow, heard_before + sent);
+        }
+        for _ in 0..20 {
+            agent.send_to(datagram, relay.address).unwrap();
+        }
+    };
+    // What does not come by control's sockets may fill a part of the queue only.
+    send_until_full(&[0xc0; 1200], 0, STRANGERS_LEN as u64);
     until(&relay.started.forwarder, Reason::QuicQueueFull, 20);
+    send_until_full(&like_a_newcomers(), STRANGERS_LEN as u64, (QUEUE_LEN - STRANGERS_LEN) as u64);
+    until(&relay.started.forwarder, Reason::QuicQueueFull, 40);
     // Neither of these would be given to QUIC.
     agent.send_to(&[0x3f; 1200], relay.address).unwrap();
     agent.send_to(&[0xc0; 1501], relay.address).unwrap();
@@ -221,7 +227,7 @@ async fn quic_connects_and_talks_through_the_readers_in_both_families() {
     assert_eq!(started.forwarder.count(Reason::QuicQueueFull), 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_full_sender_holds_up_only_what_goes_to_its_family() {
     let port = relay_port();
     let quic = Arc::new(QuicSocket::new(&port.sockets[0]).unwrap());

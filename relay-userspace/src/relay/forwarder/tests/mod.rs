@@ -27,7 +27,7 @@ use crate::relay::datapath::{
 use crate::relay::family::PerFamily;
 
 const MAGIC: [u8; BIND_MAGIC_LEN] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
-const TAG: [u8; 2] = [0xa5, 0x5a];
+const TAG: [u8; 4] = [0xa5, 0x5a, 0x96, 0x69];
 const MARKS: Marks = Marks { bind_magic: MAGIC, connection_tag: TAG };
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const LOOPBACK_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;

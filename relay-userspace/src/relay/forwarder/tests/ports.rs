@@ -37,26 +37,26 @@ fn control_datagrams_come_to_the_control_socket_and_the_rest_to_another() {
 
 fn control_and_relayed_are_told_apart(loopback: IpAddr) {
     let group = SocketGroup::open(any_port(loopback), MARKS, 1).unwrap();
-    let [t, u] = TAG;
-    let long_header = |first: u8, version: u8, id: [u8; 2], len: usize| {
-        let mut datagram = vec![first, 0, 0, 0, version, 8, id[0], id[1]];
+    let [t, u, v, w] = TAG;
+    let long_header = |first: u8, version: u8, id: [u8; 4], len: usize| {
+        let mut datagram = [&[first, 0, 0, 0, version, 8][..], &id].concat();
         datagram.resize(len, 0);
         datagram
     };
-    let newcomer = long_header(0xc3, 1, [0, 0], 1200);
+    let newcomer = long_header(0xc3, 1, [0; 4], 1200);
     let handshake = long_header(0xe3, 1, TAG, 60);
-    let own_short_header = vec![0x4f, t, u, 0, 0, 0, 0, 0];
+    let own_short_header = vec![0x4f, t, u, v, w, 0, 0, 0, 0, 0];
     let bind = bind_datagram().to_vec();
-    let foreign_short_header = vec![0x4f, t, !u, 0, 0, 0, 0, 0];
+    let foreign_short_header = vec![0x4f, t, u, v, !w, 0, 0, 0, 0, 0];
     let wireguard = vec![4, 0, 0, 0, 1, 2, 3, 4, 5];
-    let tag_without_fixed_bit = vec![0x0f, t, u, 0, 0, 0, 0, 0];
+    let tag_without_fixed_bit = vec![0x0f, t, u, v, w, 0, 0, 0, 0, 0];
     let half_magic = [&MAGIC[..4], &[0; 92]].concat();
     let (empty, one_byte) = (vec![], vec![0xc0]);
 
-    let small_initial = long_header(0xc3, 1, [0, 0], 1199);
-    let foreign_handshake = long_header(0xe3, 1, [0, 0], 1200);
-    let other_version = long_header(0xc3, 2, [0, 0], 1200);
-    let no_more_than_an_id = long_header(0xc3, 1, [0, 0], 8);
+    let small_initial = long_header(0xc3, 1, [0; 4], 1199);
+    let foreign_handshake = long_header(0xe3, 1, [0; 4], 1200);
+    let other_version = long_header(0xc3, 2, [0; 4], 1200);
+    let no_more_than_an_id = long_header(0xc3, 1, TAG, 9);
 
     let control = vec![newcomer, handshake, own_short_header, bind];
     let mut relayed =
