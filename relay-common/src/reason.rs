@@ -118,7 +118,8 @@ reasons! {
     VlanMissing = "vlan_missing", Pass;
     /// Its UDP checksum covers no more than the pseudo header: left to hardware that it has not met, on a virtual network.
     UnfinishedChecksum = "unfinished_checksum", Pass;
-    /// Of a session, but like the beginning of a control connection, and more of them than its side may send.
+    /// Of a session, but like the beginning of a control connection, and more of them than its side may send; or met
+    /// control's queue full while such a side was kept out.
     ControlShare = "control_share", Drop;
 }
 

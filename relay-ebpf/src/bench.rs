@@ -17,7 +17,7 @@ use core::ptr::{read_unaligned, write_unaligned};
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
@@ -32,6 +32,10 @@ static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
 #[map]
 static SUBJECT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
+/// When the last frame was written, if `IS_TIMED`: nanoseconds of the clock that buckets use.
+#[map]
+static LAST_FRAME: Array<u64> = Array::with_max_entries(1, 0);
+
 // Read-only data, set by the benchmark before it loads the programs.
 
 /// Number of flows to choose from.
@@ -43,12 +47,21 @@ static FLOW_STEP: Global<u32> = Global::new(1);
 /// Whether frames are IPv6.
 #[unsafe(no_mangle)]
 static IS_V6: Global<u32> = Global::new(0);
+/// Whether the time of each frame is kept.
+#[unsafe(no_mangle)]
+static IS_TIMED: Global<u32> = Global::new(0);
 
 /// `frags`: a program may call another one in its place only if both accept frames in several buffers.
 #[xdp(frags)]
 pub fn prologue(context: XdpContext) -> u32 {
     if undo_translation(&context).is_none() || write_frame(&context).is_none() {
         return xdp_action::XDP_ABORTED;
+    }
+    if IS_TIMED.load() != 0
+        && let Some(last) = LAST_FRAME.get_ptr_mut(0)
+    {
+        // SAFETY: the prologue alone writes it, on one CPU; the helper takes no arguments and cannot fail.
+        unsafe { *last = bpf_ktime_get_coarse_ns() };
     }
     // SAFETY: nothing is to be dropped here, and no reference outlives the call.
     unsafe { SUBJECT.tail_call(&context, 0) };

@@ -8,6 +8,8 @@ use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 
+use relay_userspace::clock::MonoTime;
+
 use crate::bench_layout::Template;
 use crate::cpu;
 use crate::frames::{Family, Kind};
@@ -48,10 +50,29 @@ impl Prologue {
     /// # Errors
     /// The kernel refuses: the error says what.
     pub fn load(object: &Path, kind: Kind, flows: Flows, subject: Subject) -> anyhow::Result<Prologue> {
+        Prologue::load_with(object, kind, flows, subject, false)
+    }
+
+    /// As [`Prologue::load`], and the time of each frame is kept for [`Prologue::last_frame`].
+    ///
+    /// # Errors
+    /// As for [`Prologue::load`].
+    pub fn load_timed(object: &Path, kind: Kind, flows: Flows, subject: Subject) -> anyhow::Result<Prologue> {
+        Prologue::load_with(object, kind, flows, subject, true)
+    }
+
+    fn load_with(
+        object: &Path,
+        kind: Kind,
+        flows: Flows,
+        subject: Subject,
+        is_timed: bool,
+    ) -> anyhow::Result<Prologue> {
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global("FLOWS", &flows.count, true)
             .override_global("FLOW_STEP", &flows.step, true)
+            .override_global("IS_TIMED", &u32::from(is_timed), true)
             .override_global("IS_V6", &u32::from(kind.family == Family::V6), true)
             .load_file(object)
             .context("loading the benchmark's programs")?;
@@ -69,6 +90,15 @@ impl Prologue {
         let mut subjects = ProgramArray::try_from(ebpf.take_map("SUBJECT").context("no SUBJECT")?)?;
         subjects.set(0, &subject, 0).context("putting the program behind the prologue")?;
         Ok(Prologue { ebpf, frame: kind.frame(), _subject: subjects })
+    }
+
+    /// When the last frame was sent, if that is kept.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn last_frame(&self) -> anyhow::Result<MonoTime> {
+        let times = Array::<_, u64>::try_from(self.ebpf.map("LAST_FRAME").context("no LAST_FRAME")?)?;
+        Ok(MonoTime(times.get(&0, 0)?))
     }
 
     /// Sends `repeat` frames on the calling thread's CPU: the CPU time of one in nanoseconds, the system call's own
