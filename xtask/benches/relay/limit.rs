@@ -78,13 +78,17 @@ fn measure(
 ) -> anyhow::Result<Vec<(u64, Option<f64>)>> {
     let kind = Kind::plain(Family::V4, payload);
     let count = rates.len() as u32;
-    let limit = |session| Limit::per_second(rates[session as usize]);
+    // A second's worth of burst: what is not offered between two calls is still there in the next.
+    let limit = |session| {
+        let bytes_per_s = rates[session as usize];
+        Limit { bytes_per_s, burst_bytes: bytes_per_s.max(Limit::MIN_BURST_BYTES) }
+    };
     let mut sessions = Sessions::load_with(count, [Family::V4; 2], limit)?;
     let flows = Flows { count: 2 * count / step, step };
     let subject = Subject::Relay(sessions.program.descriptor()?);
     let mut prologue = Prologue::load_timed(&bench.object, kind, flows, subject)?;
-    // Until the bursts are spent: the largest is a quarter of a second's worth.
-    offer(&mut prologue, Duration::from_secs(2))?;
+    // Until the bursts are spent.
+    offer(&mut prologue, Duration::from_secs(3))?;
     // A call returns long after its last frame: what counts is when that was.
     let (from, before) = (prologue.last_frame()?, carried(&sessions));
     offer(&mut prologue, span)?;
