@@ -19,7 +19,7 @@ pub struct Selection {
     /// Only the programs' cost, in less than a minute.
     #[arg(long)]
     pub quick: bool,
-    /// Only this section; may be given several times.
+    /// Only this section: cost, rates, bulk, latency, scale, control or limit; may be given several times.
     #[arg(long)]
     pub section: Vec<String>,
     /// Writes the same as JSON: `results` with `name`, `unit`, `value`, `min`, `max`, `ratio_to`, `ratio`.

@@ -28,7 +28,7 @@ Examples:
   cargo xtask test --no-install             print what would be installed
   cargo xtask build                         target/release/atlas-relay with the XDP program inside
   cargo xtask lab --delay 20ms --loss 0.1%  the demo's network, with agent 1 far away
-  cargo xtask bench                         measure it beside others, 15 minutes (root)
+  cargo xtask bench                         measure it beside others, some ten minutes (root)
   cargo xtask load --interface eth0         attach the XDP program, for development";
 
 #[derive(Subcommand)]
