@@ -87,8 +87,7 @@ fn measure(
     let flows = Flows { count: 2 * count / step, step };
     let subject = Subject::Relay(sessions.program.descriptor()?);
     let mut prologue = Prologue::load_timed(&bench.object, kind, flows, subject)?;
-    // Until the bursts are spent.
-    offer(&mut prologue, Duration::from_secs(3))?;
+    spend_bursts(&mut prologue, &sessions)?;
     // A call returns long after its last frame: what counts is when that was.
     let (from, before) = (prologue.last_frame()?, carried(&sessions));
     offer(&mut prologue, span)?;
@@ -118,6 +117,23 @@ fn carried(sessions: &Sessions) -> Vec<Carried> {
         Carried { bytes, refused: traffic.limited_packets }
     };
     sessions.slots.iter().map(of).collect()
+}
+
+/// Sends until every session has had packets refused in one call; what no core can offer is given up after a while.
+fn spend_bursts(prologue: &mut Prologue, sessions: &Sessions) -> anyhow::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(6);
+    let started = Instant::now();
+    let mut before = carried(sessions);
+    while started.elapsed() < PATIENCE {
+        interrupt::check()?;
+        prologue.run(REPEAT)?;
+        let after = carried(sessions);
+        if before.iter().zip(&after).all(|(before, after)| after.refused > before.refused) {
+            break;
+        }
+        before = after;
+    }
+    Ok(())
 }
 
 /// Sends for `span`.
