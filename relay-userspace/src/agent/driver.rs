@@ -219,7 +219,7 @@ impl Driver {
                 self.state.connect(id, peer, Use::Raw, now());
             }
             // How it sends stays: that needs a restart.
-            Command::Permit(config::Agent { accept, allow, pacing: _, ecn: _ }) => {
+            Command::Permit(config::Agent { accept, allow, .. }) => {
                 self.serving.allow.send_replace(allow.into());
                 self.state.set_accept(accept.iter().copied().collect(), now());
                 self.settings.accept = accept;

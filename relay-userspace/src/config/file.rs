@@ -15,6 +15,8 @@ pub(super) struct File {
     pub transport: Transport,
     pub security: Security,
     pub rate_limit: RateLimit,
+    pub access: Access,
+    pub quotas: Quotas,
     pub exec: Exec,
     pub exec_security: ExecSecurity,
     pub stun: Stun,
@@ -59,6 +61,28 @@ pub(super) struct RateLimit {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Access {
+    pub allow: Entry<Vec<Spanned<String>>>,
+    pub deny: Entry<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Quotas {
+    pub pending_handshakes: Entry<Integer>,
+    pub connections_per_prefix: Entry<Integer>,
+    pub announced_agents: Entry<Integer>,
+    pub offers_per_source: Entry<Integer>,
+    pub offers_per_target: Entry<Integer>,
+    pub sessions_per_node: Entry<Integer>,
+    pub sessions_per_prefix: Entry<Integer>,
+    pub message_bytes: Entry<Integer>,
+    pub connection_bytes: Entry<Integer>,
+    pub relay_total_limit: Entry<Integer>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Exec {
     pub enabled: Entry<bool>,
     pub default_timeout_secs: Entry<Integer>,
@@ -99,6 +123,8 @@ pub(super) struct Agent {
     pub allow: Vec<Spanned<Allow>>,
     pub pacing: Entry<bool>,
     pub ecn: Entry<bool>,
+    pub allow_readable_relay: Entry<bool>,
+    pub forward: Vec<Spanned<Forward>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -106,6 +132,15 @@ pub(super) struct Agent {
 pub(super) struct Allow {
     pub peer: Entry<String>,
     pub to: Entry<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Forward {
+    pub listen: Entry<String>,
+    pub peer: Entry<String>,
+    pub to: Entry<String>,
+    pub protocol: Entry<String>,
 }
 
 /// A TOML integer. A type of its own, so that the reader's error says "expected an integer".

@@ -42,6 +42,12 @@ pub struct Config {
     pub transport: Transport,
     /// `[security]`.
     pub security: Security,
+    /// `[rate_limit]`.
+    pub rate_limit: RateLimit,
+    /// `[access]`.
+    pub access: Access,
+    /// `[quotas]`.
+    pub quotas: Quotas,
     /// `[datapath]`.
     pub datapath: Datapath,
     /// `[admin]`.
@@ -66,6 +72,8 @@ pub enum Role {
 pub struct Network {
     /// `port`: UDP port the relay listens on. Default 4433.
     pub port: u16,
+    /// `bootstrap`: bootstrap nodes that this node registers with. Default none.
+    pub bootstrap: Vec<HostPort>,
     /// `relays`: relays an agent announces itself to. Default none.
     pub relays: Vec<RelayAddress>,
     /// `advertise`: addresses the relay tells agents to send data to, where the address they reached it at will not
@@ -76,8 +84,7 @@ pub struct Network {
 /// `[transport]`: connections and relaying.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transport {
-    /// `max_connections`: control connections the relay holds at once; one source address (IPv6: /64) gets a quarter of
-    /// them, or 32 if that is more. Default 200.
+    /// `max_connections`: control connections the relay holds at once. Default 200.
     pub max_connections: usize,
     /// `max_streams_per_conn`: streams an agent may have open at once. Default 100.
     pub max_streams_per_conn: u32,
@@ -96,8 +103,55 @@ pub struct Transport {
 /// `[security]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Security {
+    /// `ban_duration_secs`: how long who fails handshakes again and again stays out. Default 3600 s; 0: nobody is banned.
+    pub ban_duration: Duration,
+    /// `handshake_limit`: handshakes under way at once from one prefix (an IPv4 address, an IPv6 /56). Default 50.
+    pub handshake_limit: u32,
     /// `max_clock_drift_secs`: how far, in either direction, the clock in a Hello may be off. Default 300.
     pub max_clock_drift: Duration,
+}
+
+/// `[rate_limit]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// `per_peer_per_minute`: control messages that the relay takes of one agent a minute. Default 120; 0: unlimited.
+    pub per_peer_per_minute: u32,
+}
+
+/// `[access]`: who may use the relay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// `allow`: only these. Default empty: anyone.
+    pub allow: Vec<NodeId>,
+    /// `deny`: not these, even if they are allowed. Default nobody.
+    pub deny: Vec<NodeId>,
+}
+
+/// `[quotas]`: what of the relay one agent, one prefix (an IPv4 address, an IPv6 /56) or all together may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// `pending_handshakes`: handshakes under way at once, of all. Default 1024.
+    pub pending_handshakes: u32,
+    /// `connections_per_prefix`: control connections of one prefix. Default half of `transport.max_connections`, at least
+    /// 32.
+    pub connections_per_prefix: u32,
+    /// `announced_agents`: agents that are announced at once. Default `transport.max_connections`.
+    pub announced_agents: u32,
+    /// `offers_per_source`: offers that one node may have open as connector. Default 8.
+    pub offers_per_source: u32,
+    /// `offers_per_target`: offers that one node may have open as target. Default 32.
+    pub offers_per_target: u32,
+    /// `sessions_per_node`: sessions and offers of one node, on whichever side. Default 64.
+    pub sessions_per_node: u32,
+    /// `sessions_per_prefix`: sessions and offers that the nodes of one prefix have asked for. Default 256.
+    pub sessions_per_prefix: u32,
+    /// `message_bytes`: the longest control message taken, in bytes. Default 65536.
+    pub message_bytes: u32,
+    /// `connection_bytes`: what may be buffered for one control connection each way, in bytes. Default 262144.
+    pub connection_bytes: u32,
+    /// `relay_total_limit`, in UDP payload bytes per second of all sessions together: above it no new session begins.
+    /// Default 0: unlimited.
+    pub relay_total_limit: u64,
 }
 
 /// `[datapath]`: what forwards relayed packets.
@@ -147,11 +201,23 @@ pub struct Agent {
     /// `ecn`: its datagrams say that the relay can mark them rather than drop them. Default true; false for networks
     /// that do not carry such datagrams.
     pub ecn: bool,
+    /// `allow_readable_relay`: sessions whose relay can read and alter what they carry are taken too, with peers that know
+    /// no others. Default false.
+    pub allow_readable_relay: bool,
+    /// `[[agent.forward]]`: local ports that this agent forwards to peers as long as it runs. Default none.
+    pub forward: Vec<Forward>,
 }
 
 impl Default for Agent {
     fn default() -> Self {
-        Agent { accept: Vec::new(), allow: Vec::new(), pacing: true, ecn: true }
+        Agent {
+            accept: Vec::new(),
+            allow: Vec::new(),
+            pacing: true,
+            ecn: true,
+            allow_readable_relay: false,
+            forward: Vec::new(),
+        }
     }
 }
 
@@ -162,6 +228,29 @@ pub struct Allow {
     pub peer: NodeId,
     /// What: a TCP address as this agent sees it.
     pub to: HostPort,
+}
+
+/// One `[[agent.forward]]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// `listen`: the local address.
+    pub listen: HostPort,
+    /// `peer`: the agent at which it comes out.
+    pub peer: NodeId,
+    /// `to`: what that agent connects it to, as in its `[[agent.allow]]`.
+    pub to: HostPort,
+    /// `protocol`. Default `tcp`.
+    pub protocol: ForwardProtocol,
+}
+
+/// What is forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ForwardProtocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
 }
 
 impl Config {
@@ -223,5 +312,32 @@ impl FromStr for DatapathMode {
             .into_iter()
             .find(|mode| mode.name() == text)
             .ok_or_else(|| "expected auto, xdp-native, xdp-generic or userspace".to_owned())
+    }
+}
+
+impl ForwardProtocol {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ForwardProtocol::Tcp => "tcp",
+            ForwardProtocol::Udp => "udp",
+        }
+    }
+}
+
+impl fmt::Display for ForwardProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ForwardProtocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [ForwardProtocol::Tcp, ForwardProtocol::Udp]
+            .into_iter()
+            .find(|protocol| protocol.name() == text)
+            .ok_or_else(|| format!("expected tcp or udp, not {text:?}"))
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admin, Agent, AtlasRoot, Config, ConfigError, Datapath, DatapathMode, Network, Role, Security, Transport,
+    Access, Admin, Agent, AtlasRoot, Config, ConfigError, Datapath, DatapathMode, Network, Quotas, RateLimit,
+    Role, Security, Transport,
 };
 
 /// Where a daemon's configuration comes from: a file, and the command line, which has the last word.
@@ -98,8 +99,19 @@ impl Config {
     /// Every key and its value, in one order for all configurations. What has no effect in this role is empty.
     fn values(&self) -> Vec<(&'static str, String)> {
         // Taken apart whole, so that a new key is not forgotten.
-        let Config { network, transport, security, datapath, admin, agent, warnings: _ } = self;
-        let Network { port, relays, advertise } = network;
+        let Config {
+            network,
+            transport,
+            security,
+            rate_limit,
+            access,
+            quotas,
+            datapath,
+            admin,
+            agent,
+            warnings: _,
+        } = self;
+        let Network { port, bootstrap, relays, advertise } = network;
         let Transport {
             max_connections,
             max_streams_per_conn,
@@ -108,16 +120,35 @@ impl Config {
             offer_relay,
             relay_bandwidth_limit,
         } = transport;
-        let Security { max_clock_drift } = security;
+        let Security { ban_duration, handshake_limit, max_clock_drift } = security;
+        let RateLimit { per_peer_per_minute } = rate_limit;
+        let Access { allow: allowed, deny } = access;
+        let Quotas {
+            pending_handshakes,
+            connections_per_prefix,
+            announced_agents,
+            offers_per_source,
+            offers_per_target,
+            sessions_per_node,
+            sessions_per_prefix,
+            message_bytes,
+            connection_bytes,
+            relay_total_limit,
+        } = quotas;
         let Datapath { mode, interfaces, max_sessions, readers } = datapath;
         let Admin { socket } = admin;
-        let Agent { accept, allow, pacing, ecn } = agent;
+        let Agent { accept, allow, pacing, ecn, allow_readable_relay, forward } = agent;
         let of = |role: Role, value: String| if self.role() == role { value } else { String::new() };
         let of_relays = |value: String| of(Role::Relay, value);
         let of_agents = |value: String| of(Role::Agent, value);
         let permits: Vec<String> = allow.iter().map(|rule| format!("{} to {}", rule.peer, rule.to)).collect();
+        let forwards: Vec<String> = forward
+            .iter()
+            .map(|rule| format!("{} {} to {} {}", rule.protocol, rule.listen, rule.peer, rule.to))
+            .collect();
         vec![
             ("network.port", of_relays(port.to_string())),
+            ("network.bootstrap", list(bootstrap)),
             ("network.relays", of_agents(list(relays))),
             ("network.advertise", of_relays(list(advertise))),
             ("transport.max_connections", of_relays(max_connections.to_string())),
@@ -126,7 +157,22 @@ impl Config {
             ("transport.enable_relay", enable_relay.to_string()),
             ("transport.offer_relay", offer_relay.to_string()),
             (RELAY_BANDWIDTH_LIMIT, of_relays(relay_bandwidth_limit.bytes_per_s.to_string())),
+            ("security.ban_duration_secs", of_relays(ban_duration.as_secs().to_string())),
+            ("security.handshake_limit", of_relays(handshake_limit.to_string())),
             ("security.max_clock_drift_secs", of_relays(max_clock_drift.as_secs().to_string())),
+            ("rate_limit.per_peer_per_minute", of_relays(per_peer_per_minute.to_string())),
+            ("access.allow", of_relays(list(allowed))),
+            ("access.deny", of_relays(list(deny))),
+            ("quotas.pending_handshakes", of_relays(pending_handshakes.to_string())),
+            ("quotas.connections_per_prefix", of_relays(connections_per_prefix.to_string())),
+            ("quotas.announced_agents", of_relays(announced_agents.to_string())),
+            ("quotas.offers_per_source", of_relays(offers_per_source.to_string())),
+            ("quotas.offers_per_target", of_relays(offers_per_target.to_string())),
+            ("quotas.sessions_per_node", of_relays(sessions_per_node.to_string())),
+            ("quotas.sessions_per_prefix", of_relays(sessions_per_prefix.to_string())),
+            ("quotas.message_bytes", of_relays(message_bytes.to_string())),
+            ("quotas.connection_bytes", of_relays(connection_bytes.to_string())),
+            ("quotas.relay_total_limit", of_relays(relay_total_limit.to_string())),
             ("datapath.mode", of_relays(mode.to_string())),
             ("datapath.interfaces", of_relays(list(interfaces))),
             ("datapath.max_sessions", of_relays(max_sessions.to_string())),
@@ -136,6 +182,8 @@ impl Config {
             (AGENT_ALLOW, of_agents(list(&permits))),
             ("agent.pacing", of_agents(pacing.to_string())),
             ("agent.ecn", of_agents(ecn.to_string())),
+            ("agent.allow_readable_relay", of_agents(allow_readable_relay.to_string())),
+            ("agent.forward", of_agents(list(&forwards))),
         ]
     }
 }

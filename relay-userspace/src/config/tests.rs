@@ -1,7 +1,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Profile, RelayAddress, Role};
+use super::{
+    AtlasRoot, Config, ConfigError, DatapathMode, ForwardProtocol, HostPort, Profile, RelayAddress, Role,
+};
 use crate::relay::datapath::Limit;
 
 const NODE: &str = "atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3";
@@ -49,7 +51,39 @@ fn upstreams_relay_configuration_makes_a_relay() {
     assert_eq!(config.transport.max_connections, 200);
     assert_eq!(config.transport.idle_timeout, Duration::from_secs(300));
     assert_eq!(config.transport.relay_bandwidth_limit, Limit::per_second(1_048_576));
+    assert_eq!(config.security.ban_duration, Duration::from_secs(3600));
+    assert_eq!(config.security.handshake_limit, 50);
     assert_eq!(config.security.max_clock_drift, Duration::from_secs(300));
+    assert_eq!(config.rate_limit.per_peer_per_minute, 120);
+}
+
+#[test]
+fn quotas_that_are_not_written_follow_from_the_connections() {
+    let quotas =
+        |connections: u32| parse(&format!("[transport]\nmax_connections = {connections}\n")).unwrap().quotas;
+    let of_many = quotas(1000);
+    assert_eq!((of_many.connections_per_prefix, of_many.announced_agents), (500, 1000));
+    let of_few = quotas(10);
+    assert_eq!((of_few.connections_per_prefix, of_few.announced_agents), (32, 10));
+}
+
+#[test]
+fn an_agent_can_forward_ports_as_long_as_it_runs() {
+    let forward = |keys: &str| parse(&format!("[[agent.forward]]\n{keys}"));
+    let complete = format!("listen = \"127.0.0.1:8080\"\npeer = \"{NODE}\"\nto = \"intranet:80\"\n");
+    let tcp = forward(&complete).unwrap().agent.forward;
+    assert_eq!((tcp.len(), tcp[0].protocol), (1, ForwardProtocol::Tcp));
+    assert_eq!(
+        (tcp[0].listen.to_string(), tcp[0].to.to_string()),
+        ("127.0.0.1:8080".into(), "intranet:80".into())
+    );
+    assert_eq!(tcp[0].peer.to_string(), NODE);
+    let udp = forward(&format!("{complete}protocol = \"udp\"\n")).unwrap().agent.forward;
+    assert_eq!(udp[0].protocol, ForwardProtocol::Udp);
+    let error = forward(&format!("{complete}protocol = \"sctp\"\n")).unwrap_err().to_string();
+    assert_eq!(error, "config.toml:5: agent.forward.protocol: expected tcp or udp, not \"sctp\"");
+    let error = forward("listen = \"127.0.0.1:8080\"\n").unwrap_err().to_string();
+    assert!(error.contains("expected listen = \"ADDRESS:PORT\", peer = \"atlas_...\" and to"), "{error}");
 }
 
 #[test]

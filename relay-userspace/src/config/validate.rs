@@ -12,8 +12,8 @@ use toml::Spanned;
 use super::error::{from_toml, line_of};
 use super::file::{self, Entry, File, Integer};
 use super::{
-    Admin, Agent, Allow, AtlasRoot, Config, ConfigError, Datapath, HostPort, Network, RelayAddress, Security,
-    Transport, Warning,
+    Access, Admin, Agent, Allow, AtlasRoot, Config, ConfigError, Datapath, Forward, HostPort, Network,
+    Quotas, RateLimit, RelayAddress, Security, Transport, Warning,
 };
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
@@ -34,17 +34,14 @@ pub(super) fn config(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config
             "this program never executes commands: set it to false",
         ));
     }
+    let transport = source.transport(&file.transport)?;
     Ok(Config {
         network: source.network(&file.network)?,
-        transport: source.transport(&file.transport)?,
-        security: Security {
-            max_clock_drift: source.seconds(
-                "security.max_clock_drift_secs",
-                &file.security.max_clock_drift_secs,
-                1..=86_400,
-                300,
-            )?,
-        },
+        security: source.security(&file.security)?,
+        rate_limit: source.rate_limit(&file.rate_limit)?,
+        access: source.access(&file.access)?,
+        quotas: source.quotas(&file.quotas, transport.max_connections)?,
+        transport,
         datapath: source.datapath(&file.datapath)?,
         admin: source.admin(&file.admin, root)?,
         agent: source.agent(&file.agent, &mut warnings)?,
@@ -60,10 +57,9 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn network(&self, file: &file::Network) -> Result<Network, ConfigError> {
-        // Checked although without effect: a typing error shows now and not in the version that uses it.
-        self.list::<HostPort>("network.bootstrap", &file.bootstrap)?;
         Ok(Network {
             port: self.integer("network.port", &file.port, 1..=65_535, "a UDP port", 4433)?,
+            bootstrap: self.list::<HostPort>("network.bootstrap", &file.bootstrap)?,
             relays: self.list::<RelayAddress>("network.relays", &file.relays)?,
             advertise: self.socket_addresses("network.advertise", &file.advertise)?,
         })
@@ -101,6 +97,128 @@ impl Source<'_> {
                 "bytes per second (0: unlimited)",
                 1_048_576,
             )?),
+        })
+    }
+
+    fn security(&self, file: &file::Security) -> Result<Security, ConfigError> {
+        Ok(Security {
+            ban_duration: self.seconds(
+                "security.ban_duration_secs",
+                &file.ban_duration_secs,
+                0..=31_536_000,
+                3600,
+            )?,
+            handshake_limit: self.integer(
+                "security.handshake_limit",
+                &file.handshake_limit,
+                1..=65_536,
+                "a number of handshakes",
+                50,
+            )?,
+            max_clock_drift: self.seconds(
+                "security.max_clock_drift_secs",
+                &file.max_clock_drift_secs,
+                1..=86_400,
+                300,
+            )?,
+        })
+    }
+
+    fn rate_limit(&self, file: &file::RateLimit) -> Result<RateLimit, ConfigError> {
+        Ok(RateLimit {
+            per_peer_per_minute: self.integer(
+                "rate_limit.per_peer_per_minute",
+                &file.per_peer_per_minute,
+                0..=1_000_000,
+                "messages a minute (0: unlimited)",
+                120,
+            )?,
+        })
+    }
+
+    fn access(&self, file: &file::Access) -> Result<Access, ConfigError> {
+        Ok(Access {
+            allow: self.list("access.allow", &file.allow)?,
+            deny: self.list("access.deny", &file.deny)?,
+        })
+    }
+
+    fn quotas(&self, file: &file::Quotas, max_connections: usize) -> Result<Quotas, ConfigError> {
+        let max_connections = i64::try_from(max_connections).unwrap_or(i64::MAX);
+        let connections = "a number of connections";
+        let offers = "a number of offers";
+        let sessions = "a number of sessions";
+        Ok(Quotas {
+            pending_handshakes: self.integer(
+                "quotas.pending_handshakes",
+                &file.pending_handshakes,
+                1..=65_536,
+                "a number of handshakes",
+                1024,
+            )?,
+            connections_per_prefix: self.integer(
+                "quotas.connections_per_prefix",
+                &file.connections_per_prefix,
+                1..=1_000_000,
+                connections,
+                (max_connections / 2).max(32),
+            )?,
+            announced_agents: self.integer(
+                "quotas.announced_agents",
+                &file.announced_agents,
+                1..=1_000_000,
+                "a number of agents",
+                max_connections,
+            )?,
+            offers_per_source: self.integer(
+                "quotas.offers_per_source",
+                &file.offers_per_source,
+                1..=4096,
+                offers,
+                8,
+            )?,
+            offers_per_target: self.integer(
+                "quotas.offers_per_target",
+                &file.offers_per_target,
+                1..=4096,
+                offers,
+                32,
+            )?,
+            sessions_per_node: self.integer(
+                "quotas.sessions_per_node",
+                &file.sessions_per_node,
+                1..=4096,
+                sessions,
+                64,
+            )?,
+            sessions_per_prefix: self.integer(
+                "quotas.sessions_per_prefix",
+                &file.sessions_per_prefix,
+                1..=1_048_576,
+                sessions,
+                256,
+            )?,
+            message_bytes: self.integer(
+                "quotas.message_bytes",
+                &file.message_bytes,
+                4096..=4_194_304,
+                "bytes",
+                65_536,
+            )?,
+            connection_bytes: self.integer(
+                "quotas.connection_bytes",
+                &file.connection_bytes,
+                4096..=16_777_216,
+                "bytes",
+                262_144,
+            )?,
+            relay_total_limit: self.integer(
+                "quotas.relay_total_limit",
+                &file.relay_total_limit,
+                0..=1_000_000_000_000,
+                "bytes per second (0: unlimited)",
+                0,
+            )?,
         })
     }
 
@@ -171,7 +289,32 @@ impl Source<'_> {
             allow.push(permit);
         }
         let is_on = |entry: &Entry<bool>| entry.as_ref().is_none_or(|value| *value.get_ref());
-        Ok(Agent { accept, allow, pacing: is_on(&file.pacing), ecn: is_on(&file.ecn) })
+        Ok(Agent {
+            accept,
+            allow,
+            pacing: is_on(&file.pacing),
+            ecn: is_on(&file.ecn),
+            allow_readable_relay: file.allow_readable_relay.as_ref().is_some_and(|value| *value.get_ref()),
+            forward: file.forward.iter().map(|entry| self.forward(entry)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn forward(&self, entry: &Spanned<file::Forward>) -> Result<Forward, ConfigError> {
+        let file::Forward { listen, peer, to, protocol } = entry.get_ref();
+        let (Some(listen), Some(peer), Some(to)) = (listen, peer, to) else {
+            let problem =
+                "expected listen = \"ADDRESS:PORT\", peer = \"atlas_...\" and to = \"HOST:PORT\", all three";
+            return Err(self.wrong("agent.forward", entry, problem));
+        };
+        Ok(Forward {
+            listen: self.parsed("agent.forward.listen", listen)?,
+            peer: self.parsed("agent.forward.peer", peer)?,
+            to: self.parsed("agent.forward.to", to)?,
+            protocol: match protocol {
+                Some(protocol) => self.parsed("agent.forward.protocol", protocol)?,
+                None => Default::default(),
+            },
+        })
     }
 
     /// Keys that are upstream's and do nothing here are accepted, but not in silence.
@@ -181,6 +324,20 @@ impl Source<'_> {
         };
         let registries = "no effect yet: this version registers with relays only";
         let abuse = "no effect yet: this version does not limit or ban by peer";
+        let bounds = "no effect yet: this version has fixed bounds";
+        let of_later = "no effect yet: of a later version";
+        let file::Quotas {
+            pending_handshakes,
+            connections_per_prefix,
+            announced_agents,
+            offers_per_source,
+            offers_per_target,
+            sessions_per_node,
+            sessions_per_prefix,
+            message_bytes,
+            connection_bytes,
+            relay_total_limit,
+        } = &file.quotas;
         let executes = "no effect: this program never executes commands";
         let offers = file.transport.offer_relay.as_ref().is_some_and(|offer| *offer.get_ref());
         let (of_relays, of_agents) = match offers {
@@ -211,6 +368,20 @@ impl Source<'_> {
             ("security.ban_duration_secs", span(&file.security.ban_duration_secs), abuse),
             ("security.handshake_limit", span(&file.security.handshake_limit), abuse),
             ("rate_limit.per_peer_per_minute", span(&file.rate_limit.per_peer_per_minute), abuse),
+            ("access.allow", empty_is_nothing(&file.access.allow), abuse),
+            ("access.deny", empty_is_nothing(&file.access.deny), abuse),
+            ("quotas.pending_handshakes", span(pending_handshakes), bounds),
+            ("quotas.connections_per_prefix", span(connections_per_prefix), bounds),
+            ("quotas.announced_agents", span(announced_agents), bounds),
+            ("quotas.offers_per_source", span(offers_per_source), bounds),
+            ("quotas.offers_per_target", span(offers_per_target), bounds),
+            ("quotas.sessions_per_node", span(sessions_per_node), bounds),
+            ("quotas.sessions_per_prefix", span(sessions_per_prefix), bounds),
+            ("quotas.message_bytes", span(message_bytes), bounds),
+            ("quotas.connection_bytes", span(connection_bytes), bounds),
+            ("quotas.relay_total_limit", span(relay_total_limit), bounds),
+            ("agent.allow_readable_relay", span(&file.agent.allow_readable_relay), of_later),
+            ("agent.forward", file.agent.forward.first().map(Spanned::span), of_later),
             ("exec.default_timeout_secs", span(&file.exec.default_timeout_secs), executes),
             ("exec_security.mode", span(&file.exec_security.mode), executes),
             ("exec_security.strict_inline_eval", span(&file.exec_security.strict_inline_eval), executes),
