@@ -5,6 +5,7 @@
 
 pub mod datapath;
 pub mod forwarder;
+pub mod prefix;
 pub mod rendezvous;
 pub mod report;
 

@@ -1,8 +1,10 @@
 //! Places for connections and handshakes: bounded altogether, and for each source.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::relay::prefix::Prefix;
 
 /// So many at once, and so many of them for one source prefix.
 #[derive(Debug)]
@@ -15,14 +17,14 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    by_prefix: BTreeMap<IpAddr, usize>,
+    by_prefix: BTreeMap<Prefix, usize>,
 }
 
 /// A place that is taken, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
-    prefix: IpAddr,
+    prefix: Prefix,
 }
 
 /// Why there is no place.
@@ -35,7 +37,7 @@ pub(super) enum Full {
 }
 
 impl Places {
-    /// `all` places, `per_prefix` of them for one IPv4 address or IPv6 /64: so much one customer of a provider has.
+    /// `all` places, `per_prefix` of them for one source prefix.
     pub fn new(all: usize, per_prefix: usize) -> Arc<Places> {
         Arc::new(Places { all, per_prefix, taken: Mutex::default() })
     }
@@ -43,7 +45,7 @@ impl Places {
     /// How many are taken, and how many of them by the prefix of `from`.
     pub fn taken(&self, from: IpAddr) -> (usize, usize) {
         let taken = self.lock();
-        (taken.all, taken.by_prefix.get(&prefix(from)).copied().unwrap_or(0))
+        (taken.all, taken.by_prefix.get(&Prefix::of(from)).copied().unwrap_or(0))
     }
 
     /// Why there is no place for `from` now; None if there is one.
@@ -57,7 +59,7 @@ impl Places {
 
     /// Takes a place for `from`.
     pub fn take(self: &Arc<Self>, from: IpAddr) -> Result<Place, Full> {
-        let prefix = prefix(from);
+        let prefix = Prefix::of(from);
         let mut taken = self.lock();
         if taken.all >= self.all {
             return Err(Full::All);
@@ -89,14 +91,6 @@ impl Drop for Place {
     }
 }
 
-/// The address of an IPv4 source, the /64 of an IPv6 source.
-fn prefix(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,13 +111,5 @@ mod tests {
         drop((held, other));
         assert_eq!(places.taken(ip("192.0.2.1")), (0, 0));
         assert!(places.lock().by_prefix.is_empty());
-    }
-
-    #[test]
-    fn an_ipv6_source_is_its_64_bit_prefix() {
-        let places = Places::new(9, 1);
-        let _place = places.take(ip("2001:db8::1")).unwrap();
-        assert_eq!(places.take(ip("2001:db8::ffff:0:0:1")).unwrap_err(), Full::Prefix);
-        assert_eq!(places.full(ip("2001:db8:0:1::1")), None);
     }
 }

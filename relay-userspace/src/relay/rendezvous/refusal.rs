@@ -6,8 +6,8 @@ reasons! {
     /// Why something was refused.
     pub enum Refusal {
         ConnectionsFull = "connections_full": "`transport.max_connections` agents are connected.",
-        PrefixConnectionsFull = "prefix_connections_full": "One source address (IPv6: /64) has a quarter of the connections, and at least 32.",
-        PrefixHandshakesFull = "prefix_handshakes_full": "One source address (IPv6: /64) has a quarter of the handshakes under way that are looked at.",
+        PrefixConnectionsFull = "prefix_connections_full": "One source address (IPv6: /56) has a quarter of the connections, and at least 32.",
+        PrefixHandshakesFull = "prefix_handshakes_full": "One source address (IPv6: /56) has a quarter of the handshakes under way that are looked at.",
         HandshakesFull = "handshakes_full": "As many handshakes are under way as are looked at.",
         RetryDemanded = "retry_demanded": "An address not validated yet was sent a Retry, because many handshakes were pending.",
         TlsFailed = "tls_failed": "TLS failed, or the peer showed no usable Ed25519 certificate.",
