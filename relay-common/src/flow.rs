@@ -95,8 +95,6 @@ impl Flow<'_> {
     /// Counts a packet forwarded by the program.
     #[inline(always)]
     pub fn count(&self, payload: u32) {
-        let line = self.slot.side(self.at.side);
-        line.packets.add(1);
-        line.bytes.add(payload as u64);
+        self.slot.side(self.at.side).traffic.count(payload);
     }
 }

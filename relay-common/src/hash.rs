@@ -4,8 +4,8 @@
 //! multilinear family: the sum of products of the tuple's words with random ones, modulo 2^64, of which two tuples chosen
 //! without knowledge of the key have the same value with a chance of 2^-32 at most (Lemire and Kaser, "Strongly universal
 //! string hashing is fast", 2014). A sum alone would carry regularities of the tuples, ports in a row, over to the index;
-//! so a permutation of 64 bits follows that leaves none (Stafford's variant 13 of MurmurHash3's). Nobody learns values of
-//! it.
+//! so a permutation of 64 bits follows that leaves none of them: the upper half is mixed into the lower, before and after a
+//! product with an odd number. Nobody learns values of it.
 //!
 //! SipHash-1-3, which the key is made by, would do as well, but BPF has no rotations: it was a tenth of the program.
 
@@ -46,11 +46,9 @@ pub const fn hash<const N: usize>(key: &HashKey, words: [u32; N]) -> u64 {
         sum = sum.wrapping_add((words[word] as u64).wrapping_mul(key[word + 1]));
         word += 1;
     }
-    sum ^= sum >> 30;
-    sum = sum.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    sum ^= sum >> 27;
-    sum = sum.wrapping_mul(0x94d0_49bb_1331_11eb);
-    sum ^ sum >> 31
+    sum ^= sum >> 32;
+    sum = sum.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    sum ^ sum >> 32
 }
 
 #[cfg(not(loom))]

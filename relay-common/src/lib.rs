@@ -34,6 +34,7 @@ mod side;
 pub mod siphash;
 pub mod slot;
 pub mod tables;
+pub mod traffic;
 pub mod tuple;
 pub mod vlan;
 pub mod word;

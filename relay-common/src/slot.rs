@@ -8,6 +8,7 @@ use crate::checksum::ChecksumDelta;
 use crate::route::{Onward, Route};
 use crate::side::Side;
 use crate::tables::Tables;
+use crate::traffic::Traffic;
 use crate::tuple::Tuple;
 use crate::word::{Word32, Word64};
 
@@ -61,10 +62,8 @@ pub struct SideLine {
     pub families: Word32,
     /// Sequence count.
     pub sequence: Word32,
-    /// Packets forwarded by the program, wrapping.
-    pub packets: Word32,
-    /// Their UDP payload bytes.
-    pub bytes: Word64,
+    /// Packets forwarded by the program, with their UDP payload bytes.
+    pub traffic: Traffic,
 }
 
 #[cfg(not(loom))]
@@ -91,12 +90,11 @@ impl Slot {
     }
 
     /// The line of packets from `side`.
+    #[expect(clippy::indexing_slicing, reason = "the number is masked to the array's length")]
     #[inline(always)]
     pub fn side(&self, side: Side) -> &SideLine {
-        match side {
-            Side::Connector => &self.sides[0],
-            Side::Target => &self.sides[1],
-        }
+        // No `match`: BPF has no conditional moves, and which side a packet comes from is nothing a CPU can foresee.
+        &self.sides[side as usize & 1]
     }
 }
 

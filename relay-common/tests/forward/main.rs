@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::{any, prop_assert_eq, proptest};
 use relay_common::next_hop::Egress;
+use relay_common::traffic::{Difference, Reading};
 use relay_common::{BIND_LEN, Reason, Side};
 
 use world::{
@@ -48,7 +49,8 @@ proptest! {
         prop_assert_eq!((seen.ttl, seen.tos), (ttl - 1, tos));
         prop_assert_eq!(&seen.payload, &payload);
         let line = world.slot.side(if from_target { Side::Target } else { Side::Connector });
-        prop_assert_eq!((line.packets.load(), line.bytes.load()), (1, payload.len() as u64));
+        let counted = Difference { packets: 1, bytes: payload.len() as u64 };
+        prop_assert_eq!(line.traffic.read().since(Reading::default()), counted);
     }
 
     /// Whatever bytes come, nothing panics and what is not forwarded is not changed.

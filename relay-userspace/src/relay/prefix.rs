@@ -64,7 +64,9 @@ impl FromStr for Prefix {
 
 /// A text that is no prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no source prefix: expected an IPv4 address or an IPv6 /56, such as 192.0.2.1 or 2001:db8::/56")]
+#[error(
+    "{text:?} is no source prefix: expected an IPv4 address or an IPv6 /56, such as 192.0.2.1 or 2001:db8::/56"
+)]
 pub struct PrefixError {
     text: String,
 }
@@ -96,9 +98,11 @@ mod tests {
         for text in ["192.0.2.1", "2001:db8:1:200::/56"] {
             assert_eq!(text.parse::<Prefix>().unwrap().to_string(), text);
         }
-        for (text, prefix) in
-            [("192.0.2.1/32", "192.0.2.1"), ("2001:db8::1", "2001:db8::/56"), ("::ffff:192.0.2.1", "192.0.2.1")]
-        {
+        for (text, prefix) in [
+            ("192.0.2.1/32", "192.0.2.1"),
+            ("2001:db8::1", "2001:db8::/56"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+        ] {
             assert_eq!(text.parse::<Prefix>().unwrap().to_string(), prefix);
         }
         for wrong in ["", "/32", "192.0.2.0/24", "2001:db8::/64", "2001:db8::/", "192.0.2.1:4433", "host"] {

@@ -202,7 +202,7 @@ impl World {
     }
 
     /// Everything of an agent's session that packets change: its bucket and its counters.
-    pub fn words(&self, agent: u32) -> [u64; 9] {
+    pub fn words(&self, agent: u32) -> [u64; 7] {
         let slot = self.slot_of(agent);
         [
             slot.arrival.load(),
@@ -210,10 +210,8 @@ impl World {
             slot.marked_packets.load().into(),
             slot.limited_packets.load().into(),
             slot.limited_bytes.load(),
-            slot.sides[0].packets.load().into(),
-            slot.sides[0].bytes.load(),
-            slot.sides[1].packets.load().into(),
-            slot.sides[1].bytes.load(),
+            slot.sides[0].traffic.read().0,
+            slot.sides[1].traffic.read().0,
         ]
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 
 use relay_common::Reason;
-use relay_common::slot::Slot;
+use relay_common::slot::{SideLine, Slot};
 use relay_common::tables::Tables as _;
+use relay_common::traffic::{Difference, Reading};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
     Arrival, Debt, FlowTable, FlowTuple, Flows, Limit, NoRoutes, Program, SlotId, TableSizes, Tables,
@@ -205,9 +206,12 @@ impl Race {
         let [there, back] = probe.outcomes(&lanes)[..] else { panic!("two cases") };
         assert_eq!(there[Outcome::Wrong as usize] + back[Outcome::Wrong as usize], 0);
         admitted.program = there[Outcome::Forwarded as usize] + back[Outcome::Forwarded as usize];
-        let sides = &self.slot().sides;
-        assert_eq!(u64::from(sides[0].packets.load()), there[Outcome::Forwarded as usize]);
-        assert_eq!(u64::from(sides[1].packets.load()), back[Outcome::Forwarded as usize]);
+        let counted_of = |line: &SideLine| line.traffic.read().since(Reading::default());
+        let payload = userspace.payload.len() as u64;
+        for (line, outcomes) in self.slot().sides.iter().zip([&there, &back]) {
+            let packets = outcomes[Outcome::Forwarded as usize];
+            assert_eq!(counted_of(line), Difference { packets, bytes: packets * payload });
+        }
         assert_eq!(counted(&self.relay, Reason::Forwarded), admitted.program);
         assert_eq!(
             counted(&self.relay, Reason::Limited) + counted(&self.relay, Reason::Contended),

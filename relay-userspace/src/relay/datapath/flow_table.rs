@@ -6,7 +6,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use relay_common::Side;
 use relay_common::bucket::Allowance;
@@ -18,9 +17,9 @@ use relay_common::slot::{LineLocals, SideLine, Slot};
 use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
 
-use super::flows::{Debt, FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+use super::flows::{Debt, FlowTuple, Flows, InstallError, Limit, SlotId, Traffic, TupleFault};
 use super::slot_pool::SlotPool;
-use super::tables::{Carried, Tables};
+use super::tables::{Carried, Policed, Tables};
 use crate::clock::MonoTime;
 
 /// Sessions whose next hops are asked for at once: a fraction of a millisecond of the driver's time. Binds wait for no more
@@ -246,7 +245,9 @@ impl<R: Routes> Flows for FlowTable<R> {
         let lines =
             Line::of_session([connector, target], tables, routes).inspect_err(|_| pool.give_back(number))?;
 
-        reset(slot, tables.carried.get(number as usize));
+        reset(slot);
+        tables.carried.get(number as usize).into_iter().for_each(Carried::reset);
+        tables.policed.get(number as usize).into_iter().for_each(Policed::reset);
         write_limit(slot, limit, now);
         slot.resume(debt.0, now.0);
         for (line, side) in lines.iter().zip(Side::BOTH) {
@@ -351,22 +352,18 @@ impl<R: Routes> Flows for FlowTable<R> {
     }
 
     fn traffic(&self, id: SlotId) -> Traffic {
-        let (Some(slot), Some(carried)) = (self.slot(id), self.tables.carried.get(id.0 as usize)) else {
+        let number = id.0 as usize;
+        let (Some(slot), Some(carried), Some(policed)) =
+            (self.slot(id), self.tables.carried.get(number), self.tables.policed.get(number))
+        else {
             return Traffic::default();
         };
-        let side = |side: Side| {
-            let (line, carried) = (slot.side(side), &carried.sides[side.index()]);
-            SideTraffic {
-                packets_kernel: carried.kernel.read(line.packets.load()),
-                packets_userspace: carried.packets.load(Ordering::Relaxed),
-                bytes: line.bytes.load() + carried.bytes.load(Ordering::Relaxed),
-            }
-        };
+        let side = |side: Side| carried.sides[side.index()].sum(slot.side(side).traffic.read());
         Traffic {
             sides: [side(Side::Connector), side(Side::Target)],
-            limited_packets: carried.limited.read(slot.limited_packets.load()),
+            limited_packets: policed.limited.read(slot.limited_packets.load()),
             limited_bytes: slot.limited_bytes.load(),
-            marked_packets: carried.marked.read(slot.marked_packets.load()),
+            marked_packets: policed.marked.read(slot.marked_packets.load()),
         }
     }
 
@@ -381,19 +378,13 @@ impl<R: Routes> Flows for FlowTable<R> {
 }
 
 /// Makes a rested slot fit for the next session.
-fn reset(slot: &Slot, carried: Option<&Carried>) {
-    for word in [&slot.limited_packets, &slot.marked_packets, &slot.sides[0].packets, &slot.sides[1].packets]
-    {
-        word.store(0);
-    }
-    for word in [&slot.limited_bytes, &slot.sides[0].bytes, &slot.sides[1].bytes] {
-        word.store(0);
-    }
+fn reset(slot: &Slot) {
+    slot.limited_packets.store(0);
+    slot.marked_packets.store(0);
+    slot.limited_bytes.store(0);
+    slot.sides.iter().for_each(|line| line.traffic.reset());
     slot.set_allowance(Allowance::UNLIMITED, 0);
     slot.generation.store(slot.generation.load().wrapping_add(1));
-    if let Some(carried) = carried {
-        carried.reset();
-    }
 }
 
 fn write_limit(slot: &Slot, limit: Limit, now: MonoTime) {

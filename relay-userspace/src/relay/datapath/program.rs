@@ -13,7 +13,7 @@ use aya_log::EbpfLogger;
 use relay_common::hash::{self, HashSeed};
 use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
 
-use super::mapping::{Mapping, Shared, SharedArray};
+use super::mapping::{Mapping, Shared, SharedArray, records};
 use super::netlink::Netlink;
 use super::next_hops::Link;
 use super::previous_tuples::PreviousTuples;
@@ -164,7 +164,8 @@ impl Program {
             next_hops: mapped(&mut ebpf, maps::NEXT_HOPS)?,
             interfaces: mapped(&mut ebpf, maps::INTERFACES)?,
             locals: mapped(&mut ebpf, maps::LOCALS)?,
-            carried: Tables::carried(sizes),
+            carried: records(sizes.slots),
+            policed: records(sizes.slots),
             previous: PreviousTuples::default(),
             hash_key,
             bind_magic: magic,

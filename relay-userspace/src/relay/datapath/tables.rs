@@ -12,10 +12,11 @@ use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::parse::{classify_bind, markable};
 use relay_common::slot::Slot;
+use relay_common::traffic::{Difference, Reading};
 use relay_common::tuple::AnyTuple;
 use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
 
-use super::flows::FlowTuple;
+use super::flows::{FlowTuple, SideTraffic};
 use super::mapping::{SharedArray, records};
 use super::previous_tuples::PreviousTuples;
 use crate::clock::MonoTime;
@@ -28,32 +29,39 @@ pub struct Tables {
     pub(super) interfaces: SharedArray<Interface>,
     pub(super) locals: SharedArray<Local>,
     pub(super) carried: Box<[Carried]>,
+    pub(super) policed: Box<[Policed]>,
     pub(super) previous: PreviousTuples,
     pub(super) hash_key: HashKey,
     pub(super) bind_magic: u64,
 }
 
-/// What a slot has carried besides what stands in the slot itself: one cache line.
+/// What a slot has carried, by sending side, indexed by [`Side`]: one cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(super) struct Carried {
-    /// By sending side, indexed by [`Side`].
     pub sides: [CarriedSide; 2],
-    /// Packets dropped for the limit.
-    pub limited: Widened,
-    /// Packets marked CE.
-    pub marked: Widened,
 }
 
-/// What one side of a slot has carried besides what stands in the slot itself.
+/// What one side of a slot has carried.
 #[derive(Debug, Default)]
 pub(super) struct CarriedSide {
     /// Packets forwarded in userspace.
     pub packets: AtomicU64,
-    /// Their UDP payload bytes.
+    /// UDP payload bytes forwarded in userspace, and by the program until it was last asked.
     pub bytes: AtomicU64,
-    /// Packets forwarded by the program.
-    pub kernel: Widened,
+    /// Packets forwarded by the program until it was last asked.
+    packets_kernel: AtomicU64,
+    /// What the slot's count of the program's packets stood at then.
+    seen: AtomicU64,
+}
+
+/// What the limit has done to a slot's packets.
+#[derive(Debug, Default)]
+pub(super) struct Policed {
+    /// Packets dropped for it.
+    pub limited: Widened,
+    /// Packets marked CE.
+    pub marked: Widened,
 }
 
 /// A counter of the slot, which wraps at 2^32, in 64 bits: the count when it was last read. Its low half is what the slot's
@@ -81,11 +89,31 @@ const _: () = assert!(size_of::<Carried>() == 64);
 impl Carried {
     /// Makes it fit for the slot's next session, whose counters begin at zero.
     pub fn reset(&self) {
-        for side in &self.sides {
-            side.packets.store(0, Ordering::Relaxed);
-            side.bytes.store(0, Ordering::Relaxed);
-            side.kernel.reset();
+        for CarriedSide { packets, bytes, packets_kernel, seen } in &self.sides {
+            for word in [packets, bytes, packets_kernel, seen] {
+                word.store(0, Ordering::Relaxed);
+            }
         }
+    }
+}
+
+impl CarriedSide {
+    /// All of it, now that the slot's count stands at `program`. To be asked as often as [`relay_common::traffic`] demands,
+    /// by the tables' one writer.
+    pub fn sum(&self, program: Reading) -> SideTraffic {
+        let seen = Reading(self.seen.swap(program.0, Ordering::Relaxed));
+        let Difference { packets, bytes } = program.since(seen);
+        SideTraffic {
+            packets_kernel: self.packets_kernel.fetch_add(packets, Ordering::Relaxed) + packets,
+            packets_userspace: self.packets.load(Ordering::Relaxed),
+            bytes: self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes,
+        }
+    }
+}
+
+impl Policed {
+    /// As [`Carried::reset`].
+    pub fn reset(&self) {
         self.limited.reset();
         self.marked.reset();
     }
@@ -111,12 +139,12 @@ impl TableSizes {
     }
 
     /// Bytes of the daemon's own memory for each session that the tables have room for.
-    pub const COUNTED_IN_DAEMON: usize = size_of::<Carried>();
+    pub const COUNTED_IN_DAEMON: usize = size_of::<Carried>() + size_of::<Policed>();
 
     /// Bytes the tables take: in the kernel or, without the program, in the daemon, and besides what the daemon counts of
     /// each session.
     pub fn bytes(self) -> u64 {
-        u64::from(self.slots) * (Slot::SIZE + size_of::<Carried>()) as u64
+        u64::from(self.slots) * (Slot::SIZE + Self::COUNTED_IN_DAEMON) as u64
             + u64::from(self.buckets) * size_of::<IndexBucket>() as u64
             + u64::from(NEXT_HOP_ENTRIES) * size_of::<NextHop>() as u64
             + u64::from(INTERFACES) * size_of::<Interface>() as u64
@@ -206,15 +234,12 @@ impl Tables {
             next_hops: SharedArray::private(NEXT_HOP_ENTRIES),
             interfaces: SharedArray::private(INTERFACES),
             locals: SharedArray::private(LOCALS),
-            carried: Tables::carried(sizes),
+            carried: records(sizes.slots),
+            policed: records(sizes.slots),
             previous: PreviousTuples::default(),
             hash_key: hash::key(hash_seed),
             bind_magic: u64::from_ne_bytes(bind_magic),
         }
-    }
-
-    pub(super) fn carried(sizes: TableSizes) -> Box<[Carried]> {
-        records(sizes.slots)
     }
 
     /// Decides on a datagram that reached a socket, as the program does on a frame: it is charged if it is to be sent.
@@ -276,7 +301,7 @@ impl Tables {
 
     /// Counts datagrams of a session that userspace has sent, with their payload bytes.
     pub fn count(&self, at: SlotSide, packets: u64, bytes: u64) {
-        if let Some(Carried { sides: [connector, target], .. }) = self.carried.get(at.slot as usize) {
+        if let Some(Carried { sides: [connector, target] }) = self.carried.get(at.slot as usize) {
             let carried = match at.side {
                 Side::Connector => connector,
                 Side::Target => target,

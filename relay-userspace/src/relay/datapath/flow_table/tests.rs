@@ -1,6 +1,7 @@
 use super::super::slot_pool::QUARANTINE;
 use super::*;
 use crate::relay::datapath::PREVIOUS_TUPLE_KEPT;
+use crate::relay::datapath::flows::SideTraffic;
 use crate::relay::datapath::tables::{Arrival, Relayed, TableSizes};
 use proptest::prelude::*;
 use relay_common::Reason;
@@ -338,16 +339,21 @@ fn a_limit_holds_at_once_when_it_changes() {
 }
 
 #[test]
-fn traffic_adds_up_over_wraps_of_the_programs_counter() {
+fn traffic_adds_up_over_the_readings_of_the_programs_count() {
     let (tables, mut table) = table(4);
     let slot = install(&mut table, 1, 2, at(1)).unwrap();
     let line = &tables.slots[slot.0 as usize].sides[0];
-    line.packets.store(u32::MAX);
-    assert_eq!(table.traffic(slot).sides[0].packets_kernel, u64::from(u32::MAX));
-    line.packets.store(4);
-    assert_eq!(table.traffic(slot).sides[0].packets_kernel, u64::from(u32::MAX) + 5);
+    let side = |table: &FlowTable<_>| table.traffic(slot).sides[0];
+    for round in 1..=3 {
+        line.traffic.count(1000);
+        line.traffic.count(0);
+        let found = side(&table);
+        assert_eq!((found.packets_kernel, found.bytes), (2 * round, 1000 * round));
+        assert_eq!(side(&table), found, "what was counted is not counted again");
+    }
     tables.count(SlotSide { slot: slot.0, side: Side::Connector }, 2, 7);
-    assert_eq!(table.traffic(slot).sides[0].packets_userspace, 2);
+    let SideTraffic { packets_kernel, packets_userspace, bytes } = side(&table);
+    assert_eq!((packets_kernel, packets_userspace, bytes), (6, 2, 3007));
 }
 
 #[test]
