@@ -63,8 +63,8 @@ pub mod maps {
     pub const INTERFACES: &str = "INTERFACES";
     /// Device map: the egress interface of each next hop, under the hop's number.
     pub const EGRESS: &str = "EGRESS";
-    /// Per-CPU array of packet counts, one [`Tally`](crate::Tally) per reason.
-    pub const TALLIES: &str = "TALLIES";
+    /// Per-CPU array of one [`PerCpu`](crate::PerCpu).
+    pub const PER_CPU: &str = "PER_CPU";
     /// Array of one word: the time in nanoseconds, for tests that compare the program with the host code.
     pub const CLOCK: &str = "CLOCK";
 
@@ -81,6 +81,26 @@ pub mod maps {
 
     /// Entries of the next-hop array and the device map.
     pub const NEXT_HOP_ENTRIES: u32 = 1024;
+}
+
+/// What one CPU keeps for itself: one record, so that a packet looks for it once.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct PerCpu {
+    /// The time as this CPU has read it last.
+    pub coarse: CoarseTime,
+    /// What it has counted, by the reason's index.
+    pub tallies: [Tally; Reason::COUNT],
+}
+
+/// A time, and when it was read.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CoarseTime {
+    /// The tick, as the kernel counts them.
+    pub tick: u64,
+    /// Nanoseconds of the coarse monotonic clock.
+    pub now: u64,
 }
 
 /// What one CPU has counted for one [`Reason`].

@@ -56,7 +56,7 @@ const _: () = assert!(size_of::<NextHop>() == 32);
 pub struct Hop {
     /// How the packet leaves.
     pub egress: Egress,
-    /// Index of the interface it leaves by, without VLAN.
+    /// Index of the interface it leaves by, without VLAN. A copy made by the program has 0.
     pub interface: u32,
     /// The largest IP packet that way takes, in bytes.
     pub mtu: u32,
@@ -76,7 +76,8 @@ impl NextHop {
         let sequence = self.sequence.load();
         let hop = Hop {
             egress: Egress::from_word(self.egress.load()),
-            interface: self.interface.load(),
+            // The program has no use for it: the device map knows where a packet goes.
+            interface: if cfg!(target_arch = "bpf") { 0 } else { self.interface.load() },
             mtu: self.mtu.load(),
             stations: [self.stations[0].load(), self.stations[1].load(), self.stations[2].load()],
             vlan: self.vlan.load() as u16,

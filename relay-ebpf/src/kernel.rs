@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::{Global, helpers};
-use relay_common::Reason;
+use relay_common::{CoarseTime, Reason};
 use relay_common::frame::Frame;
 use relay_common::hash::HashKey;
 use relay_common::index::IndexBucket;
@@ -12,7 +12,7 @@ use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
 use relay_common::tables::Tables;
 
-use crate::maps::{CLOCK, COARSE, CoarseTime, EGRESS, INDEX, INTERFACES, LOCALS, NEXT_HOPS, SLOTS, TALLIES};
+use crate::maps::{CLOCK, EGRESS, INDEX, INTERFACES, LOCALS, NEXT_HOPS, PER_CPU, SLOTS};
 
 // Read-only data, set by the daemon before it loads the program: the verifier knows the values.
 
@@ -102,10 +102,11 @@ pub fn now() -> u64 {
     if FIXED_CLOCK.load() != 0 {
         return CLOCK.get(0).copied().unwrap_or(0);
     }
-    let Some(known) = COARSE.get_ptr_mut(0) else { return u64::MAX };
+    let Some(own) = PER_CPU.get_ptr_mut(0) else { return u64::MAX };
     // SAFETY: the helpers take no arguments and cannot fail; the entry is this CPU's own, and the program is not preempted
     // by itself on one CPU.
     unsafe {
+        let known = &raw mut (*own).coarse;
         let tick = helpers::bpf_jiffies64();
         if (*known).tick != tick {
             let now = helpers::bpf_ktime_get_coarse_ns();
@@ -121,11 +122,12 @@ pub fn now() -> u64 {
 /// Counts the outcome of a frame.
 #[inline(always)]
 pub fn count(reason: Reason, packet: &impl Frame) {
-    if let Some(tally) = TALLIES.get_ptr_mut(reason.index()) {
+    if let Some(own) = PER_CPU.get_ptr_mut(0) {
         // SAFETY: the entry is this CPU's own, and the program is not preempted by itself on one CPU.
-        unsafe {
-            (*tally).packets += 1;
-            (*tally).bytes += u64::from(packet.length());
+        let tallies = unsafe { &mut (*own).tallies };
+        if let Some(tally) = tallies.get_mut(reason.index() as usize) {
+            tally.packets += 1;
+            tally.bytes += u64::from(packet.length());
         }
     }
 }

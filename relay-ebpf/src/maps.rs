@@ -10,7 +10,7 @@ use relay_common::local::{LOCALS as LOCAL_ENTRIES, Local};
 use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
-use relay_common::{Reason, Tally};
+use relay_common::PerCpu;
 
 /// Written by the daemon through its mapping, read here.
 #[map]
@@ -36,23 +36,10 @@ pub static LOCALS: Array<Local> = Array::with_max_entries(LOCAL_ENTRIES, BPF_F_M
 #[map]
 pub static EGRESS: DevMap = DevMap::with_max_entries(NEXT_HOP_ENTRIES, 0);
 
-/// Counted here, read by the daemon.
+/// Each CPU's own time, written and read here, and what it counts here and the daemon reads.
 #[map]
-pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
+pub static PER_CPU: PerCpuArray<PerCpu> = PerCpuArray::with_max_entries(1, 0);
 
 /// The time, for tests that set `FIXED_CLOCK`: nanoseconds.
 #[map]
 pub static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
-
-/// The time as this CPU has read it last, by this program alone.
-#[map]
-pub static COARSE: PerCpuArray<CoarseTime> = PerCpuArray::with_max_entries(1, 0);
-
-/// A time, and when it was read.
-#[repr(C)]
-pub struct CoarseTime {
-    /// The tick, as the kernel counts them.
-    pub tick: u64,
-    /// Nanoseconds of the coarse monotonic clock.
-    pub now: u64,
-}

@@ -11,7 +11,7 @@ use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
 use aya_log::EbpfLogger;
 use relay_common::hash::{self, HashSeed};
-use relay_common::{BIND_MAGIC_LEN, Reason, Tally, maps};
+use relay_common::{BIND_MAGIC_LEN, PerCpu, Reason, Tally, maps};
 
 use super::mapping::{Mapping, Shared, SharedArray, records};
 use super::netlink::Netlink;
@@ -26,6 +26,11 @@ pub const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!(
 /// The program's object, if this binary was built with it.
 #[cfg(not(bpf_object))]
 pub const OBJECT: Option<&[u8]> = None;
+
+/// A [`PerCpu`] as pairs of words: its time, then a tally for each reason.
+type PerCpuPairs = [[u64; 2]; 1 + Reason::COUNT];
+
+const _: () = assert!(size_of::<PerCpu>() == size_of::<PerCpuPairs>());
 
 /// The name of the program in the object.
 const PROGRAM: &str = "relay";
@@ -106,7 +111,7 @@ pub enum XdpError {
 /// The loaded program and what it is attached to. Dropping it detaches it.
 pub struct Program {
     ebpf: Ebpf,
-    tallies: PerCpuArray<MapData, [u64; 2]>,
+    per_cpu: PerCpuArray<MapData, PerCpuPairs>,
     pub(super) attached: Vec<(Port, Hook, FdLink)>,
 }
 
@@ -171,8 +176,8 @@ impl Program {
             bind_magic: magic,
         };
         let egress = EgressMap(typed(&mut ebpf, maps::EGRESS)?);
-        let tallies = typed(&mut ebpf, maps::TALLIES)?;
-        Ok((Program { ebpf, tallies, attached: Vec::new() }, tables, egress))
+        let per_cpu = typed(&mut ebpf, maps::PER_CPU)?;
+        Ok((Program { ebpf, per_cpu, attached: Vec::new() }, tables, egress))
     }
 
     /// Attaches the program to `port`, and describes the port to it.
@@ -227,7 +232,16 @@ impl Program {
     /// # Errors
     /// The map could not be read.
     pub fn tallies(&self) -> Result<Vec<(Reason, Tally)>, XdpError> {
-        Reason::ALL.iter().map(|reason| Ok((*reason, self.tally(*reason)?))).collect()
+        let fail = |error: MapError| XdpError::Map { map: maps::PER_CPU, fault: error.to_string() };
+        let cpus = self.per_cpu.get(&0, 0).map_err(fail)?;
+        let mut sums: Vec<_> = Reason::ALL.iter().map(|reason| (*reason, Tally::default())).collect();
+        for [_coarse_time, tallies @ ..] in cpus.iter() {
+            for ((_, sum), [packets, bytes]) in sums.iter_mut().zip(tallies) {
+                sum.packets += packets;
+                sum.bytes += bytes;
+            }
+        }
+        Ok(sums)
     }
 
     /// What the program has counted for one reason.
@@ -235,12 +249,8 @@ impl Program {
     /// # Errors
     /// The map could not be read.
     pub fn tally(&self, reason: Reason) -> Result<Tally, XdpError> {
-        let fail = |error: MapError| XdpError::Map { map: maps::TALLIES, fault: error.to_string() };
-        let per_cpu = self.tallies.get(&reason.index(), 0).map_err(fail)?;
-        Ok(per_cpu.iter().fold(Tally::default(), |sum, [packets, bytes]| Tally {
-            packets: sum.packets + packets,
-            bytes: sum.bytes + bytes,
-        }))
+        let found = self.tallies()?.into_iter().find(|(of, _)| *of == reason);
+        Ok(found.map(|(_, tally)| tally).unwrap_or_default())
     }
 
     /// Puts what the program logs into our log, if it was built to log (see CONTRIBUTING.md). Must be called within a
