@@ -30,7 +30,9 @@ impl ChecksumDelta {
     /// The checksum after the change: RFC 1624 equation 3. Both are as they stand in the packet.
     #[inline(always)]
     pub const fn apply(self, checksum: u16) -> u16 {
-        !fold(!checksum as u32 + self.0 as u32)
+        // Two words carry once at most.
+        let sum = !checksum as u32 + self.0 as u32;
+        !((sum & 0xffff) + (sum >> 16)) as u16
     }
 }
 
@@ -48,6 +50,15 @@ pub const fn fold_wide(sum: u64) -> u16 {
     fold(((once & 0xffff_ffff) + (once >> 32)) as u32)
 }
 
+/// Whether a sum of up to 2^16 words of 32 bits, which are not all zero, folds to `folded`.
+///
+/// It folds to the one number of 1 to 65535 that it is congruent with modulo 65535. To see whether a remainder is zero takes
+/// a product and a comparison, which is less than making the carries.
+#[inline(always)]
+pub const fn folds_to(sum: u64, folded: u16) -> bool {
+    folded != 0 && (sum + 0xffff - folded as u64).is_multiple_of(0xffff)
+}
+
 fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
     bytes.chunks(2).map(|pair| match *pair {
         [first, second] => u16::from_ne_bytes([first, second]),
@@ -60,8 +71,8 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{ChecksumDelta, fold, words};
-    use proptest::prelude::{any, prop_assert_eq, proptest};
+    use super::{ChecksumDelta, fold, fold_wide, folds_to, words};
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
     use std::vec::Vec;
 
     fn checksum(bytes: &[u8]) -> u16 {
@@ -81,6 +92,17 @@ mod tests {
             let with = |bytes: &[u8]| { let mut all = std::vec![0x45, 0x01]; all.extend(bytes); all };
             let updated = ChecksumDelta::of(&before, &after).apply(checksum(&with(&before)));
             prop_assert_eq!(updated, checksum(&with(&after)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_sum_folds_to_is_told_without_folding(sum in 1u64..1 << 48, other in any::<u16>(), few in 1u64..0x2_0002) {
+            for sum in [sum, few] {
+                prop_assert!(folds_to(sum, fold_wide(sum)));
+                prop_assert_eq!(folds_to(sum, other), fold_wide(sum) == other);
+                prop_assert!(!folds_to(sum, 0));
+            }
         }
     }
 

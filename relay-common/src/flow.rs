@@ -24,7 +24,7 @@ pub struct Flow<'a> {
 /// [`Reason::NoFlow`], or [`Reason::FlowChanged`] if the session was being changed at this moment.
 #[inline(always)]
 pub fn look_up<'a, T: Tables, K: Tuple>(tables: &'a T, tuple: &K) -> Result<Flow<'a>, Reason> {
-    let place = Place::of(tuple.hash(&tables.hash_key()), tables.bucket_mask());
+    let place = Place::of(tuple.hash(&tables.hash_key(K::WORDS)), tables.bucket_mask());
     let [first, second] = place.buckets;
     if let Some(bucket) = tables.bucket(first)
         && let Some(found) = search(tables, bucket, place.fingerprint, tuple)

@@ -5,7 +5,7 @@
 
 use network_types::ip::IpProto;
 
-use crate::checksum::{ChecksumDelta, fold, fold_wide};
+use crate::checksum::{ChecksumDelta, fold, folds_to};
 use crate::frame::{Frame, field, set_field};
 use crate::header::{
     ECN_MASK, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TAGGED_ETH_LEN, UDP_LEN, V4_CHECK, V4_DESTINATION,
@@ -141,7 +141,7 @@ impl Rewrite for Packet<TupleV6> {
 fn finished<K>(packet: &Packet<K>, addresses: u64) -> Result<(), Reason> {
     let length = ((packet.payload + UDP_LEN as u32) as u16).to_be_bytes();
     let rest = u16::from_ne_bytes(length) as u64 + u16::from_ne_bytes([0, IpProto::Udp as u8]) as u64;
-    if packet.udp_check == fold_wide(addresses + rest) { Err(Reason::UnfinishedChecksum) } else { Ok(()) }
+    if folds_to(addresses + rest, packet.udp_check) { Err(Reason::UnfinishedChecksum) } else { Ok(()) }
 }
 
 /// An IPv6 header for a packet that came as IPv4 (RFC 7915 section 4.1). Flow label 0.

@@ -9,8 +9,8 @@ use crate::slot::Slot;
 
 /// The tables of the packet path: BPF maps in the program, the same memory mapped in the daemon, or plain memory.
 pub trait Tables {
-    /// Key of the index's hash.
-    fn hash_key(&self) -> HashKey;
+    /// Key of the index's hash, of which only the part for `words` words need be right.
+    fn hash_key(&self, words: usize) -> HashKey;
 
     /// Number of index buckets less one; the number is a power of two, at least 2.
     fn bucket_mask(&self) -> u32;

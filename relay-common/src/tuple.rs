@@ -13,6 +13,9 @@ pub type AddressV6 = [u32; 4];
 
 /// A tuple of either family.
 pub trait Tuple: Copy {
+    /// How many words its hash is made of.
+    const WORDS: usize;
+
     /// Where the tuple may be found in the index.
     fn hash(&self, key: &HashKey) -> u64;
 
@@ -43,9 +46,11 @@ pub struct TupleV6 {
 }
 
 impl Tuple for TupleV4 {
+    const WORDS: usize = 3;
+
     #[inline(always)]
     fn hash(&self, key: &HashKey) -> u64 {
-        hash(key, [self.source, self.destination, self.ports])
+        hash::<{ Self::WORDS }>(key, [self.source, self.destination, self.ports])
     }
 
     #[inline(always)]
@@ -59,13 +64,15 @@ impl Tuple for TupleV4 {
 }
 
 impl Tuple for TupleV6 {
+    const WORDS: usize = 6;
+
     #[inline(always)]
     fn hash(&self, key: &HashKey) -> u64 {
         let [a, b, c, d] = self.source;
         // The destination is one of the relay's few addresses and not the sender's to choose freely, so a word made of it
         // will do. Addresses that have it in common share places in the index, no more.
         let [e, f, g, h] = self.destination;
-        hash(key, [a, b, c, d, e ^ f ^ g ^ h, self.ports])
+        hash::<{ Self::WORDS }>(key, [a, b, c, d, e ^ f ^ g ^ h, self.ports])
     }
 
     #[inline(always)]

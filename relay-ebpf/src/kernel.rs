@@ -2,7 +2,6 @@
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::{Global, helpers};
-use relay_common::{CoarseTime, Reason};
 use relay_common::frame::Frame;
 use relay_common::hash::HashKey;
 use relay_common::index::IndexBucket;
@@ -11,6 +10,7 @@ use relay_common::local::Local;
 use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
 use relay_common::tables::Tables;
+use relay_common::{CoarseTime, Reason};
 
 use crate::maps::{CLOCK, EGRESS, INDEX, INTERFACES, LOCALS, NEXT_HOPS, PER_CPU, SLOTS};
 
@@ -52,9 +52,17 @@ pub struct KernelTables;
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn hash_key(&self) -> HashKey {
-        [&HASH_KEY_0, &HASH_KEY_1, &HASH_KEY_2, &HASH_KEY_3, &HASH_KEY_4, &HASH_KEY_5, &HASH_KEY_6]
-            .map(Global::load)
+    fn hash_key(&self, words: usize) -> HashKey {
+        let word = |place: usize, word: &Global<u64>| if place <= words { word.load() } else { 0 };
+        [
+            word(0, &HASH_KEY_0),
+            word(1, &HASH_KEY_1),
+            word(2, &HASH_KEY_2),
+            word(3, &HASH_KEY_3),
+            word(4, &HASH_KEY_4),
+            word(5, &HASH_KEY_5),
+            word(6, &HASH_KEY_6),
+        ]
     }
 
     #[inline(always)]

@@ -4,13 +4,13 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
+use relay_common::PerCpu;
 use relay_common::index::IndexBucket;
 use relay_common::interface::{INTERFACES as INTERFACE_ENTRIES, Interface};
 use relay_common::local::{LOCALS as LOCAL_ENTRIES, Local};
 use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
-use relay_common::PerCpu;
 
 /// Written by the daemon through its mapping, read here.
 #[map]

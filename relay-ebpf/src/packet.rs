@@ -1,7 +1,7 @@
 //! The frame that the driver handed over.
 
 use core::marker::PhantomData;
-use core::ptr::read_volatile;
+use core::ptr::{NonNull, read_volatile};
 
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
@@ -23,7 +23,7 @@ impl<'a> Packet<'a> {
     }
 
     #[inline(always)]
-    fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+    fn at<const N: usize>(&self, offset: usize) -> Option<NonNull<[u8; N]>> {
         // The verifier makes pointers of these two words, and lets nothing be computed with the end. A volatile read is
         // done here, once for each window; the compiler could keep an ordinary one as a number and widen it later.
         // SAFETY: the context is the one this program was called with, and both fields are there and readable.
@@ -35,7 +35,11 @@ impl<'a> Packet<'a> {
             )
         };
         let start = data + offset;
-        if start + N > end { None } else { Some(start as *mut [u8; N]) }
+        if start + N > end {
+            return None;
+        }
+        // SAFETY: no packet begins at address zero.
+        Some(unsafe { NonNull::new_unchecked(start as *mut [u8; N]) })
     }
 }
 
@@ -72,13 +76,13 @@ impl Frame for Packet<'_> {
     fn window<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
         // SAFETY: `at` has compared the end with `data_end`; bytes have no alignment and any value is valid; nothing
         // else writes the packet while `self` is borrowed.
-        self.at::<N>(offset).map(|bytes| unsafe { &*bytes })
+        self.at::<N>(offset).map(|bytes| unsafe { bytes.as_ref() })
     }
 
     #[inline(always)]
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         // SAFETY: as for `window`, and `self` is borrowed exclusively.
-        self.at::<N>(offset).map(|bytes| unsafe { &mut *bytes })
+        self.at::<N>(offset).map(|mut bytes| unsafe { bytes.as_mut() })
     }
 
     #[inline(always)]

@@ -81,7 +81,7 @@ struct Memory {
 }
 
 impl Tables for Memory {
-    fn hash_key(&self) -> HashKey {
+    fn hash_key(&self, _: usize) -> HashKey {
         KEY
     }
 

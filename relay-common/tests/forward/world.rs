@@ -7,7 +7,7 @@ use etherparse::{
     TransportSlice, UdpHeader,
 };
 use relay_common::frame::SliceFrame;
-use relay_common::hash::{self, HashKey};
+use relay_common::hash::{self, HashKey, MAX_WORDS};
 use relay_common::index::{IndexBucket, Place, SlotSide};
 use relay_common::interface::Interface;
 use relay_common::local::Local;
@@ -76,7 +76,7 @@ impl World {
             let route = Route::new(&tuple, &AnyTuple::new(relay_for(to), to).unwrap(), 0);
             let locals = LineLocals { taken: world.local(from), made: world.local(to) };
             world.slot.side(side).write(&tuple, &route, locals);
-            let place = Place::of(tuple.hash(&world.hash_key()), 1);
+            let place = Place::of(tuple.hash(&world.hash_key(MAX_WORDS)), 1);
             assert!(
                 world.buckets[place.buckets[0] as usize].put(place.fingerprint, SlotSide { slot: 0, side })
             );
@@ -117,7 +117,7 @@ impl World {
 }
 
 impl Tables for World {
-    fn hash_key(&self) -> HashKey {
+    fn hash_key(&self, _: usize) -> HashKey {
         hash::key([11, 22])
     }
     fn bucket_mask(&self) -> u32 {

@@ -1,5 +1,6 @@
 //! The entries of the flow index, put in and taken out by its one writer.
 
+use relay_common::hash::MAX_WORDS;
 use relay_common::index::{ENTRIES, Place, SlotSide};
 use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
@@ -53,6 +54,6 @@ impl Tables {
     }
 
     fn place(&self, tuple: &AnyTuple) -> Place {
-        Place::of(tuple.hash(&self.hash_key()), self.bucket_mask())
+        Place::of(tuple.hash(&self.hash_key(MAX_WORDS)), self.bucket_mask())
     }
 }

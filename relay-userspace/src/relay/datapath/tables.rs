@@ -333,7 +333,7 @@ impl Tables {
 }
 
 impl tables::Tables for Tables {
-    fn hash_key(&self) -> HashKey {
+    fn hash_key(&self, _: usize) -> HashKey {
         self.hash_key
     }
 
