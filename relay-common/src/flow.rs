@@ -51,7 +51,7 @@ fn search<'a, T: Tables, K: Tuple>(
     let mut followed = 0;
     while followed < MAX_FOLLOWED {
         let place = candidates.take()?;
-        if let Some(at) = bucket.entry(place)
+        if let Some(at) = bucket.entry(place, fingerprint)
             && let Some(slot) = tables.slot(at.slot)
             && let Some(route) = slot.side(at.side).route_of(tuple, tables)
         {

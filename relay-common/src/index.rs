@@ -1,21 +1,22 @@
 //! The flow index: from a tuple to the slots that may describe it.
 //!
-//! Buckets of one cache line with sixteen entries each; every tuple has two buckets, chosen by a keyed hash. An entry is
-//! a hint (fingerprint, slot number, side): the slot's own line decides. Entries never move, so a reader cannot miss a
-//! session that stays installed.
+//! Buckets of one cache line with twelve entries each; every tuple has two buckets, chosen by a keyed hash. An entry is a
+//! hint (fingerprint, slot number, side): the slot's own line decides. The low bits of the fingerprints, the tags, stand
+//! together, so that one operation compares eight of them. Entries never move, so a reader cannot miss a session that stays
+//! installed.
 
 use crate::side::Side;
-use crate::word::Word64;
+use crate::word::{Word32, Word64};
 
 /// Entries in a bucket. In a model there are fewer: every order of accesses to them is tried.
-pub const ENTRIES: usize = if cfg!(loom) { 4 } else { 16 };
+pub const ENTRIES: usize = if cfg!(loom) { 4 } else { 12 };
 
-/// At most this many entries of one fingerprint are put into one bucket, and a look-up follows twice as many: an entry
-/// that is replaced between the scan and the second look costs one of them.
-pub const MAX_EQUAL_FINGERPRINTS: u32 = 4;
+/// At most this many entries of one tag are put into one bucket, and a look-up follows twice as many: an entry that is
+/// replaced between the scan and the second look costs one of them.
+pub const MAX_EQUAL_TAGS: u32 = 4;
 
 /// How many entries a look-up follows in one bucket.
-pub const MAX_FOLLOWED: u32 = 2 * MAX_EQUAL_FINGERPRINTS;
+pub const MAX_FOLLOWED: u32 = 2 * MAX_EQUAL_TAGS;
 
 /// Slots that an entry can name: 21 bits.
 pub const MAX_SLOTS: u32 = 1 << 21;
@@ -23,22 +24,26 @@ pub const MAX_SLOTS: u32 = 1 << 21;
 /// Buckets that the hash can name: 22 bits.
 pub const MAX_BUCKETS: u32 = 1 << 22;
 
-const FINGERPRINT_SHIFT: u32 = 22;
-const HIGH_BIT: u64 = 0x8000_0000_8000_0000;
-const FINGERPRINT: u64 = 0xffc0_0000_ffc0_0000;
-/// Where [`IndexBucket::candidates`] has a bit for each entry: the last word's are the high bits of its halves, each word
-/// before it has them one lower.
-const CANDIDATES: u64 = {
-    let half = !0 << (32 - ENTRIES / 2) & 0xffff_ffff;
-    half | half << 32
-};
+/// Bits of a fingerprint that are its tag; the others stand in the entry.
+const TAG_BITS: u32 = 8;
 
-/// A bucket: eight words of two entries. An empty entry is zero.
+/// Where in an entry the rest of the fingerprint stands, above slot number and side.
+const REST_SHIFT: u32 = 22;
+
+/// Bits of a fingerprint.
+const FINGERPRINT_BITS: u32 = TAG_BITS + 32 - REST_SHIFT;
+
+/// Tags in a word.
+const TAGS: usize = 8;
+
+/// A bucket. A tag of zero says that its entry is free.
 #[derive(Default)]
 #[repr(C, align(64))]
 pub struct IndexBucket {
-    /// Two entries a word, the even one in the low half.
-    pub words: [Word64; ENTRIES / 2],
+    /// A tag for each entry, eight in a word, the first in the lowest byte.
+    pub tags: [Word64; ENTRIES.div_ceil(TAGS)],
+    /// Each: the rest of the fingerprint in 10 bits, the slot's number in 21, the side in the lowest.
+    pub entries: [Word32; ENTRIES],
 }
 
 #[cfg(not(loom))]
@@ -66,7 +71,7 @@ impl SlotSide {
 pub struct Place {
     /// The two buckets; never the same.
     pub buckets: [u32; 2],
-    /// 10 bits, never zero.
+    /// 18 bits, of which the low eight, the tag, are never zero.
     pub fingerprint: u32,
 }
 
@@ -77,43 +82,46 @@ impl Place {
         let first = hash as u32 & bucket_mask;
         let other = (hash >> 22) as u32 & bucket_mask;
         let second = if other == first { other ^ 1 } else { other };
-        let fingerprint = (hash >> 48) as u32 & 0x3ff;
-        Place { buckets: [first, second], fingerprint: if fingerprint == 0 { 1 } else { fingerprint } }
+        let fingerprint = (hash >> (u64::BITS - FINGERPRINT_BITS)) as u32;
+        Place { buckets: [first, second], fingerprint: fingerprint | (tag(fingerprint) == 0) as u32 }
     }
 }
 
 impl IndexBucket {
-    /// Which entries carry `fingerprint`: one bit each, in an order known to [`Candidates`].
+    /// Which entries carry the tag of `fingerprint`: one bit each, in an order known to [`Candidates`].
     #[expect(clippy::indexing_slicing, reason = "the loop runs over the array's own length")]
     #[inline(always)]
     pub fn candidates(&self, fingerprint: u32) -> Candidates {
-        let wanted = (fingerprint as u64) << FINGERPRINT_SHIFT;
-        let pattern = wanted | wanted << 32;
-        let mut others = 0;
+        const HIGH: u64 = 0x8080_8080_8080_8080;
+        let pattern = (tag(fingerprint) as u64).wrapping_mul(0x0101_0101_0101_0101);
+        let mut found = 0;
         let mut word = 0;
-        while word < self.words.len() {
-            let differing = self.words[word].load() ^ pattern;
-            // Whether a half is at least 2^22, which is having another fingerprint, for both halves at once. Adding
-            // within each half cannot carry out of it, so an entry never answers for its neighbour.
-            let other = ((differing & !HIGH_BIT) + (FINGERPRINT & !HIGH_BIT)) | differing;
-            others = others >> 1 | other & HIGH_BIT;
+        while word < self.tags.len() {
+            let differing = self.tags[word].load() ^ pattern;
+            // The high bit of each byte that is not zero. Adding within a byte cannot carry out of it, so a tag never
+            // answers for its neighbour.
+            let others = ((differing & !HIGH) + !HIGH) | differing;
+            found |= (!others & HIGH) >> word;
             word += 1;
         }
-        Candidates { found: !others & CANDIDATES }
+        Candidates { found }
     }
 
-    /// The entry at `place`, if it is not empty.
-    #[expect(clippy::indexing_slicing, reason = "the place is masked to the array's length")]
+    /// Where the entry at `place` points, if it has the rest of `fingerprint` as well.
     #[inline(always)]
-    pub fn entry(&self, place: u32) -> Option<SlotSide> {
-        let word = self.words[(place as usize >> 1) & (ENTRIES / 2 - 1)].load();
-        // No condition: BPF has no conditional moves, and which half it is is nothing a CPU can foresee.
-        let entry = (word >> ((place & 1) * 32)) as u32;
-        if entry == 0 { None } else { Some(SlotSide::from_entry(entry)) }
+    pub fn entry(&self, place: u32, fingerprint: u32) -> Option<SlotSide> {
+        let entry = self.entries.get(place as usize)?.load();
+        if entry >> REST_SHIFT == fingerprint >> TAG_BITS { Some(SlotSide::from_entry(entry)) } else { None }
     }
 }
 
-/// The entries of one bucket that carry a fingerprint.
+/// The part of a fingerprint that stands among the tags.
+#[inline(always)]
+const fn tag(fingerprint: u32) -> u32 {
+    fingerprint & ((1 << TAG_BITS) - 1)
+}
+
+/// The entries of one bucket that carry a tag.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates {
     found: u64,
@@ -138,20 +146,18 @@ impl Candidates {
 /// number in its top four bits for each bit there may be, and a table in a word makes the place of it.
 #[inline(always)]
 const fn place_of(bit: u64) -> u32 {
-    const APART: u64 = 0x3d_2000_000b;
-    const PLACES: u64 = 0x468d_9aef_2b7c_0531;
+    const APART: u64 = 0x8064_91ab_30a0_e001;
+    const PLACES: u64 = 0x002b_0037_5a41_0986;
     let number = bit.wrapping_mul(APART) >> 60;
-    // In a bucket of eight words the first one's bit is the lowest.
-    const LOWEST: u32 = 2 * (8 - ENTRIES as u32 / 2);
-    (PLACES >> (number * 4)) as u32 % 16 - LOWEST
+    (PLACES >> (number * 4)) as u32 % 16
 }
 
 const _: () = {
-    let mut word = 0;
-    while word < ENTRIES / 2 {
-        let low = 32 - ENTRIES / 2 + word;
-        assert!(place_of(1 << low) == 2 * word as u32 && place_of(1 << (low + 32)) == 2 * word as u32 + 1);
-        word += 1;
+    let mut place = 0;
+    while place < ENTRIES {
+        let (word, byte) = (place / TAGS, place % TAGS);
+        assert!(place_of(0x80 << (8 * byte) >> word) == place as u32);
+        place += 1;
     }
 };
 
@@ -159,46 +165,50 @@ const _: () = {
 impl IndexBucket {
     /// Entries in use.
     pub fn used(&self) -> u32 {
-        let in_word = |word: u64| u32::from(word as u32 != 0) + u32::from(word >> 32 != 0);
-        self.words.iter().map(|word| in_word(word.load())).sum()
+        let in_word =
+            |word: &Word64| word.load().to_ne_bytes().iter().filter(|tag| **tag != 0).count() as u32;
+        self.tags.iter().map(in_word).sum()
     }
 
     /// Puts an entry in, for the index's only writer. Whether there was room: a free entry, and fewer than
-    /// [`MAX_EQUAL_FINGERPRINTS`] of this fingerprint.
+    /// [`MAX_EQUAL_TAGS`] of this tag.
     pub fn put(&self, fingerprint: u32, at: SlotSide) -> bool {
         let mut candidates = self.candidates(fingerprint);
-        if (0..MAX_EQUAL_FINGERPRINTS).all(|_| candidates.take().is_some()) {
+        if (0..MAX_EQUAL_TAGS).all(|_| candidates.take().is_some()) {
             return false;
         }
-        match (0..ENTRIES as u32).find(|place| self.entry(*place).is_none()) {
-            Some(free) => {
-                self.set(free, fingerprint << FINGERPRINT_SHIFT | at.slot << 1 | at.side as u32);
-                true
-            }
-            None => false,
-        }
+        let Some((place, entry)) =
+            self.entries.iter().enumerate().find(|(place, _)| self.tag_at(*place) == 0)
+        else {
+            return false;
+        };
+        // Whoever sees the tag sees the entry.
+        entry.store(fingerprint >> TAG_BITS << REST_SHIFT | at.slot << 1 | at.side as u32);
+        self.set_tag(place, tag(fingerprint));
+        true
     }
 
     /// Takes an entry out, for the index's only writer. Whether it was there.
     pub fn take_out(&self, fingerprint: u32, at: SlotSide) -> bool {
         let mut candidates = self.candidates(fingerprint);
         while let Some(place) = candidates.take() {
-            if self.entry(place) == Some(at) {
-                self.set(place, 0);
+            if self.entry(place, fingerprint) == Some(at) {
+                // The entry stays, and is nobody's.
+                self.set_tag(place as usize, 0);
                 return true;
             }
         }
         false
     }
 
-    fn set(&self, place: u32, entry: u32) {
-        if let Some(word) = self.words.get(place as usize / 2) {
-            let present = word.load();
-            word.store(if place & 1 == 0 {
-                present & !0xffff_ffff | u64::from(entry)
-            } else {
-                present & 0xffff_ffff | u64::from(entry) << 32
-            });
+    fn tag_at(&self, place: usize) -> u32 {
+        self.tags.get(place / TAGS).map_or(0, |word| tag((word.load() >> (place % TAGS * 8)) as u32))
+    }
+
+    fn set_tag(&self, place: usize, tag: u32) {
+        if let Some(word) = self.tags.get(place / TAGS) {
+            let shift = place % TAGS * 8;
+            word.store(word.load() & !(0xff << shift) | u64::from(tag) << shift);
         }
     }
 }
@@ -207,7 +217,7 @@ impl IndexBucket {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{ENTRIES, IndexBucket, MAX_EQUAL_FINGERPRINTS, MAX_SLOTS, Place, SlotSide};
+    use super::{ENTRIES, IndexBucket, MAX_EQUAL_TAGS, MAX_SLOTS, Place, SlotSide};
     use crate::side::Side;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
     use std::collections::HashMap;
@@ -217,7 +227,7 @@ mod tests {
         let mut candidates = bucket.candidates(fingerprint);
         let mut all = Vec::new();
         while let Some(place) = candidates.take() {
-            all.push(bucket.entry(place).expect("a candidate is never empty"));
+            all.extend(bucket.entry(place, fingerprint));
         }
         all
     }
@@ -226,16 +236,18 @@ mod tests {
         /// The bucket behaves as a bounded multimap from fingerprint to slot side.
         #[test]
         fn a_bucket_holds_what_was_put_and_not_taken_out(
-            steps in proptest::collection::vec((any::<bool>(), 1u32..5, 0u32..6, any::<bool>()), 0..200),
+            steps in proptest::collection::vec((any::<bool>(), 1u32..4, 0u32..2, 0u32..6, any::<bool>()), 0..200),
         ) {
             let bucket = IndexBucket::default();
             let mut model: HashMap<u32, Vec<SlotSide>> = HashMap::new();
-            for (put, fingerprint, slot, side) in steps {
+            for (put, tag, rest, slot, side) in steps {
+                let fingerprint = tag | rest << 8;
                 let at = SlotSide { slot, side: if side { Side::Target } else { Side::Connector } };
                 let total: usize = model.values().map(Vec::len).sum();
+                let alike: usize = (0..2).filter_map(|rest| model.get(&(tag | rest << 8))).map(Vec::len).sum();
                 let held = model.entry(fingerprint).or_default();
                 if put {
-                    let room = total < ENTRIES && held.len() < MAX_EQUAL_FINGERPRINTS as usize;
+                    let room = total < ENTRIES && alike < MAX_EQUAL_TAGS as usize;
                     prop_assert_eq!(bucket.put(fingerprint, at), room);
                     if room { held.push(at); }
                 } else {
@@ -261,16 +273,31 @@ mod tests {
             let place = Place::of(hash, mask);
             prop_assert!(place.buckets[0] != place.buckets[1]);
             prop_assert!(place.buckets.iter().all(|bucket| *bucket <= mask));
-            prop_assert!(place.fingerprint != 0 && place.fingerprint < 1024);
+            prop_assert!(place.fingerprint & 0xff != 0 && place.fingerprint < 1 << 18);
         }
     }
 
     #[test]
-    fn a_neighbour_of_an_equal_entry_is_not_a_candidate() {
+    fn only_a_whole_fingerprint_finds_an_entry() {
         let bucket = IndexBucket::default();
         let at = SlotSide { slot: MAX_SLOTS - 1, side: Side::Target };
-        assert!(bucket.put(1, at));
-        assert_eq!(found(&bucket, 1), [at]);
-        assert_eq!(found(&bucket, 2), []);
+        assert!(bucket.put(0x3ff01, at));
+        assert_eq!(found(&bucket, 0x3ff01), [at]);
+        for other in [0x3ff02, 0x3fe01, 1, 0x3ff80] {
+            assert_eq!(found(&bucket, other), [], "{other:#x}");
+        }
+    }
+
+    #[test]
+    fn every_place_of_a_bucket_can_be_used_and_found() {
+        let bucket = IndexBucket::default();
+        let at = |slot| SlotSide { slot, side: Side::Connector };
+        for slot in 0..ENTRIES as u32 {
+            assert!(bucket.put(slot + 1, at(slot)));
+        }
+        assert_eq!((bucket.used(), bucket.put(99, at(99))), (ENTRIES as u32, false));
+        for slot in 0..ENTRIES as u32 {
+            assert_eq!(found(&bucket, slot + 1), [at(slot)]);
+        }
     }
 }

@@ -15,8 +15,8 @@ use relay_userspace::relay::datapath::{
     Debt, FlowTable, FlowTuple, Flows, InstallError, Limit, NoRoutes, TableSizes, Tables,
 };
 
-/// The share of its entries that an index is sized for, two of three: see [`TableSizes::for_sessions`].
-const SIZED_FOR: [u64; 2] = [2, 3];
+/// The share of its entries that an index is sized for, one of two: see [`TableSizes::for_sessions`].
+const SIZED_FOR: [u64; 2] = [1, 2];
 
 /// Tuples of one family of ports and addresses, as those of agents behind few NATs are.
 fn agent(number: u32) -> FlowTuple {

@@ -4,7 +4,7 @@
 //! Covered: the orders of stores and loads as `word.rs` writes them for the host (acquire, release), which are
 //! weaker than x86-64's; the daemon's own readers run these. Not covered: the program's loads are volatile reads without
 //! an order of their own, so for them x86-64 itself is relied on, whose order is stronger than the one tried here (the
-//! tests on a real kernel try that); more than one writer, which there is not; buckets of 16 entries: here they have 4.
+//! tests on a real kernel try that); more than one writer, which there is not; buckets of 12 entries: here they have 4.
 //!
 //! The writer takes the steps of `FlowTable` (relay-userspace) in its order: lines before index entries on the way in, index
 //! entries before lines on the way out; when a side moves, the new entry, the lines, and last the old entry.

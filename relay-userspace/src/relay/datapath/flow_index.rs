@@ -8,8 +8,8 @@ use relay_common::tuple::AnyTuple;
 use super::tables::Tables;
 
 /// Up to this many entries the first bucket of a tuple is used alone; above, the emptier of its two. A look-up asks the
-/// first bucket first, so the fewer entries are in second ones the better; with more than this, the index would refuse
-/// sessions before it is filled to two thirds.
+/// first bucket first, so the fewer entries are in second ones the better; with many more than this, the index
+/// would refuse sessions before it is filled to what it is sized for.
 const FIRST_BUCKET_FILL: u32 = ENTRIES as u32 * 5 / 8;
 
 impl Tables {
@@ -19,7 +19,7 @@ impl Tables {
         for tuple in tuples {
             for number in self.place(tuple).buckets {
                 if let Some(bucket) = self.bucket(number) {
-                    std::hint::black_box(bucket.entry(0));
+                    std::hint::black_box(bucket.used());
                 }
             }
         }

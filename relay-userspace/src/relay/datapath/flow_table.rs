@@ -26,7 +26,7 @@ use crate::clock::MonoTime;
 /// than one such portion.
 const REROUTED_AT_ONCE: u32 = 16;
 
-/// A new session's entry leaves so many of a bucket's places free: a tenth, for sides that move.
+/// A new session's entry leaves so many of a bucket's places free: a sixth, for sides that move.
 const KEPT_FOR_MOVES: u32 = 2;
 
 /// Which next hop leads to an agent.

@@ -129,11 +129,11 @@ pub struct TableSizes {
 }
 
 impl TableSizes {
-    /// The sizes for `sessions` sessions, between 1 and 2^21: the index is filled to two thirds at most. So full, no bucket
-    /// refuses a new session although it keeps places for sides that move.
+    /// The sizes for `sessions` sessions, between 1 and 2^21: half of the index is filled at most. So full, no bucket refuses
+    /// a new session although it keeps places for sides that move, and few entries are in their tuple's second bucket.
     pub fn for_sessions(sessions: u32) -> TableSizes {
         let slots = sessions.clamp(1, MAX_SLOTS);
-        let entries = u64::from(slots) * 2 * 3 / 2;
+        let entries = u64::from(slots) * 2 * 2;
         let buckets = entries.div_ceil(ENTRIES as u64).next_power_of_two().max(2);
         TableSizes { slots, buckets: u32::try_from(buckets).unwrap_or(MAX_BUCKETS).min(MAX_BUCKETS) }
     }
