@@ -1,18 +1,20 @@
-//! The configuration file: what it may say ([`file`]), what it means ([`Config`]), and where everything lies
-//! ([`AtlasRoot`]).
+//! The configuration file: what it means ([`Config`]), and where everything lies ([`AtlasRoot`]).
 //!
-//! Two models: the file's, in which every key is optional and every value carries its place in the text, and the
-//! program's, in which units are types and nothing is left to check. The way from one to the other gives errors that
-//! name file, line, key and what was expected.
+//! [`keys`] is the table of all keys. A file is checked against it ([`document`]); what it means is [`Config`], in which
+//! units are types and nothing is left to check. Errors name file, line, key and what was expected.
 
 mod address;
+mod document;
 mod error;
-mod file;
+pub mod key;
+pub mod keys;
+mod origin;
 mod profile;
 mod readings;
 mod reload;
 mod root;
 mod validate;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -25,10 +27,12 @@ use std::time::Duration;
 
 pub use address::{AddressError, HostPort, RelayAddress};
 pub use error::{ConfigError, Warning};
+pub use origin::{Origin, Origins};
 pub use profile::{Profile, ProfileError};
 pub use readings::{Reading, Readings};
-pub use reload::{AGENT_ACCEPT, AGENT_ALLOW, Change, ConfigSource, RELAY_BANDWIDTH_LIMIT, Reloaded};
+pub use reload::{Change, ConfigSource, Reloaded};
 pub use root::{AtlasRoot, RootError};
+pub use values::{Setting, Value};
 
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
@@ -56,6 +60,8 @@ pub struct Config {
     pub agent: Agent,
     /// What the file says in vain. Shown at start and by `config check`.
     pub warnings: Vec<Warning>,
+    /// Where its values come from.
+    pub origins: Origins,
 }
 
 /// What a node with this configuration does when it listens.

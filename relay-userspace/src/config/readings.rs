@@ -149,6 +149,7 @@ mod tests {
                 path: self.path("config.toml"),
                 root: AtlasRoot::at(self.0.path()),
                 port: None,
+                bootstrap: Vec::new(),
                 mode: None,
                 interfaces: Vec::new(),
             })

@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Access, Admin, Agent, AtlasRoot, Config, ConfigError, Datapath, DatapathMode, Network, Quotas, RateLimit,
-    Role, Security, Transport,
-};
+use super::key::When;
+use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Value, keys};
 
 /// Where a daemon's configuration comes from: a file, and the command line, which has the last word.
 #[derive(Clone, Debug)]
@@ -18,6 +16,8 @@ pub struct ConfigSource {
     pub root: AtlasRoot,
     /// From the command line, instead of `network.port`.
     pub port: Option<u16>,
+    /// From the command line, unless empty, instead of `network.bootstrap`.
+    pub bootstrap: Vec<HostPort>,
     /// From the command line, instead of `datapath.mode`.
     pub mode: Option<DatapathMode>,
     /// From the command line, unless empty, instead of `datapath.interfaces`.
@@ -31,10 +31,22 @@ impl ConfigSource {
     /// As [`Config::load`].
     pub fn load(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(&self.path, &self.root)?;
-        config.network.port = self.port.unwrap_or(config.network.port);
-        config.datapath.mode = self.mode.unwrap_or(config.datapath.mode);
+        let Config { network, datapath, origins, .. } = &mut config;
+        if let Some(port) = self.port {
+            network.port = port;
+            origins.set_on_command_line(keys::PORT.name);
+        }
+        if !self.bootstrap.is_empty() {
+            network.bootstrap.clone_from(&self.bootstrap);
+            origins.set_on_command_line(keys::BOOTSTRAP.name);
+        }
+        if let Some(mode) = self.mode {
+            datapath.mode = mode;
+            origins.set_on_command_line(keys::MODE.name);
+        }
         if !self.interfaces.is_empty() {
-            config.datapath.interfaces.clone_from(&self.interfaces);
+            datapath.interfaces.clone_from(&self.interfaces);
+            origins.set_on_command_line(keys::INTERFACES.name);
         }
         Ok(config)
     }
@@ -61,18 +73,18 @@ pub struct Reloaded {
 }
 
 impl Reloaded {
-    /// The changes from `present` to `new`; those of the keys in `live` are to be applied. None is if the node is to be
-    /// something else: what such a file says is not meant for the daemon that runs.
-    pub fn of(present: &Config, new: &Config, live: &[&str]) -> Reloaded {
+    /// Changes `present` to `new` as far as that can be done while the daemon runs, and says what has changed. Nothing has
+    /// if the node is to be something else: what such a file says is not meant for the daemon that runs.
+    pub fn apply(present: &mut Config, new: &Config) -> Reloaded {
         let same_role = present.role() == new.role();
-        let is_live = |change: &Change| same_role && live.contains(&change.key.as_str());
+        let is_live = |change: &Change| {
+            same_role && keys::named(&change.key).is_some_and(|key| key.when() == When::Live)
+        };
         let (applied, needs_restart) = present.changes_to(new).into_iter().partition(is_live);
+        if same_role {
+            present.take_live(new);
+        }
         Reloaded { applied, needs_restart }
-    }
-
-    /// Whether the change of `key` is to be applied.
-    pub fn applies(&self, key: &str) -> bool {
-        self.applied.iter().any(|change| change.key == key)
     }
 
     /// Writes it to the log of the daemon.
@@ -92,117 +104,39 @@ impl Reloaded {
 impl Config {
     /// The keys that have another value in `new`, as far as they matter for what this node is.
     pub fn changes_to(&self, new: &Config) -> Vec<Change> {
-        let changed = self.values().into_iter().zip(new.values()).filter(|((_, from), (_, to))| from != to);
-        changed.map(|((key, from), (_, to))| Change { key: key.to_owned(), from, to }).collect()
+        let shown = |config: &Config, name: &str, value: &Value| {
+            let concerned = keys::named(name).is_some_and(|key| config.concerns(key));
+            if concerned { value.to_string() } else { String::new() }
+        };
+        let changes = self.values().into_iter().zip(new.values()).map(|((key, from), (_, to))| Change {
+            key: key.to_owned(),
+            from: shown(self, key, &from),
+            to: shown(new, key, &to),
+        });
+        changes.filter(|change| change.from != change.to).collect()
     }
 
-    /// Every key and its value, in one order for all configurations. What has no effect in this role is empty.
-    fn values(&self) -> Vec<(&'static str, String)> {
-        // Taken apart whole, so that a new key is not forgotten.
-        let Config {
-            network,
-            transport,
-            security,
-            rate_limit,
-            access,
-            quotas,
-            datapath,
-            admin,
-            agent,
-            warnings: _,
-        } = self;
-        let Network { port, bootstrap, relays, advertise } = network;
-        let Transport {
-            max_connections,
-            max_streams_per_conn,
-            idle_timeout,
-            enable_relay,
-            offer_relay,
-            relay_bandwidth_limit,
-        } = transport;
-        let Security { ban_duration, handshake_limit, max_clock_drift } = security;
-        let RateLimit { per_peer_per_minute } = rate_limit;
-        let Access { allow: allowed, deny } = access;
-        let Quotas {
-            pending_handshakes,
-            connections_per_prefix,
-            announced_agents,
-            offers_per_source,
-            offers_per_target,
-            sessions_per_node,
-            sessions_per_prefix,
-            message_bytes,
-            connection_bytes,
-            relay_total_limit,
-        } = quotas;
-        let Datapath { mode, interfaces, max_sessions, readers } = datapath;
-        let Admin { socket } = admin;
-        let Agent { accept, allow, pacing, ecn, allow_readable_relay, forward } = agent;
-        let of = |role: Role, value: String| if self.role() == role { value } else { String::new() };
-        let of_relays = |value: String| of(Role::Relay, value);
-        let of_agents = |value: String| of(Role::Agent, value);
-        let permits: Vec<String> = allow.iter().map(|rule| format!("{} to {}", rule.peer, rule.to)).collect();
-        let forwards: Vec<String> = forward
-            .iter()
-            .map(|rule| format!("{} {} to {} {}", rule.protocol, rule.listen, rule.peer, rule.to))
-            .collect();
-        vec![
-            ("network.port", of_relays(port.to_string())),
-            ("network.bootstrap", list(bootstrap)),
-            ("network.relays", of_agents(list(relays))),
-            ("network.advertise", of_relays(list(advertise))),
-            ("transport.max_connections", of_relays(max_connections.to_string())),
-            ("transport.max_streams_per_conn", of_relays(max_streams_per_conn.to_string())),
-            ("transport.idle_timeout", of_relays(idle_timeout.as_secs().to_string())),
-            ("transport.enable_relay", enable_relay.to_string()),
-            ("transport.offer_relay", offer_relay.to_string()),
-            (RELAY_BANDWIDTH_LIMIT, of_relays(relay_bandwidth_limit.bytes_per_s.to_string())),
-            ("security.ban_duration_secs", of_relays(ban_duration.as_secs().to_string())),
-            ("security.handshake_limit", of_relays(handshake_limit.to_string())),
-            ("security.max_clock_drift_secs", of_relays(max_clock_drift.as_secs().to_string())),
-            ("rate_limit.per_peer_per_minute", of_relays(per_peer_per_minute.to_string())),
-            ("access.allow", of_relays(list(allowed))),
-            ("access.deny", of_relays(list(deny))),
-            ("quotas.pending_handshakes", of_relays(pending_handshakes.to_string())),
-            ("quotas.connections_per_prefix", of_relays(connections_per_prefix.to_string())),
-            ("quotas.announced_agents", of_relays(announced_agents.to_string())),
-            ("quotas.offers_per_source", of_relays(offers_per_source.to_string())),
-            ("quotas.offers_per_target", of_relays(offers_per_target.to_string())),
-            ("quotas.sessions_per_node", of_relays(sessions_per_node.to_string())),
-            ("quotas.sessions_per_prefix", of_relays(sessions_per_prefix.to_string())),
-            ("quotas.message_bytes", of_relays(message_bytes.to_string())),
-            ("quotas.connection_bytes", of_relays(connection_bytes.to_string())),
-            ("quotas.relay_total_limit", of_relays(relay_total_limit.to_string())),
-            ("datapath.mode", of_relays(mode.to_string())),
-            ("datapath.interfaces", of_relays(list(interfaces))),
-            ("datapath.max_sessions", of_relays(max_sessions.to_string())),
-            ("datapath.readers", of_relays(readers.to_string())),
-            ("admin.socket", socket.display().to_string()),
-            (AGENT_ACCEPT, of_agents(list(accept))),
-            (AGENT_ALLOW, of_agents(list(&permits))),
-            ("agent.pacing", of_agents(pacing.to_string())),
-            ("agent.ecn", of_agents(ecn.to_string())),
-            ("agent.allow_readable_relay", of_agents(allow_readable_relay.to_string())),
-            ("agent.forward", of_agents(list(&forwards))),
-        ]
+    /// Takes over from `new` what changes live, and nothing else.
+    pub fn take_live(&mut self, new: &Config) {
+        let Config { transport, security, rate_limit, access, quotas, agent, origins, .. } = self;
+        transport.relay_bandwidth_limit = new.transport.relay_bandwidth_limit;
+        security.clone_from(&new.security);
+        rate_limit.clone_from(&new.rate_limit);
+        access.clone_from(&new.access);
+        quotas.clone_from(&new.quotas);
+        agent.accept.clone_from(&new.agent.accept);
+        agent.allow.clone_from(&new.agent.allow);
+        for key in keys::ALL.iter().filter(|key| key.when() == When::Live) {
+            origins.follow(key.name(), &new.origins);
+        }
     }
-}
-
-/// The key that a relay applies while it runs.
-pub const RELAY_BANDWIDTH_LIMIT: &str = "transport.relay_bandwidth_limit";
-
-/// The keys that an agent applies while it runs.
-pub const AGENT_ACCEPT: &str = "agent.accept";
-/// As [`AGENT_ACCEPT`].
-pub const AGENT_ALLOW: &str = "agent.allow";
-
-fn list<T: std::fmt::Display>(items: &[T]) -> String {
-    let items: Vec<String> = items.iter().map(T::to_string).collect();
-    items.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Origin;
+    use super::super::Role;
+    use super::super::key::{AnyKey, Key, Of};
     use super::*;
 
     const NODE: &str = "atlas_1111111111111111111111111111111111111111111111111111111111111111";
@@ -223,13 +157,15 @@ mod tests {
             from: from.to_owned(),
             to: to.to_owned(),
         };
-        let reloaded = Reloaded::of(&before, &after, &[RELAY_BANDWIDTH_LIMIT]);
+        let mut present = before.clone();
+        let reloaded = Reloaded::apply(&mut present, &after);
         assert_eq!(reloaded.applied, [change("transport.relay_bandwidth_limit", "1048576", "5")]);
         assert_eq!(
             reloaded.needs_restart,
             [change("transport.idle_timeout", "300", "60"), change("datapath.interfaces", "", "a, b")]
         );
-        assert_eq!(Reloaded::of(&before, &config(RELAY), &[]), Reloaded::default());
+        assert_eq!(present.changes_to(&after), reloaded.needs_restart, "the rest is in effect");
+        assert_eq!(Reloaded::apply(&mut before.clone(), &before), Reloaded::default());
     }
 
     #[test]
@@ -245,11 +181,12 @@ mod tests {
         let relay = config(RELAY);
         let agent = config(&format!("[transport]\nenable_relay = true\n[agent]\naccept = [\"{NODE}\"]\n"));
         for (present, new) in [(&relay, &agent), (&agent, &relay)] {
-            let reloaded = Reloaded::of(present, new, &[RELAY_BANDWIDTH_LIMIT, AGENT_ACCEPT, AGENT_ALLOW]);
-            assert_eq!(reloaded.applied, []);
+            let mut still = present.clone();
+            let reloaded = Reloaded::apply(&mut still, new);
+            assert_eq!((&reloaded.applied, &still), (&Vec::new(), present));
             let keys: Vec<&str> = reloaded.needs_restart.iter().map(|change| &*change.key).collect();
-            for key in ["transport.offer_relay", RELAY_BANDWIDTH_LIMIT, AGENT_ACCEPT] {
-                assert!(keys.contains(&key) && !reloaded.applies(key), "{key} of {keys:?}");
+            for key in ["transport.offer_relay", "transport.relay_bandwidth_limit", "agent.accept"] {
+                assert!(keys.contains(&key), "{key} of {keys:?}");
             }
         }
     }
@@ -262,14 +199,98 @@ mod tests {
             path: path.clone(),
             root: AtlasRoot::at(directory.path()),
             port: Some(1),
+            bootstrap: vec!["192.0.2.1:1".parse().unwrap()],
             mode: Some(DatapathMode::Userspace),
             interfaces: vec!["a".to_owned()],
         };
         std::fs::write(&path, RELAY).unwrap();
         let before = source.load().unwrap();
-        std::fs::write(&path, format!("{RELAY}[network]\nport = 2\n[datapath]\nmode = \"auto\"\n")).unwrap();
-        assert_eq!(before.changes_to(&source.load().unwrap()), []);
+        let text = "[network]\nport = 2\nbootstrap = [\"192.0.2.2:2\"]\n[datapath]\nmode = \"auto\"\n";
+        std::fs::write(&path, format!("{RELAY}{text}")).unwrap();
+        let after = source.load().unwrap();
+        assert_eq!(before.changes_to(&after), []);
+        for key in ["network.port", "network.bootstrap", "datapath.mode", "datapath.interfaces"] {
+            assert_eq!(after.origins.of(key), Origin::CommandLine, "{key}");
+        }
         std::fs::write(&path, "[network]\nport = 0\n").unwrap();
         assert!(source.load().unwrap_err().to_string().contains("config.toml:2: network.port"));
+    }
+
+    /// A configuration of a node that is a relay or not, in which every key has another value than its default.
+    fn everything_else(relay: bool) -> String {
+        let mut text = String::new();
+        for key in keys::ALL.iter().filter(|key| !key.name().starts_with("exec")) {
+            let value = match key {
+                AnyKey::Integer(Key { form, .. }) => (form.default + 1).min(form.max).to_string(),
+                AnyKey::Derived(Key { form, .. }) => (form.min + 1).to_string(),
+                AnyKey::Boolean(key) if key.name == keys::OFFER_RELAY.name => relay.to_string(),
+                AnyKey::Boolean(Key { form, .. }) => (!form.default).to_string(),
+                AnyKey::Text(key) if key.name == keys::MODE.name => "\"userspace\"".to_owned(),
+                AnyKey::Text(key) if key.name == keys::SOCKET.name => "\"/run/admin.sock\"".to_owned(),
+                AnyKey::List(Key { form, .. }) => form.example.replace("atlas_...", NODE),
+                AnyKey::Text(_) | AnyKey::Tables(_) => continue,
+            };
+            text.push_str(&format!("{} = {value}\n", key.name()));
+        }
+        let to = format!("peer = \"{NODE}\"\nto = \"127.0.0.1:1\"\n");
+        format!("{text}[[agent.allow]]\n{to}[[agent.forward]]\nlisten = \"127.0.0.1:2\"\n{to}")
+    }
+
+    #[test]
+    fn every_key_is_applied_or_needs_a_restart_as_the_table_says() {
+        for (relay, role) in [(true, Role::Relay), (false, Role::Agent)] {
+            let is_relay = format!("transport.enable_relay = true\ntransport.offer_relay = {relay}\n");
+            let mut present = config(&is_relay);
+            let new = config(&everything_else(relay));
+            let reloaded = Reloaded::apply(&mut present, &new);
+            let told = |changes: &[Change]| -> Vec<String> {
+                changes.iter().map(|change| change.key.clone()).collect()
+            };
+            let expected = |when: When| -> Vec<String> {
+                let of_this_role = match role {
+                    Role::Relay => Of::Relay,
+                    Role::Agent => Of::Agent,
+                };
+                let concerns = |key: &&AnyKey| key.of() == of_this_role || key.of() == Of::Both;
+                // These decide the role, or have but one value, or stand in the tables of another.
+                let fixed = |name: &str| {
+                    [keys::ENABLE_RELAY.name, keys::OFFER_RELAY.name, keys::EXEC_ENABLED.name].contains(&name)
+                        || name.split('.').count() > 2
+                };
+                let keys = keys::ALL.iter().filter(concerns).filter(|key| key.when() == when);
+                keys.map(|key| key.name().to_owned()).filter(|name| !fixed(name)).collect()
+            };
+            assert_eq!(told(&reloaded.applied), expected(When::Live));
+            assert_eq!(told(&reloaded.needs_restart), expected(When::Restart));
+            // What was applied is in effect, and is known to come from the file.
+            assert_eq!(present.changes_to(&new), reloaded.needs_restart);
+            for Change { key, .. } in &reloaded.applied {
+                assert_eq!(present.origins.of(key), new.origins.of(key), "{key}");
+                assert_ne!(present.origins.of(key), Origin::Default, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_key_that_has_an_effect_is_shown_with_the_default_that_the_table_has() {
+        let shown: Vec<&str> = config("").values().into_iter().map(|(key, _)| key).collect();
+        let stands_in_tables = |name: &str| name.split('.').count() > 2;
+        let effective: Vec<&str> = keys::ALL
+            .iter()
+            .filter(|key| !matches!(key.of(), Of::Nothing(_)) && !stands_in_tables(key.name()))
+            .map(|key| key.name())
+            .collect();
+        assert_eq!(shown, effective);
+        for (name, value) in config("").values() {
+            match keys::named(name).unwrap() {
+                AnyKey::Integer(key) => assert_eq!(value.to_string(), key.form.default.to_string(), "{name}"),
+                AnyKey::Boolean(key) => assert_eq!(value, Value::Boolean(key.form.default), "{name}"),
+                AnyKey::List(_) | AnyKey::Tables(_) => assert_eq!(value, Value::List(Vec::new()), "{name}"),
+                AnyKey::Text(key) if name == keys::MODE.name => {
+                    assert_eq!(value.to_string(), key.form.default)
+                }
+                AnyKey::Text(_) | AnyKey::Derived(_) => {}
+            }
+        }
     }
 }

@@ -2,7 +2,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    AtlasRoot, Config, ConfigError, DatapathMode, ForwardProtocol, HostPort, Profile, RelayAddress, Role,
+    AtlasRoot, Config, ConfigError, DatapathMode, ForwardProtocol, HostPort, Origin, Profile, RelayAddress,
+    Role,
 };
 use crate::relay::datapath::Limit;
 
@@ -83,19 +84,22 @@ fn an_agent_can_forward_ports_as_long_as_it_runs() {
     let error = forward(&format!("{complete}protocol = \"sctp\"\n")).unwrap_err().to_string();
     assert_eq!(error, "config.toml:5: agent.forward.protocol: expected tcp or udp, not \"sctp\"");
     let error = forward("listen = \"127.0.0.1:8080\"\n").unwrap_err().to_string();
-    assert!(error.contains("expected listen = \"ADDRESS:PORT\", peer = \"atlas_...\" and to"), "{error}");
+    assert!(error.contains("expected listen = \"HOST:PORT\", peer = \"atlas_...\" and to"), "{error}");
 }
 
 #[test]
 fn keys_without_effect_are_named_with_their_lines() {
-    let warnings = parse(UPSTREAM_RELAY).unwrap().warnings;
-    let named: Vec<_> = warnings.iter().map(|warning| (warning.line, warning.key.as_str())).collect();
+    assert_eq!(parse(UPSTREAM_RELAY).unwrap().warnings, []);
+    let text = "[stun]\nservers = [\"192.0.2.1:3478\"]\n[exec]\ndefault_timeout_secs = 3\n\
+                [exec_security]\nmode = \"deny\"\nstrict_inline_eval = true\n";
+    let warnings: Vec<String> = parse(text).unwrap().warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
-        named,
+        warnings,
         [
-            (16, "security.ban_duration_secs"),
-            (17, "security.handshake_limit"),
-            (21, "rate_limit.per_peer_per_minute")
+            "2: stun.servers: no effect: the relay tells an agent its address",
+            "4: exec.default_timeout_secs: no effect: this program never executes commands",
+            "6: exec_security.mode: no effect: this program never executes commands",
+            "7: exec_security.strict_inline_eval: no effect: this program never executes commands",
         ]
     );
 }
@@ -184,6 +188,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
         refusal("[admin]\nzzzzzzzzzzzz = 1\n"),
         "config.toml:2: admin.zzzzzzzzzzzz: unknown key; known here: socket"
     );
+    assert_eq!(refusal("quota = 1\n"), "config.toml:1: quota: unknown key; did you mean quotas?");
     assert_eq!(
         refusal("[[agent.allow]]\npeer = \"x\"\nt0 = \"y\"\n"),
         "config.toml:3: agent.allow.t0: unknown key; did you mean to?"
@@ -194,11 +199,21 @@ fn an_unknown_key_names_the_nearest_known_one() {
 fn a_value_of_the_wrong_type_names_what_was_expected() {
     assert_eq!(
         refusal("[network]\n\nport = \"http\"\n"),
-        "config.toml:3: network.port: invalid type: string \"http\", expected an integer"
+        "config.toml:3: network.port: expected a UDP port, 1 to 65535, not the text \"http\""
     );
     assert_eq!(
         refusal("transport.enable_relay = 1\n"),
-        "config.toml:1: transport.enable_relay: invalid type: integer `1`, expected a boolean"
+        "config.toml:1: transport.enable_relay: expected true or false, not 1"
+    );
+    assert_eq!(refusal("network = 5\n"), "config.toml:1: network: expected a table, [network], not 5");
+    assert_eq!(
+        refusal("[agent]\nallow = [\"127.0.0.1:80\"]\n"),
+        "config.toml:2: agent.allow: expected tables with both peer = \"atlas_...\" and to = \"HOST:PORT\", \
+         not the text \"127.0.0.1:80\""
+    );
+    assert_eq!(
+        refusal("[agent]\naccept = [\n  5\n]\n"),
+        "config.toml:3: agent.accept: expected a list of node ids, such as [\"atlas_...\"], not 5"
     );
 }
 
@@ -206,13 +221,13 @@ fn a_value_of_the_wrong_type_names_what_was_expected() {
 fn a_value_that_people_write_otherwise_is_refused_with_an_example() {
     assert_eq!(
         refusal("[transport]\nrelay_bandwidth_limit = \"1MiB\"\n"),
-        "config.toml:2: transport.relay_bandwidth_limit: invalid type: string \"1MiB\", expected an integer: \
-         bytes per second, such as 1048576 for 1 MiB/s"
+        "config.toml:2: transport.relay_bandwidth_limit: expected bytes per second (1048576 is 1 MiB/s; \
+         0: unlimited), 0 to 1000000000000, not the text \"1MiB\""
     );
     assert_eq!(
         refusal("[network]\nrelays = \"192.0.2.1:4433\"\n"),
-        "config.toml:2: network.relays: invalid type: string \"192.0.2.1:4433\", expected a list, \
-         such as [\"192.0.2.1:4433\"]"
+        "config.toml:2: network.relays: expected a list of HOST:PORT or NODE_ID@HOST:PORT, such as \
+         [\"192.0.2.1:4433\"], not the text \"192.0.2.1:4433\""
     );
 }
 
@@ -231,8 +246,18 @@ fn a_value_out_of_range_names_the_range() {
     );
     assert_eq!(
         refusal("[transport]\nrelay_bandwidth_limit = -1\n"),
-        "config.toml:2: transport.relay_bandwidth_limit: expected bytes per second (0: unlimited), \
-         0 to 1000000000000, not -1"
+        "config.toml:2: transport.relay_bandwidth_limit: expected bytes per second (1048576 is 1 MiB/s; \
+         0: unlimited), 0 to 1000000000000, not -1"
+    );
+    let too_large = "99999999999999999999";
+    assert_eq!(
+        refusal(&format!("[network]\nport = {too_large}\n")),
+        format!("config.toml:2: network.port: expected a UDP port, 1 to 65535, not {too_large}")
+    );
+    assert_eq!(
+        refusal("[quotas]\nmessage_bytes = 300_000\n"),
+        "config.toml:2: quotas.message_bytes: a connection has to have room for a message: expected at least \
+         quotas.message_bytes, 300000, not 262144"
     );
 }
 
@@ -316,4 +341,15 @@ fn a_name_that_could_confuse_a_terminal_is_refused() {
     for name in ["", "  ", "a\u{1b}[2Jb", "a\nb", &long] {
         assert!(Profile::default().with_name(name).is_err(), "{name:?}");
     }
+}
+
+#[test]
+fn a_value_is_known_to_come_from_its_line_or_to_be_the_default() {
+    let text = "[network]\n\nport = 5\nrelays = []\n[[agent.allow]]\npeer = \"";
+    let config = parse(&format!("{text}{NODE}\"\nto = \"127.0.0.1:1\"\n")).unwrap();
+    let line = |line| Origin::File { path: Path::new("config.toml"), line };
+    assert_eq!(config.origins.of("network.port"), line(3));
+    assert_eq!(config.origins.of("agent.allow"), line(5));
+    assert_eq!(config.origins.of("network.relays"), Origin::Default, "an empty list says nothing");
+    assert_eq!(config.origins.of("transport.idle_timeout"), Origin::Default);
 }

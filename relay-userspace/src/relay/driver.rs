@@ -161,8 +161,12 @@ impl Driver {
 
     fn reconfigure(&mut self, reading: Reading) {
         let Driver { rendezvous, packets, reconfiguration, .. } = self;
-        reconfiguration
-            .finish(reading, |limit| rendezvous.set_limit(limit, &mut packets.flows, MonoTime::now()));
+        reconfiguration.finish(reading, |before, present| {
+            let limit = present.transport.relay_bandwidth_limit;
+            if limit != before.transport.relay_bandwidth_limit {
+                rendezvous.set_limit(limit, &mut packets.flows, MonoTime::now());
+            }
+        });
     }
 
     fn answer(&mut self, Asked { request, answer }: Asked) {

@@ -2,9 +2,8 @@
 
 use std::future::pending;
 
-use super::datapath::Limit;
 use crate::admin::Asker;
-use crate::config::{Config, ConfigSource, RELAY_BANDWIDTH_LIMIT, Reading, Readings, Reloaded};
+use crate::config::{Config, ConfigSource, Reading, Readings, Reloaded};
 
 /// What is in effect, and readings of the file.
 pub struct Reconfiguration {
@@ -36,14 +35,13 @@ impl Reconfiguration {
         }
     }
 
-    /// Logs and answers what has changed. `set_limit` is called if the limit is another than before.
-    pub fn finish(&mut self, reading: Reading, set_limit: impl FnOnce(Limit)) {
-        let reloaded = Reloaded::of(&self.present, &reading.config, &[RELAY_BANDWIDTH_LIMIT]);
+    /// Logs and answers what has changed. `apply` is called with what was in effect and what is, if that is another.
+    pub fn finish(&mut self, reading: Reading, apply: impl FnOnce(&Config, &Config)) {
+        let before = self.present.clone();
+        let reloaded = Reloaded::apply(&mut self.present, &reading.config);
         reloaded.log();
-        if reloaded.applies(RELAY_BANDWIDTH_LIMIT) {
-            let limit = reading.config.transport.relay_bandwidth_limit;
-            self.present.transport.relay_bandwidth_limit = limit;
-            set_limit(limit);
+        if !reloaded.applied.is_empty() {
+            apply(&before, &self.present);
         }
         reading.answer(&serde_json::to_value(reloaded).map_err(|error| error.to_string()));
     }

@@ -3,9 +3,7 @@
 use anyhow::Context as _;
 use relay_userspace::admin::{AdminSocket, Asked, Request};
 use relay_userspace::agent::{Agent, AgentSettings, Inspector};
-use relay_userspace::config::{
-    AGENT_ACCEPT, AGENT_ALLOW, Config, ConfigSource, Reading, Readings, Reloaded, Role,
-};
+use relay_userspace::config::{Config, ConfigSource, Reading, Readings, Reloaded, Role};
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
 use serde::Serialize;
@@ -49,6 +47,7 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
         path: node.root.config(),
         root: node.root.clone(),
         port: options.port,
+        bootstrap: options.bootstrap,
         mode: options.datapath,
         interfaces: options.interface,
     };
@@ -133,17 +132,10 @@ impl Answers {
 
     /// Applies, logs and answers what has changed.
     async fn reconfigure(&mut self, reading: Reading) {
-        let reloaded = Reloaded::of(&self.present, &reading.config, &[AGENT_ACCEPT, AGENT_ALLOW]);
+        let reloaded = Reloaded::apply(&mut self.present, &reading.config);
         reloaded.log();
-        let (new, present) = (&reading.config.agent, &mut self.present.agent);
-        if reloaded.applies(AGENT_ACCEPT) {
-            present.accept.clone_from(&new.accept);
-        }
-        if reloaded.applies(AGENT_ALLOW) {
-            present.allow.clone_from(&new.allow);
-        }
         if !reloaded.applied.is_empty() {
-            self.agent.permit(present.clone()).await;
+            self.agent.permit(self.present.agent.clone()).await;
         }
         reading.answer(&json(&reloaded));
     }
