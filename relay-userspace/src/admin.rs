@@ -30,6 +30,8 @@ pub enum Request {
     Sessions,
     /// What forwards, and what became of the packets (`xdp status`).
     Status,
+    /// Which configuration is in effect (`config show --running`).
+    Settings,
     /// Read the configuration file again, and apply what can be applied (`config reload`).
     Reload,
 }

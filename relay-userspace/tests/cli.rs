@@ -100,6 +100,60 @@ fn a_sound_configuration_is_told_with_its_warnings() {
 }
 
 #[test]
+fn every_value_in_effect_is_shown_with_where_it_comes_from() {
+    let node = Node::with_identity();
+    node.configure(&format!(
+        "[transport]\nenable_relay = true\noffer_relay = true\n[access]\ndeny = [\"{OTHER}\", \"{OTHER}\"]\n\
+         [agent]\npacing = false\n[datapath]\nmax_sessions = 16\n"
+    ));
+    let file = node.path("state/config.toml");
+    let shown = node.run("config show");
+    let rows: Vec<Vec<&str>> = shown.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["KEY", "VALUE", "FROM"]);
+    let row =
+        |key: &str| rows.iter().find(|row| row[0] == key).unwrap_or_else(|| panic!("no {key}: {shown:?}"));
+    assert_eq!(row("network.port")[1..], ["4433", "default"]);
+    assert_eq!(row("network.bootstrap")[1..], ["(none)", "default"]);
+    assert_eq!(row("transport.offer_relay")[1..], ["true", &format!("{file}:3")]);
+    assert_eq!(row("quotas.connections_per_prefix")[1..], ["100", "default"], "it follows from another");
+    assert_eq!(row("access.deny")[1..], [OTHER, &format!("{file}:5")]);
+    let deny = rows.iter().position(|row| row[0] == "access.deny").unwrap();
+    assert_eq!(rows[deny + 1], [OTHER], "one item a line");
+    assert!(!rows.iter().any(|row| row[0] == "agent.pacing"), "it has no effect on a relay");
+    let column = |line: &str, word: &str| line.find(word).unwrap();
+    let header = shown.stdout.lines().next().unwrap();
+    let port = shown.stdout.lines().find(|line| line.contains("network.port")).unwrap();
+    assert_eq!(column(header, "VALUE"), column(port, "4433"));
+    assert_eq!(column(header, "FROM"), column(port, "default"));
+
+    let mut running = node.start("net listen --port 0 --datapath userspace --bootstrap 127.0.0.1:9");
+    node.until_it_answers("net peers");
+    node.configure(
+        "# Two more lines.\n\n[transport]\nenable_relay = true\noffer_relay = true\nidle_timeout = 60\n\
+         relay_bandwidth_limit = 5\n[datapath]\nmax_sessions = 16\n",
+    );
+    assert_eq!(node.run("config reload").code, 0);
+    let shown = node.run("config show --running --json");
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    let setting = |key: &str| {
+        let of_key = |setting: &&serde_json::Value| setting["key"] == key;
+        let setting = shown.as_array().unwrap().iter().find(of_key).unwrap_or_else(|| panic!("no {key}"));
+        (setting["value"].clone(), setting["origin"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(setting("network.port"), (0.into(), "command line".to_owned()));
+    assert_eq!(setting("network.bootstrap"), (vec!["127.0.0.1:9"].into(), "command line".to_owned()));
+    assert_eq!(setting("datapath.mode"), ("userspace".into(), "command line".to_owned()));
+    assert_eq!(setting("transport.relay_bandwidth_limit"), (5.into(), format!("{file}:7")), "applied");
+    assert_eq!(setting("transport.idle_timeout"), (300.into(), "default".to_owned()), "needs a restart");
+    assert_eq!(setting("access.deny").1, "default", "no more in the file");
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+
+    node.configure("[network]\nport = 0\n");
+    node.run("config show").fails_with(&[&format!("{file}:2: network.port: expected a UDP port")]);
+}
+
+#[test]
 fn what_a_daemon_would_trip_over_is_told_by_the_check() {
     let node = Node::relay();
     assert_eq!(node.run("config check").code, 0);
@@ -341,6 +395,7 @@ fn every_command_has_help_with_an_example() {
         "xdp unload",
         "xdp status",
         "config check",
+        "config show",
         "config reload",
     ] {
         let help = node.run(&format!("{words} --help"));

@@ -177,6 +177,7 @@ impl Driver {
                 let sessions = self.rendezvous.sessions(&self.packets.flows, now);
                 serde_json::to_value(report::Sessions::from(sessions))
             }
+            Request::Settings => serde_json::to_value(self.reconfiguration.settings()),
             Request::Reload => return self.reconfiguration.begin(answer),
             Request::Status => match self.packets.status() {
                 Ok(mut status) => {

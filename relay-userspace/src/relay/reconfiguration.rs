@@ -3,7 +3,7 @@
 use std::future::pending;
 
 use crate::admin::Asker;
-use crate::config::{Config, ConfigSource, Reading, Readings, Reloaded};
+use crate::config::{Config, ConfigSource, Reading, Readings, Reloaded, Setting};
 
 /// What is in effect, and readings of the file.
 pub struct Reconfiguration {
@@ -15,6 +15,11 @@ impl Reconfiguration {
     /// `present` is in effect.
     pub fn new(present: &Config, source: Option<ConfigSource>) -> Reconfiguration {
         Reconfiguration { present: present.clone(), readings: source.map(Readings::of) }
+    }
+
+    /// What is in effect.
+    pub fn settings(&self) -> Vec<Setting> {
+        self.present.settings()
     }
 
     /// Has the file read.

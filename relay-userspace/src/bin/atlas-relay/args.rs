@@ -76,6 +76,16 @@ Columns, counted since the relay started:
   KERNEL, USERSPACE   how many the XDP program and the daemon have seen it become of
   REFUSED BY CONTROL  what was refused to agents, by reason, and how many TIMES";
 
+const SHOW: &str = "\
+Example:
+  atlas-relay config show
+  atlas-relay config show --running --json
+
+Columns:
+  KEY    the key with its table; docs/configuration.md has each with unit, range and effect
+  VALUE  in the key's unit
+  FROM   FILE:LINE, default, or the daemon's command line";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// This node's identity.
@@ -168,6 +178,18 @@ pub enum ConfigCommand {
     Check {
         /// The file, if not state/config.toml.
         path: Option<PathBuf>,
+    },
+    /// Shows every value that has an effect on this node, and where it comes from: the file and its line, the default, or
+    /// the command line.
+    #[command(after_help = SHOW)]
+    Show {
+        /// The file, if not state/config.toml.
+        path: Option<PathBuf>,
+        /// Ask the running daemon what is in effect there: with its command line, and without what needs a restart.
+        #[arg(long, conflicts_with = "path")]
+        running: bool,
+        #[command(flatten)]
+        format: Format,
     },
     /// Makes the running daemon read its configuration again, as SIGHUP does. It says what is in effect from now on, and
     /// what needs a restart.

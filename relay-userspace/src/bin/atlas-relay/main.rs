@@ -6,6 +6,7 @@
 mod args;
 mod config_check;
 mod config_reload;
+mod config_show;
 mod id;
 mod net_connect;
 mod net_forward;
@@ -46,6 +47,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Net(NetCommand::Forward(options)) => net_forward::run(options),
         Command::Xdp(command) => xdp::run(command),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
+        Command::Config(ConfigCommand::Show { path, running, format }) => {
+            config_show::run(path, running, format)
+        }
         Command::Config(ConfigCommand::Reload(format)) => config_reload::run(format),
     }
 }

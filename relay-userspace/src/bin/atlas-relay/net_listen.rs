@@ -125,6 +125,7 @@ impl Answers {
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
             Request::Status => Err("this daemon is an agent: it relays nothing".to_owned()),
+            Request::Settings => json(&self.present.settings()),
             Request::Reload => return self.readings.ask(answer),
         };
         let _asker_gone = answer.send(value);
