@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod bootstrap;
 pub mod clock;
 pub mod config;
 pub mod control_transport;

@@ -172,6 +172,10 @@ fn what_a_daemon_would_trip_over_is_told_by_the_check() {
     let relays = |relays: &str| format!("[network]\nrelays = [{relays}]\n[transport]\nenable_relay = true\n");
     agent.configure(&relays(&format!("\"127.0.0.1:4433\", \"{nowhere}:4433\"")));
     agent.run("config check").fails_with(&["network.relays", &nowhere, "does not resolve"]);
+    agent.configure(&format!(
+        "[network]\nrelays = [\"127.0.0.1:4433\"]\nbootstrap = [\"{nowhere}:4433\"]\n[transport]\nenable_relay = true\n"
+    ));
+    agent.run("config check").fails_with(&["network.bootstrap", &nowhere, "does not resolve"]);
     agent.configure(&relays("\"127.0.0.1:4433\", \"[::1]:4433\""));
     assert_eq!(agent.run("config check").code, 0);
 }

@@ -135,7 +135,7 @@ async fn connect(settings: &LinkSettings) -> Result<Connected, LinkError> {
             .collect();
     let mut last = LinkError::Resolve(std::io::ErrorKind::NotFound.into());
     for remote in resolved {
-        match dial(settings, remote).await {
+        match dial(&settings.key, remote).await {
             Ok((endpoint, connection)) => return verify(settings, endpoint, connection).await,
             Err(error) => last = error,
         }
@@ -143,8 +143,9 @@ async fn connect(settings: &LinkSettings) -> Result<Connected, LinkError> {
     Err(last)
 }
 
-async fn dial(
-    settings: &LinkSettings,
+/// Connects to whoever listens at `remote`.
+pub async fn dial(
+    key: &NodeKey,
     remote: SocketAddr,
 ) -> Result<(quinn::Endpoint, quinn::Connection), LinkError> {
     let any: IpAddr = match remote {
@@ -158,7 +159,7 @@ async fn dial(
     let endpoint = quinn::Endpoint::new(endpoint_config, None, socket, Arc::new(quinn::TokioRuntime))
         .map_err(LinkError::Socket)?;
     // The key is looked at afterwards, where a refusal can name both.
-    let mut config = tls::client_config(&settings.key, tls::ALPN_RELAY, None)?;
+    let mut config = tls::client_config(key, tls::ALPN_RELAY, None)?;
     let mut transport = control_transport();
     transport
         .keep_alive_interval(Some(KEEP_ALIVE))

@@ -49,6 +49,12 @@ pub use session::Session;
 pub use settings::{AgentSettings, CongestionSettings, Incoming};
 pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
 
+// Registration with bootstrap nodes dials, proves itself and waits as a link does.
+pub(crate) use backoff::Backoff;
+pub(crate) use data_socket::local_address_towards;
+pub(crate) use link::{DIAL_TIMEOUT, dial, drained};
+pub(crate) use verification::{initiate, unix_s};
+
 use crate::config::{self, HostPort};
 use crate::identity::{NodeId, NodeKey};
 use driver::{Command, Driver};

@@ -209,7 +209,7 @@ pub struct Listen {
     /// UDP port of a relay, instead of network.port; 0: any.
     #[arg(long, value_name = "N")]
     pub port: Option<u16>,
-    /// A bootstrap node. Accepted for compatibility; has no effect in this version.
+    /// A bootstrap node to register with, instead of those in network.bootstrap. May be given several times.
     #[arg(long, value_name = "HOST:PORT")]
     pub bootstrap: Vec<HostPort>,
     /// What forwards: auto, xdp-native, xdp-generic or userspace; instead of datapath.mode.

@@ -4,7 +4,7 @@ use std::net::ToSocketAddrs as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use relay_userspace::config::{AtlasRoot, Config, RelayAddress, Role};
+use relay_userspace::config::{AtlasRoot, Config, HostPort, Role};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::relay;
 
@@ -35,6 +35,11 @@ fn obstacles(config: &Config, path: &Path, root: &AtlasRoot) -> Vec<String> {
     if let Err(error) = NodeKey::load(&root.node_key()) {
         obstacles.push(error.to_string());
     }
+    for node in &config.network.bootstrap {
+        if let Err(error) = resolve(node) {
+            obstacles.push(format!("{}: network.bootstrap: {node}: {error}", path.display()));
+        }
+    }
     match config.role() {
         Role::Relay => {
             if let Err(error) = relay::check_interfaces(&config.datapath) {
@@ -46,7 +51,7 @@ fn obstacles(config: &Config, path: &Path, root: &AtlasRoot) -> Vec<String> {
                 obstacles.push(error.to_string());
             }
             for relay in &config.network.relays {
-                if let Err(error) = resolve(relay) {
+                if let Err(error) = resolve(&relay.at) {
                     obstacles.push(format!("{}: network.relays: {relay}: {error}", path.display()));
                 }
             }
@@ -55,8 +60,8 @@ fn obstacles(config: &Config, path: &Path, root: &AtlasRoot) -> Vec<String> {
     obstacles
 }
 
-fn resolve(relay: &RelayAddress) -> Result<(), String> {
-    let resolved = (relay.at.host(), relay.at.port()).to_socket_addrs();
+fn resolve(node: &HostPort) -> Result<(), String> {
+    let resolved = (node.host(), node.port()).to_socket_addrs();
     let mut addresses = resolved.map_err(|error| format!("the name does not resolve: {error}"))?;
     addresses.next().map(drop).ok_or_else(|| "the name has no address".to_owned())
 }

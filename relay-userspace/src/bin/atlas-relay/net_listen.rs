@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use relay_userspace::admin::{AdminSocket, Asked, Request};
 use relay_userspace::agent::{Agent, AgentSettings, Inspector};
+use relay_userspace::bootstrap::{OwnAddress, Registrant, Registrations};
 use relay_userspace::config::{Config, ConfigSource, Reading, Readings, Reloaded, Role};
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
@@ -25,9 +26,6 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
     let mut node = Node::open()?;
     for warning in &node.config.warnings {
         tracing::warn!(line = warning.line, key = warning.key, "configuration: {}", warning.text);
-    }
-    if !options.bootstrap.is_empty() {
-        tracing::warn!("--bootstrap has no effect yet: this version registers with relays only");
     }
     let relay = node.config.role() == Role::Relay;
     if !relay && (options.datapath.is_some() || !options.interface.is_empty()) {
@@ -63,6 +61,11 @@ async fn serve_relay(node: &Node, source: ConfigSource, mut reload: Signal) -> a
     let shutdown = CancellationToken::new();
     let relay = Relay::start(&node.config, Some(source), node.key.clone(), node.name(), shutdown.clone())?;
     let reloader = relay.reloader();
+    let address = match node.config.network.advertise.first() {
+        Some(address) => OwnAddress::Known(*address),
+        None => OwnAddress::OfConnection { port: Some(relay.local_addr().port()) },
+    };
+    let _registrations = register(node, address);
     let stopped = relay.stopped();
     tokio::pin!(stopped);
     loop {
@@ -87,6 +90,7 @@ async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyho
     let (asked, questions) = mpsc::channel(1);
     tracing::info!(node = %node.key.node_id(), name = node.name(), relays = settings.relays.len(), "agent starting");
     let agent = Agent::spawn(settings);
+    let _registrations = register(node, OwnAddress::OfConnection { port: None });
     let serving = tokio::spawn(admin.serve(asked));
     let answers =
         Answers { agent: agent.inspector(), readings: Readings::of(source), present: node.config.clone() };
@@ -98,6 +102,12 @@ async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyho
     serving.abort();
     let _aborted = serving.await;
     Ok(())
+}
+
+/// Keeps the node registered with its bootstrap nodes.
+fn register(node: &Node, address: OwnAddress) -> Registrations {
+    let registrant = Registrant { key: node.key.clone(), name: node.name().to_owned(), address };
+    Registrations::keep(registrant, node.config.network.bootstrap.clone())
 }
 
 /// What an agent's admin socket is answered with.
