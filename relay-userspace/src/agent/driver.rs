@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::data_address::data_address;
 use super::data_socket::{DataSocket, local_address_towards};
 use super::error::{ConnectError, LinkError, SessionEnd};
+use super::event::{SessionEvent, SessionEventSender};
 use super::known_relays::{KnownRelays, PinError};
 use super::link::{self, LinkChange, LinkEvent, LinkSettings};
 use super::peer::{self, EndToEndPath, PeerEndpoint, Serving};
@@ -61,6 +62,7 @@ pub(super) struct Driver {
     requests: HashMap<RequestId, Asker>,
     next_request: u64,
     raw_incoming: mpsc::Sender<RawSession>,
+    session_events: SessionEventSender,
     local_addresses: HashMap<SocketAddr, Option<IpAddr>>,
 }
 
@@ -91,6 +93,7 @@ impl Driver {
         settings: AgentSettings,
         commands: mpsc::Receiver<Command>,
         raw_incoming: mpsc::Sender<RawSession>,
+        session_events: SessionEventSender,
         stop: CancellationToken,
     ) -> Self {
         let (news_in, news) = mpsc::unbounded_channel();
@@ -140,6 +143,7 @@ impl Driver {
             requests: HashMap::new(),
             next_request: 0,
             raw_incoming,
+            session_events,
             local_addresses: HashMap::new(),
         }
     }
@@ -173,6 +177,10 @@ impl Driver {
             SessionNews::Bind(id, event) => {
                 if let Some(live) = self.sessions.get(&id) {
                     log_bind_event(&live.session, event);
+                    if let BindEvent::Moved { reflexive } = event {
+                        let relay = live.session.socket().relay();
+                        self.session_events.tell(&live.session, SessionEvent::Moved { relay, reflexive });
+                    }
                 }
                 self.state.bind_event(id, event, now());
             }
@@ -290,6 +298,7 @@ impl Driver {
                 Output::Limited { session, packets, bytes } => {
                     if let Some(live) = self.sessions.get(&session) {
                         live.session.add_limited(packets, bytes);
+                        self.session_events.tell(&live.session, SessionEvent::Limited { packets, bytes });
                     }
                     tracing::warn!(%session, packets, bytes, "the relay drops datagrams above the session's limit");
                 }
@@ -378,6 +387,7 @@ impl Driver {
 
     fn paired(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
+        self.session_events.tell(&live.session, SessionEvent::Paired);
         if live.carries == Use::EndToEnd {
             if let Some(endpoint) = self.endpoints.get(&live.session.peer()) {
                 endpoint.prefer_path(id);
@@ -433,7 +443,8 @@ impl Driver {
         {
             self.endpoints.remove(&peer);
         }
-        live.session.set_end(end);
+        live.session.set_end(end.clone());
+        self.session_events.tell(&live.session, SessionEvent::Ended { why: end });
     }
 
     /// A socket that is bound to no address sends from whatever address the route says: if that has changed, so has the

@@ -2,7 +2,19 @@
 //!
 //! An [`Agent`] keeps a control connection to each of its relays. [`Agent::connect`] asks one of them for a session with
 //! another agent, proves its data tuple, and runs QUIC end to end over it, mutually authenticated by node id: the relay
-//! sees only encrypted datagrams. [`Agent::connect_raw`] gives the session's datagrams themselves.
+//! sees only encrypted datagrams. [`Agent::connect_raw`] gives the session's datagrams themselves, for a protocol of the
+//! application's own that encrypts, WireGuard for one.
+//!
+//! What an application needs to know:
+//!
+//! - **Sessions** come and go. [`Agent::session_events`] tells when one is paired, has moved to another path, meets its limit
+//!   or ends, and why. What runs over a session need not care for moves.
+//! - **Size.** [`RawSession::max_datagram`] may change while a session lives; a datagram that does not fit is refused when it
+//!   is sent, not lost on the way.
+//! - **Errors** have a text for people and a [`Remedy`] for programs: try again, call the operator, or do something else.
+//! - **Nothing is served by default**: `accept` in [`AgentSettings`] says who may connect, `incoming` what their sessions are.
+//!
+//! Complete programs are in `relay-userspace/examples`; docs/wire.md is what goes over the network.
 //!
 //! Reading order: `state` decides (pure), `driver` does; `link` is one relay's control connection, `data_socket` one
 //! session's UDP socket, `virtual_socket` puts QUIC on top of that, `peer` is the connection between two agents, and
@@ -13,6 +25,7 @@ mod data_address;
 mod data_socket;
 mod driver;
 mod error;
+mod event;
 mod forward;
 mod known_relays;
 mod link;
@@ -21,6 +34,7 @@ mod peer;
 mod peer_address;
 mod raw;
 mod refusal;
+mod remedy;
 mod session;
 mod settings;
 mod snapshot;
@@ -39,12 +53,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use error::{ConnectError, LinkError, SessionEnd};
+pub use event::{SessionEvent, SessionEvents};
 pub use forward::{Forward, ForwardError, ForwardEvent, ForwardListener};
 pub use known_relays::{KnownRelays, PinError};
 pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
 pub use peer_address::peer_address;
 pub use raw::{RawSendError, RawSession};
 pub use refusal::Refusal;
+pub use remedy::Remedy;
 pub use session::Session;
 pub use settings::{AgentSettings, CongestionSettings, Incoming};
 pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
@@ -58,6 +74,7 @@ pub(crate) use verification::{initiate, unix_s};
 use crate::config::{self, HostPort};
 use crate::identity::{NodeId, NodeKey};
 use driver::{Command, Driver};
+use event::SessionEventSender;
 use peer::EndToEndPath;
 
 /// A running agent. Dropping it stops it: sessions end, peers and relays are told, without waiting for them;
@@ -66,6 +83,7 @@ use peer::EndToEndPath;
 pub struct Agent {
     dialler: Dialler,
     raw: tokio::sync::Mutex<mpsc::Receiver<RawSession>>,
+    session_events: SessionEventSender,
     stop: CancellationToken,
     driver: Option<JoinHandle<()>>,
 }
@@ -78,8 +96,9 @@ impl Agent {
         let (commands, to_do) = mpsc::channel(64);
         let (raw_in, raw_out) = mpsc::channel(16);
         let dialler = Dialler { key: settings.key.clone(), name: settings.name.clone(), commands };
-        let driver = Driver::new(settings, to_do, raw_in, stop.clone());
-        Agent { dialler, raw: raw_out.into(), stop, driver: Some(tokio::spawn(driver.run())) }
+        let session_events = SessionEventSender::new();
+        let driver = Driver::new(settings, to_do, raw_in, session_events.clone(), stop.clone());
+        Agent { dialler, raw: raw_out.into(), session_events, stop, driver: Some(tokio::spawn(driver.run())) }
     }
 
     /// This agent's id.
@@ -109,6 +128,11 @@ impl Agent {
     /// The next session that a peer has asked for, with [`Incoming::Raw`]; None once the agent is stopped.
     pub async fn accept_raw(&self) -> Option<RawSession> {
         self.raw.lock().await.recv().await
+    }
+
+    /// What happens to this agent's sessions from now on, those that others have asked for included.
+    pub fn session_events(&self) -> SessionEvents {
+        self.session_events.subscribe()
     }
 
     /// Listens on a local TCP address; each connection comes out at the peer, which connects it to `to`

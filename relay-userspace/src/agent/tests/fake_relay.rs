@@ -40,6 +40,8 @@ pub struct RelayState {
     pub magic: Option<BindMagic>,
     pub ignores_allow_lists: bool,
     pub passes_off: Option<PassedOff>,
+    /// In every Bound; None: where they are.
+    pub sees_agents_at: Option<SocketAddr>,
     pub announces: usize,
     pub paired: u8,
     pub goodbyes: usize,
@@ -269,6 +271,7 @@ fn answer_bind(
     state: &mut RelayState,
 ) -> Vec<(SocketAddr, Vec<u8>)> {
     let unverified = UnverifiedBind::parse(bytes, magic).unwrap();
+    let sees_agents_at = state.sees_agents_at;
     let Some(session) = state.sessions.get_mut(&unverified.session()) else { return Vec::new() };
     let side = unverified.side();
     let question = unverified.verify(&session.keys[side.index()]).unwrap();
@@ -281,7 +284,8 @@ fn answer_bind(
     let paired = session.tuples.iter().all(Option::is_some);
     let told = if paired { &Side::BOTH[..] } else { &[side][..] };
     let bound = |side: &Side| {
-        let reflexive = session.tuples[side.index()].unwrap();
+        let tuple = session.tuples[side.index()].unwrap();
+        let reflexive = sees_agents_at.unwrap_or(tuple);
         let state = if paired { PairState::Paired } else { PairState::Half };
         let bound = BindDatagram {
             kind: BindKind::Bound { state, reflexive },
@@ -290,7 +294,7 @@ fn answer_bind(
             counter: session.highest[side.index()],
             cookie: Cookie([4; 16]),
         };
-        (reflexive, bound.seal(magic, &session.keys[side.index()]).to_vec())
+        (tuple, bound.seal(magic, &session.keys[side.index()]).to_vec())
     };
     told.iter().map(bound).collect()
 }
