@@ -24,8 +24,8 @@ use relay_userspace::protocol::flow_terms::{
 };
 use relay_userspace::protocol::handshake::{Initiator, Progress, Responder};
 use relay_userspace::protocol::message::{
-    AckStatus, AtlasMessage, BootstrapDiscoverRequest, BootstrapPeers, BootstrapRegistration,
-    MessageAck, Ping, Pong, VerifyAck, VerifyStatus,
+    AckStatus, AtlasMessage, BootstrapDiscoverRequest, BootstrapPeers, BootstrapRegistration, MessageAck,
+    Ping, Pong, VerifyAck, VerifyStatus,
 };
 use relay_userspace::protocol::{ErrorCode, Message};
 
@@ -173,14 +173,9 @@ fn messages() -> Vec<(&'static str, Message)> {
     let Ok(Progress::Send(verify)) = initiator.handle(hello_ack.clone(), NOW) else { panic!() };
     let (alice, bob, relay) = (alice().node_id().to_string(), bob().node_id().to_string(), relay());
     let id = || "msg_018ea41d-cc00-7000-8000-000000000001".to_owned();
-    let announce =
-        RelayAnnounce { node_id: bob.clone(), timestamp: UNIX_S, flow: None, allow: None };
-    let connect = RelayConnect {
-        source_id: alice.clone(),
-        target_id: bob.clone(),
-        timestamp: None,
-        flow: None,
-    };
+    let announce = RelayAnnounce { node_id: bob.clone(), timestamp: UNIX_S, flow: None, allow: None };
+    let connect =
+        RelayConnect { source_id: alice.clone(), target_id: bob.clone(), timestamp: None, flow: None };
     let to_target = FlowTerms {
         data_addresses: vec!["198.51.100.1:4433".parse().unwrap()],
         bind_now: true,
@@ -263,10 +258,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 session: Some(session()),
                 packets: Some(12),
                 bytes: Some(14_400),
-                ..ErrorMessage::new(
-                    ErrorCode::RateLimited,
-                    "datagrams were dropped for the session's limit",
-                )
+                ..ErrorMessage::new(ErrorCode::RateLimited, "datagrams were dropped for the session's limit")
             }
             .into(),
         ),
@@ -369,7 +361,8 @@ fn blocks() -> BTreeMap<String, Vec<u8>> {
 fn first_cells(heading: &str) -> BTreeSet<(String, String)> {
     let document = document();
     let (_, section) = document.split_once(&format!("\n{heading}\n")).expect(heading);
-    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let rows =
+        section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     let cells = rows.skip(2).map(|row| {
         let mut cells = row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned());
         (cells.next().unwrap(), cells.next().unwrap())
