@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use crate::tool::{Tool, find};
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
-use crate::{syscall, terminal};
+use crate::{python, syscall, terminal};
 
 /// Whether a task may change the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum Purpose {
     Build,
     /// Run them in the lab as well.
     Lab,
+    /// Run every test: the lab's, and those with programs that are not ours.
+    Test,
     /// Measure them beside others.
     Bench,
 }
@@ -50,38 +52,46 @@ pub enum Purpose {
 /// # Errors
 /// Something is missing and cannot be installed here, or `consent` forbids it: one error names all of it.
 pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> anyhow::Result<Toolchain> {
-    let here = |toolchain: Option<Toolchain>| toolchain.filter(|_| missing_programs(purpose).is_empty());
-    if let Some(toolchain) = here(toolchain::find(workspace)) {
+    if let Some(toolchain) = toolchain::find(workspace)
+        && missing_programs(purpose).is_empty()
+        && !lacks_python(workspace, purpose)
+    {
         return Ok(toolchain);
     }
     let may_install = consent == Consent::Install && can_use_apt();
     if may_install {
         refresh_package_lists()?; // they tell which LLVM the packaged compiler has
     }
-    let (packages, linker) = missing(workspace, purpose);
-    for package in &packages {
+    let all_missing = missing(workspace, purpose);
+    for package in &all_missing.packages {
         terminal::progress(format!("missing: {:14} {}", package.name, package.purpose));
     }
-    if linker.is_some() {
+    if all_missing.linker.is_some() {
         terminal::progress("missing: bpf-linker     built for the compiler's LLVM");
     }
+    if !all_missing.python.is_empty() {
+        terminal::progress("missing: aioquic        an agent on another QUIC stack, in Python");
+    }
     if consent == Consent::ShowCommands {
-        commands(&packages, linker.as_ref()).into_iter().for_each(terminal::result);
+        all_missing.commands().into_iter().for_each(terminal::result);
         bail!("something is missing; the commands above install it");
     }
-    if !packages.is_empty() {
+    if !all_missing.packages.is_empty() {
         if !may_install {
-            bail!("{}", cannot_install(&packages, linker.as_ref()));
+            bail!("{}", all_missing.cannot_install());
         }
-        install_command(&packages).stream()?;
+        install_command(&all_missing.packages).stream()?;
     }
-    let (packages, linker) = missing(workspace, purpose);
-    if !packages.is_empty() {
-        bail!("{}", cannot_install(&packages, linker.as_ref()));
+    let still_missing = missing(workspace, purpose);
+    if !still_missing.packages.is_empty() {
+        bail!("{}", still_missing.cannot_install());
     }
-    if let Some(install) = linker {
+    if let Some(install) = still_missing.linker {
         terminal::progress("building bpf-linker (one to two minutes)");
         install.stream()?;
+    }
+    if !still_missing.python.is_empty() {
+        python::install(workspace)?;
     }
     toolchain::find(workspace).context("bpf-linker was installed, but does not run")
 }
@@ -96,21 +106,38 @@ pub fn provide_lab_programs() -> anyhow::Result<()> {
         return Ok(());
     }
     if !can_use_apt() {
-        bail!("{}", cannot_install(&packages, None));
+        bail!("{}", Missing { packages, ..Missing::default() }.cannot_install());
     }
     refresh_package_lists()?;
     install_command(&packages).stream()
 }
 
-/// Missing packages, and the command that installs bpf-linker if that is missing.
-fn missing(workspace: &Workspace, purpose: Purpose) -> (Vec<Package>, Option<Tool>) {
-    let mut packages = missing_programs(purpose);
-    if toolchain::find(workspace).is_some() {
-        return (packages, None);
+/// What is not here.
+#[derive(Default)]
+struct Missing {
+    packages: Vec<Package>,
+    /// The command that installs bpf-linker, if that is missing.
+    linker: Option<Tool>,
+    /// The commands that install the Python packages, if those are missing.
+    python: Vec<Tool>,
+}
+
+fn missing(workspace: &Workspace, purpose: Purpose) -> Missing {
+    let mut missing = Missing { packages: missing_programs(purpose), ..Missing::default() };
+    if toolchain::find(workspace).is_none() {
+        let (packages, linker) = toolchain::missing(workspace);
+        missing.packages.extend(packages);
+        missing.linker = Some(linker);
     }
-    let (toolchain_packages, linker) = toolchain::missing(workspace);
-    packages.extend(toolchain_packages);
-    (packages, Some(linker))
+    if lacks_python(workspace, purpose) {
+        missing.packages.extend(python::missing_package());
+        missing.python.extend(python::install_commands(workspace));
+    }
+    missing
+}
+
+fn lacks_python(workspace: &Workspace, purpose: Purpose) -> bool {
+    purpose == Purpose::Test && python::find(workspace).is_none()
 }
 
 /// The packages whose programs `purpose` needs and this machine has not.
@@ -169,36 +196,38 @@ fn install_command(packages: &[Package]) -> Tool {
         .args(packages.iter().map(|package| &package.name))
 }
 
-/// What a user would type.
-fn commands(packages: &[Package], linker: Option<&Tool>) -> Vec<String> {
-    let mut commands = Vec::new();
-    if !packages.is_empty() {
-        commands.push(refresh_command().to_string());
-        commands.push(install_command(packages).to_string());
+impl Missing {
+    /// What a user would type.
+    fn commands(&self) -> Vec<String> {
+        let mut commands = Vec::new();
+        if !self.packages.is_empty() {
+            commands.push(refresh_command().to_string());
+            commands.push(install_command(&self.packages).to_string());
+        }
+        commands.extend(self.linker.iter().chain(&self.python).map(Tool::to_string));
+        commands
     }
-    commands.extend(linker.map(Tool::to_string));
-    commands
-}
 
-/// The one error for a machine where we cannot install: all that is missing, and the ways to get it.
-fn cannot_install(packages: &[Package], linker: Option<&Tool>) -> String {
-    let mut missing: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-    missing.extend(linker.map(|_| "bpf-linker"));
-    let commands = commands(packages, linker);
-    let mut text = format!(
-        "missing: {}. On Debian or Ubuntu, as root:\n  {}",
-        missing.join(", "),
-        commands.join("\n  ")
-    );
-    if packages.iter().any(|package| package.name == toolchain::PACKAGED_COMPILER) {
-        text.push_str(
-            "\nWithout apt, a compiler is also: rustup toolchain install nightly --component rust-src",
+    /// The one error for a machine where we cannot install: all that is missing, and the ways to get it.
+    fn cannot_install(&self) -> String {
+        let mut missing: Vec<&str> = self.packages.iter().map(|package| package.name.as_str()).collect();
+        missing.extend(self.linker.as_ref().map(|_| "bpf-linker"));
+        missing.extend(self.python.first().map(|_| "aioquic"));
+        let mut text = format!(
+            "missing: {}. On Debian or Ubuntu, as root:\n  {}",
+            missing.join(", "),
+            self.commands().join("\n  ")
         );
+        if self.packages.iter().any(|package| package.name == toolchain::PACKAGED_COMPILER) {
+            text.push_str(
+                "\nWithout apt, a compiler is also: rustup toolchain install nightly --component rust-src",
+            );
+        }
+        if self.linker.is_some() {
+            text.push_str(
+                "\nWithout all that, `cargo build --release` builds a relay that has the userspace datapath only.",
+            );
+        }
+        text
     }
-    if linker.is_some() {
-        text.push_str(
-            "\nWithout all that, `cargo build --release` builds a relay that has the userspace datapath only.",
-        );
-    }
-    text
 }

@@ -10,7 +10,7 @@ use crate::build::{self, Built};
 use crate::setup::{Consent, Purpose};
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
-use crate::{syscall, terminal, tidy};
+use crate::{python, syscall, terminal, tidy};
 
 /// The variable that names the file in which a test that cannot run says so, one line `test: reason`.
 pub const SKIPPED_LIST: &str = "RELAY_SKIPPED_LIST";
@@ -20,6 +20,9 @@ pub const MUST_RUN: &str = "RELAY_MUST_RUN";
 
 /// The variable that names the relay's binary.
 pub const RELAY_BINARY: &str = "RELAY_BIN";
+
+/// The variable that names the Python that runs the agent on another QUIC stack.
+pub const PYTHON: &str = "RELAY_PYTHON";
 
 /// The variable that names the programs which test the XDP program.
 pub const PROBE: &str = "RELAY_BPF_PROBE";
@@ -45,9 +48,9 @@ pub fn run(workspace: &Workspace, consent: Consent, selection: &Selection) -> an
     run_built(workspace, &built, selection)
 }
 
-/// What tests need: the lab where it can be brought up.
+/// What tests need: everything, where it can be installed and the lab be brought up.
 pub fn purpose() -> Purpose {
-    if syscall::is_root() { Purpose::Lab } else { Purpose::Build }
+    if syscall::is_root() { Purpose::Test } else { Purpose::Build }
 }
 
 /// Runs the tests against what was built.
@@ -58,6 +61,7 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
     let skipped_list = workspace.target().join("skipped-tests");
     std::fs::write(&skipped_list, "").with_context(|| format!("cannot write {}", skipped_list.display()))?;
 
+    let python = python::find(workspace);
     let mut total = Counts::default();
     let mut failed = Vec::new();
     // Always the whole workspace: another selection would unify features otherwise and compile everything again.
@@ -80,6 +84,9 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
             .env(SKIPPED_LIST, &skipped_list);
         // A quick run of the comparison is part of `cargo test`; here it has time.
         test = test.env("RELAY_DIFFERENTIAL_CASES", if selection.long { "100000000" } else { "1000000" });
+        if let Some(python) = &python {
+            test = test.env(PYTHON, python);
+        }
         if selection.nothing_skips {
             test = test.env(MUST_RUN, "1");
         }
@@ -132,6 +139,23 @@ pub fn privileged_or_skip(name: &str) -> Option<Privileged> {
         None => "needs the built relay: run `cargo xtask test`",
         Some(relay_binary) => return Some(Privileged { relay_binary }),
     };
+    say_skipped(name, reason);
+    None
+}
+
+/// The Python that runs the agent on another QUIC stack, or `None` after the test `name` said why it cannot run.
+///
+/// # Panics
+/// As for [`privileged_or_skip`].
+pub fn python_or_skip(name: &str) -> Option<PathBuf> {
+    let python = std::env::var_os(PYTHON).map(PathBuf::from);
+    if python.is_none() {
+        say_skipped(name, "needs Python with aioquic: run `cargo xtask test` as root");
+    }
+    python
+}
+
+fn say_skipped(name: &str, reason: &str) {
     let must_run =
         std::env::var_os("CI").is_some_and(|ci| ci == "true") || std::env::var_os(MUST_RUN).is_some();
     assert!(!must_run, "{name} cannot run, and here nothing may skip: it {reason}");
@@ -141,7 +165,6 @@ pub fn privileged_or_skip(name: &str) -> Option<Privileged> {
     if let Some(mut list) = list {
         let _ = writeln!(list, "{name}: {reason}");
     }
-    None
 }
 
 /// How many tests ended how.

@@ -17,6 +17,7 @@ mod in_lab {
     mod moves;
     mod network;
     mod nobody;
+    mod other_stack;
     mod overload;
     mod paths;
     mod raw_agents;

@@ -23,7 +23,11 @@ fn agents_on_another_stack_exchange_datagrams_through_the_kernel() {
     let id = |seed: u8| NodeKey::from_seed(&[seed; 32]).node_id();
     let start = |place: &Namespace, seed: u8, role: &str, peer: NodeId| {
         let relay = world.deployment.relay.id();
-        OtherAgent::start(place, &python, [&RELAY.to_string(), relay, &hex(&[seed; 32]), role, &peer.to_string()])
+        OtherAgent::start(
+            place,
+            &python,
+            [&RELAY.to_string(), relay, &hex(&[seed; 32]), role, &peer.to_string()],
+        )
     };
 
     let mut target = start(far, 2, "--accept", id(1));
@@ -63,7 +67,8 @@ struct OtherAgent {
 
 impl OtherAgent {
     fn start(place: &Namespace, python: &Path, [relay, relay_id, seed, role, peer]: [&str; 5]) -> OtherAgent {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../relay-userspace/tests/other_stack/agent.py");
+        let script =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../relay-userspace/tests/other_stack/agent.py");
         let mut command = Command::new(python);
         command
             .arg("-B") // no compiled files beside the source
