@@ -2,11 +2,11 @@
 //!
 //! Buckets of one cache line with twelve entries each; every tuple has two buckets, chosen by a keyed hash. An entry is a
 //! hint (fingerprint, slot number, side): the slot's own line decides. The low bits of the fingerprints, the tags, stand
-//! together, so that one operation compares eight of them. Entries never move, so a reader cannot miss a session that stays
+//! together, so that one operation compares four of them. Entries never move, so a reader cannot miss a session that stays
 //! installed.
 
 use crate::side::Side;
-use crate::word::{Word32, Word64};
+use crate::word::Word32;
 
 /// Entries in a bucket. In a model there are fewer: every order of accesses to them is tried.
 pub const ENTRIES: usize = if cfg!(loom) { 4 } else { 12 };
@@ -34,16 +34,26 @@ const REST_SHIFT: u32 = 22;
 const FINGERPRINT_BITS: u32 = TAG_BITS + 32 - REST_SHIFT;
 
 /// Tags in a word.
-const TAGS: usize = 8;
+const TAGS: usize = 4;
 
-/// A bucket. A tag of zero says that its entry is free.
+/// Words that hold tags.
+const TAG_WORDS: usize = ENTRIES / TAGS;
+
+/// Words of a bucket.
+const WORDS: usize = 16;
+
+/// The word of the first entry. The words are a power of two, and the entries no array of their own: so any number of four
+/// bits lies in the bucket, which the kernel's verifier sees.
+const FIRST: usize = 4;
+
+const _: () = assert!(TAG_WORDS <= FIRST && FIRST + ENTRIES <= WORDS && ENTRIES.is_multiple_of(TAGS));
+
+/// A bucket: first a tag for each entry, four in a word; a tag of zero says that its entry is free. From the fifth word on
+/// the entries, each with the rest of its fingerprint in 10 bits, the slot's number in 21, and the side in the lowest.
 #[derive(Default)]
 #[repr(C, align(64))]
 pub struct IndexBucket {
-    /// A tag for each entry, eight in a word, the first in the lowest byte.
-    pub tags: [Word64; ENTRIES.div_ceil(TAGS)],
-    /// Each: the rest of the fingerprint in 10 bits, the slot's number in 21, the side in the lowest.
-    pub entries: [Word32; ENTRIES],
+    words: [Word32; WORDS],
 }
 
 #[cfg(not(loom))]
@@ -89,15 +99,15 @@ impl Place {
 
 impl IndexBucket {
     /// Which entries carry the tag of `fingerprint`: one bit each, in an order known to [`Candidates`].
-    #[expect(clippy::indexing_slicing, reason = "the loop runs over the array's own length")]
+    #[expect(clippy::indexing_slicing, reason = "the loop ends within the array")]
     #[inline(always)]
     pub fn candidates(&self, fingerprint: u32) -> Candidates {
-        const HIGH: u64 = 0x8080_8080_8080_8080;
-        let pattern = (tag(fingerprint) as u64).wrapping_mul(0x0101_0101_0101_0101);
+        const HIGH: u32 = 0x8080_8080;
+        let pattern = tag(fingerprint).wrapping_mul(0x0101_0101);
         let mut found = 0;
         let mut word = 0;
-        while word < self.tags.len() {
-            let differing = self.tags[word].load() ^ pattern;
+        while word < TAG_WORDS {
+            let differing = self.words[word].load() ^ pattern;
             // The high bit of each byte that is not zero. Adding within a byte cannot carry out of it, so a tag never
             // answers for its neighbour.
             let others = ((differing & !HIGH) + !HIGH) | differing;
@@ -107,10 +117,11 @@ impl IndexBucket {
         Candidates { found }
     }
 
-    /// Where the entry at `place` points, if it has the rest of `fingerprint` as well.
+    /// Where the entry in the word `place` points, if it has the rest of `fingerprint` as well.
+    #[expect(clippy::indexing_slicing, reason = "the place is masked to the array's length")]
     #[inline(always)]
     pub fn entry(&self, place: u32, fingerprint: u32) -> Option<SlotSide> {
-        let entry = self.entries.get(place as usize)?.load();
+        let entry = self.words[place as usize % WORDS].load();
         if entry >> REST_SHIFT == fingerprint >> TAG_BITS { Some(SlotSide::from_entry(entry)) } else { None }
     }
 }
@@ -124,11 +135,11 @@ const fn tag(fingerprint: u32) -> u32 {
 /// The entries of one bucket that carry a tag.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates {
-    found: u64,
+    found: u32,
 }
 
 impl Candidates {
-    /// Takes one of them: its place in the bucket.
+    /// Takes one of them: its word in the bucket.
     #[inline(always)]
     pub fn take(&mut self) -> Option<u32> {
         if self.found == 0 {
@@ -140,23 +151,23 @@ impl Candidates {
     }
 }
 
-/// The place of the entry that the one bit in `bit` stands for.
+/// The word of the entry that the one bit in `bit` stands for.
 ///
 /// BPF has no instruction that counts zeroes, and what stands for it is a dozen. A product with this constant has another
 /// number in its top four bits for each bit there may be, and a table in a word makes the place of it.
 #[inline(always)]
-const fn place_of(bit: u64) -> u32 {
-    const APART: u64 = 0x8064_91ab_30a0_e001;
-    const PLACES: u64 = 0x002b_0037_5a41_0986;
-    let number = bit.wrapping_mul(APART) >> 60;
-    (PLACES >> (number * 4)) as u32 % 16
+const fn place_of(bit: u32) -> u32 {
+    const APART: u32 = 0x0042_91c3;
+    const PLACES: u64 = 0x060b_0907_afd5_e48c;
+    let number = bit.wrapping_mul(APART) >> 28;
+    (PLACES >> (number * 4)) as u32 % WORDS as u32
 }
 
 const _: () = {
     let mut place = 0;
     while place < ENTRIES {
         let (word, byte) = (place / TAGS, place % TAGS);
-        assert!(place_of(0x80 << (8 * byte) >> word) == place as u32);
+        assert!(place_of(0x80 << (8 * byte) >> word) == (FIRST + place) as u32);
         place += 1;
     }
 };
@@ -165,9 +176,7 @@ const _: () = {
 impl IndexBucket {
     /// Entries in use.
     pub fn used(&self) -> u32 {
-        let in_word =
-            |word: &Word64| word.load().to_ne_bytes().iter().filter(|tag| **tag != 0).count() as u32;
-        self.tags.iter().map(in_word).sum()
+        (0..ENTRIES).filter(|number| self.tag_of(*number) != 0).count() as u32
     }
 
     /// Puts an entry in, for the index's only writer. Whether there was room: a free entry, and fewer than
@@ -177,14 +186,14 @@ impl IndexBucket {
         if (0..MAX_EQUAL_TAGS).all(|_| candidates.take().is_some()) {
             return false;
         }
-        let Some((place, entry)) =
-            self.entries.iter().enumerate().find(|(place, _)| self.tag_at(*place) == 0)
+        let free = (0..ENTRIES).find(|number| self.tag_of(*number) == 0);
+        let Some((number, word)) = free.and_then(|number| Some((number, self.words.get(FIRST + number)?)))
         else {
             return false;
         };
         // Whoever sees the tag sees the entry.
-        entry.store(fingerprint >> TAG_BITS << REST_SHIFT | at.slot << 1 | at.side as u32);
-        self.set_tag(place, tag(fingerprint));
+        word.store(fingerprint >> TAG_BITS << REST_SHIFT | at.slot << 1 | at.side as u32);
+        self.set_tag(number, tag(fingerprint));
         true
     }
 
@@ -194,21 +203,21 @@ impl IndexBucket {
         while let Some(place) = candidates.take() {
             if self.entry(place, fingerprint) == Some(at) {
                 // The entry stays, and is nobody's.
-                self.set_tag(place as usize, 0);
+                self.set_tag(place as usize - FIRST, 0);
                 return true;
             }
         }
         false
     }
 
-    fn tag_at(&self, place: usize) -> u32 {
-        self.tags.get(place / TAGS).map_or(0, |word| tag((word.load() >> (place % TAGS * 8)) as u32))
+    fn tag_of(&self, number: usize) -> u32 {
+        self.words.get(number / TAGS).map_or(0, |word| tag(word.load() >> (number % TAGS * 8)))
     }
 
-    fn set_tag(&self, place: usize, tag: u32) {
-        if let Some(word) = self.tags.get(place / TAGS) {
-            let shift = place % TAGS * 8;
-            word.store(word.load() & !(0xff << shift) | u64::from(tag) << shift);
+    fn set_tag(&self, number: usize, tag: u32) {
+        if let Some(word) = self.words.get(number / TAGS) {
+            let shift = number % TAGS * 8;
+            word.store(word.load() & !(0xff << shift) | tag << shift);
         }
     }
 }
