@@ -51,8 +51,8 @@ fn search<'a, T: Tables, K: Tuple>(
     let mut followed = 0;
     while followed < MAX_FOLLOWED {
         let place = candidates.take()?;
-        if let Some(at) = bucket.entry(place, fingerprint)
-            && let Some(slot) = tables.slot(at.slot)
+        let at = bucket.entry(place);
+        if let Some(slot) = tables.slot(at.slot)
             && let Some(route) = slot.side(at.side).route_of(tuple, tables)
         {
             return Some(match route {

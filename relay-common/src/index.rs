@@ -1,9 +1,8 @@
 //! The flow index: from a tuple to the slots that may describe it.
 //!
 //! Buckets of one cache line with twelve entries each; every tuple has two buckets, chosen by a keyed hash. An entry is a
-//! hint (fingerprint, slot number, side): the slot's own line decides. The low bits of the fingerprints, the tags, stand
-//! together, so that one operation compares four of them. Entries never move, so a reader cannot miss a session that stays
-//! installed.
+//! hint (fingerprint, slot number, side): the slot's own line decides. The fingerprints stand together, so that one operation
+//! compares four of them. Entries never move, so a reader cannot miss a session that stays installed.
 
 use crate::side::Side;
 use crate::word::Word32;
@@ -11,12 +10,12 @@ use crate::word::Word32;
 /// Entries in a bucket. In a model there are fewer: every order of accesses to them is tried.
 pub const ENTRIES: usize = if cfg!(loom) { 4 } else { 12 };
 
-/// At most this many entries of one tag are put into one bucket, and a look-up follows twice as many: an entry that is
-/// replaced between the scan and the second look costs one of them.
-pub const MAX_EQUAL_TAGS: u32 = 4;
+/// At most this many entries of one fingerprint are put into one bucket, and a look-up follows twice as many: an entry
+/// that is replaced between the scan and the second look costs one of them.
+pub const MAX_EQUAL_FINGERPRINTS: u32 = 4;
 
 /// How many entries a look-up follows in one bucket.
-pub const MAX_FOLLOWED: u32 = 2 * MAX_EQUAL_TAGS;
+pub const MAX_FOLLOWED: u32 = 2 * MAX_EQUAL_FINGERPRINTS;
 
 /// Slots that an entry can name: 21 bits.
 pub const MAX_SLOTS: u32 = 1 << 21;
@@ -24,20 +23,11 @@ pub const MAX_SLOTS: u32 = 1 << 21;
 /// Buckets that the hash can name: 22 bits.
 pub const MAX_BUCKETS: u32 = 1 << 22;
 
-/// Bits of a fingerprint that are its tag; the others stand in the entry.
-const TAG_BITS: u32 = 8;
+/// Fingerprints in a word.
+const PER_WORD: usize = 4;
 
-/// Where in an entry the rest of the fingerprint stands, above slot number and side.
-const REST_SHIFT: u32 = 22;
-
-/// Bits of a fingerprint.
-const FINGERPRINT_BITS: u32 = TAG_BITS + 32 - REST_SHIFT;
-
-/// Tags in a word.
-const TAGS: usize = 4;
-
-/// Words that hold tags.
-const TAG_WORDS: usize = ENTRIES / TAGS;
+/// Words of fingerprints.
+const FINGERPRINT_WORDS: usize = ENTRIES / PER_WORD;
 
 /// Words of a bucket.
 const WORDS: usize = 16;
@@ -46,10 +36,11 @@ const WORDS: usize = 16;
 /// bits lies in the bucket, which the kernel's verifier sees.
 const FIRST: usize = 4;
 
-const _: () = assert!(TAG_WORDS <= FIRST && FIRST + ENTRIES <= WORDS && ENTRIES.is_multiple_of(TAGS));
+const _: () =
+    assert!(FINGERPRINT_WORDS <= FIRST && FIRST + ENTRIES <= WORDS && ENTRIES.is_multiple_of(PER_WORD));
 
-/// A bucket: first a tag for each entry, four in a word; a tag of zero says that its entry is free. From the fifth word on
-/// the entries, each with the rest of its fingerprint in 10 bits, the slot's number in 21, and the side in the lowest.
+/// A bucket: first a fingerprint for each entry, four in a word; zero says that its entry is free. From the fifth word on the
+/// entries, each with the slot's number above the side in the lowest bit.
 #[derive(Default)]
 #[repr(C, align(64))]
 pub struct IndexBucket {
@@ -81,7 +72,7 @@ impl SlotSide {
 pub struct Place {
     /// The two buckets; never the same.
     pub buckets: [u32; 2],
-    /// 18 bits, of which the low eight, the tag, are never zero.
+    /// 8 bits, never all zero.
     pub fingerprint: u32,
 }
 
@@ -92,24 +83,24 @@ impl Place {
         let first = hash as u32 & bucket_mask;
         let other = (hash >> 22) as u32 & bucket_mask;
         let second = if other == first { other ^ 1 } else { other };
-        let fingerprint = (hash >> (u64::BITS - FINGERPRINT_BITS)) as u32;
-        Place { buckets: [first, second], fingerprint: fingerprint | (tag(fingerprint) == 0) as u32 }
+        let fingerprint = (hash >> 56) as u32;
+        Place { buckets: [first, second], fingerprint: fingerprint | (fingerprint == 0) as u32 }
     }
 }
 
 impl IndexBucket {
-    /// Which entries carry the tag of `fingerprint`: one bit each, in an order known to [`Candidates`].
+    /// Which entries carry `fingerprint`: one bit each, in an order known to [`Candidates`].
     #[expect(clippy::indexing_slicing, reason = "the loop ends within the array")]
     #[inline(always)]
     pub fn candidates(&self, fingerprint: u32) -> Candidates {
         const HIGH: u32 = 0x8080_8080;
-        let pattern = tag(fingerprint).wrapping_mul(0x0101_0101);
+        let pattern = fingerprint.wrapping_mul(0x0101_0101);
         let mut found = 0;
         let mut word = 0;
-        while word < TAG_WORDS {
+        while word < FINGERPRINT_WORDS {
             let differing = self.words[word].load() ^ pattern;
-            // The high bit of each byte that is not zero. Adding within a byte cannot carry out of it, so a tag never
-            // answers for its neighbour.
+            // The high bit of each byte that is not zero. Adding within a byte cannot carry out of it, so a
+            // fingerprint never answers for its neighbour.
             let others = ((differing & !HIGH) + !HIGH) | differing;
             found |= (!others & HIGH) >> word;
             word += 1;
@@ -117,22 +108,15 @@ impl IndexBucket {
         Candidates { found }
     }
 
-    /// Where the entry in the word `place` points, if it has the rest of `fingerprint` as well.
+    /// Where the entry in the word `place` points.
     #[expect(clippy::indexing_slicing, reason = "the place is masked to the array's length")]
     #[inline(always)]
-    pub fn entry(&self, place: u32, fingerprint: u32) -> Option<SlotSide> {
-        let entry = self.words[place as usize % WORDS].load();
-        if entry >> REST_SHIFT == fingerprint >> TAG_BITS { Some(SlotSide::from_entry(entry)) } else { None }
+    pub fn entry(&self, place: u32) -> SlotSide {
+        SlotSide::from_entry(self.words[place as usize % WORDS].load())
     }
 }
 
-/// The part of a fingerprint that stands among the tags.
-#[inline(always)]
-const fn tag(fingerprint: u32) -> u32 {
-    fingerprint & ((1 << TAG_BITS) - 1)
-}
-
-/// The entries of one bucket that carry a tag.
+/// The entries of one bucket that carry a fingerprint.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates {
     found: u32,
@@ -166,7 +150,7 @@ const fn place_of(bit: u32) -> u32 {
 const _: () = {
     let mut place = 0;
     while place < ENTRIES {
-        let (word, byte) = (place / TAGS, place % TAGS);
+        let (word, byte) = (place / PER_WORD, place % PER_WORD);
         assert!(place_of(0x80 << (8 * byte) >> word) == (FIRST + place) as u32);
         place += 1;
     }
@@ -176,24 +160,24 @@ const _: () = {
 impl IndexBucket {
     /// Entries in use.
     pub fn used(&self) -> u32 {
-        (0..ENTRIES).filter(|number| self.tag_of(*number) != 0).count() as u32
+        (0..ENTRIES).filter(|number| self.fingerprint_of(*number) != 0).count() as u32
     }
 
     /// Puts an entry in, for the index's only writer. Whether there was room: a free entry, and fewer than
-    /// [`MAX_EQUAL_TAGS`] of this tag.
+    /// [`MAX_EQUAL_FINGERPRINTS`] of this fingerprint.
     pub fn put(&self, fingerprint: u32, at: SlotSide) -> bool {
         let mut candidates = self.candidates(fingerprint);
-        if (0..MAX_EQUAL_TAGS).all(|_| candidates.take().is_some()) {
+        if (0..MAX_EQUAL_FINGERPRINTS).all(|_| candidates.take().is_some()) {
             return false;
         }
-        let free = (0..ENTRIES).find(|number| self.tag_of(*number) == 0);
+        let free = (0..ENTRIES).find(|number| self.fingerprint_of(*number) == 0);
         let Some((number, word)) = free.and_then(|number| Some((number, self.words.get(FIRST + number)?)))
         else {
             return false;
         };
-        // Whoever sees the tag sees the entry.
-        word.store(fingerprint >> TAG_BITS << REST_SHIFT | at.slot << 1 | at.side as u32);
-        self.set_tag(number, tag(fingerprint));
+        // Whoever sees the fingerprint sees the entry.
+        word.store(at.slot << 1 | at.side as u32);
+        self.set_fingerprint(number, fingerprint);
         true
     }
 
@@ -201,23 +185,23 @@ impl IndexBucket {
     pub fn take_out(&self, fingerprint: u32, at: SlotSide) -> bool {
         let mut candidates = self.candidates(fingerprint);
         while let Some(place) = candidates.take() {
-            if self.entry(place, fingerprint) == Some(at) {
+            if self.entry(place) == at {
                 // The entry stays, and is nobody's.
-                self.set_tag(place as usize - FIRST, 0);
+                self.set_fingerprint(place as usize - FIRST, 0);
                 return true;
             }
         }
         false
     }
 
-    fn tag_of(&self, number: usize) -> u32 {
-        self.words.get(number / TAGS).map_or(0, |word| tag(word.load() >> (number % TAGS * 8)))
+    fn fingerprint_of(&self, number: usize) -> u32 {
+        self.words.get(number / PER_WORD).map_or(0, |word| word.load() >> (number % PER_WORD * 8) & 0xff)
     }
 
-    fn set_tag(&self, number: usize, tag: u32) {
-        if let Some(word) = self.words.get(number / TAGS) {
-            let shift = number % TAGS * 8;
-            word.store(word.load() & !(0xff << shift) | tag << shift);
+    fn set_fingerprint(&self, number: usize, fingerprint: u32) {
+        if let Some(word) = self.words.get(number / PER_WORD) {
+            let shift = number % PER_WORD * 8;
+            word.store(word.load() & !(0xff << shift) | fingerprint << shift);
         }
     }
 }
@@ -226,7 +210,7 @@ impl IndexBucket {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{ENTRIES, IndexBucket, MAX_EQUAL_TAGS, MAX_SLOTS, Place, SlotSide};
+    use super::{ENTRIES, IndexBucket, MAX_EQUAL_FINGERPRINTS, MAX_SLOTS, Place, SlotSide};
     use crate::side::Side;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
     use std::collections::HashMap;
@@ -236,7 +220,7 @@ mod tests {
         let mut candidates = bucket.candidates(fingerprint);
         let mut all = Vec::new();
         while let Some(place) = candidates.take() {
-            all.extend(bucket.entry(place, fingerprint));
+            all.push(bucket.entry(place));
         }
         all
     }
@@ -245,18 +229,16 @@ mod tests {
         /// The bucket behaves as a bounded multimap from fingerprint to slot side.
         #[test]
         fn a_bucket_holds_what_was_put_and_not_taken_out(
-            steps in proptest::collection::vec((any::<bool>(), 1u32..4, 0u32..2, 0u32..6, any::<bool>()), 0..200),
+            steps in proptest::collection::vec((any::<bool>(), 1u32..5, 0u32..6, any::<bool>()), 0..200),
         ) {
             let bucket = IndexBucket::default();
             let mut model: HashMap<u32, Vec<SlotSide>> = HashMap::new();
-            for (put, tag, rest, slot, side) in steps {
-                let fingerprint = tag | rest << 8;
+            for (put, fingerprint, slot, side) in steps {
                 let at = SlotSide { slot, side: if side { Side::Target } else { Side::Connector } };
                 let total: usize = model.values().map(Vec::len).sum();
-                let alike: usize = (0..2).filter_map(|rest| model.get(&(tag | rest << 8))).map(Vec::len).sum();
                 let held = model.entry(fingerprint).or_default();
                 if put {
-                    let room = total < ENTRIES && alike < MAX_EQUAL_TAGS as usize;
+                    let room = total < ENTRIES && held.len() < MAX_EQUAL_FINGERPRINTS as usize;
                     prop_assert_eq!(bucket.put(fingerprint, at), room);
                     if room { held.push(at); }
                 } else {
@@ -282,17 +264,17 @@ mod tests {
             let place = Place::of(hash, mask);
             prop_assert!(place.buckets[0] != place.buckets[1]);
             prop_assert!(place.buckets.iter().all(|bucket| *bucket <= mask));
-            prop_assert!(place.fingerprint & 0xff != 0 && place.fingerprint < 1 << 18);
+            prop_assert!((1..256).contains(&place.fingerprint));
         }
     }
 
     #[test]
-    fn only_a_whole_fingerprint_finds_an_entry() {
+    fn a_neighbour_of_an_equal_entry_is_not_a_candidate() {
         let bucket = IndexBucket::default();
         let at = SlotSide { slot: MAX_SLOTS - 1, side: Side::Target };
-        assert!(bucket.put(0x3ff01, at));
-        assert_eq!(found(&bucket, 0x3ff01), [at]);
-        for other in [0x3ff02, 0x3fe01, 1, 0x3ff80] {
+        assert!(bucket.put(0x80, at));
+        assert_eq!(found(&bucket, 0x80), [at]);
+        for other in [1, 0x7f, 0x81, 0xff] {
             assert_eq!(found(&bucket, other), [], "{other:#x}");
         }
     }

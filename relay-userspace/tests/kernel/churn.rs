@@ -160,7 +160,7 @@ fn in_second_bucket(tables: &Tables, flows: &mut FlowTable<NoRoutes>) -> [FlowTu
     let mut pair = || [of_first.next().unwrap(), of_first.next().unwrap()];
     let session = pair();
     let mut fillers: Vec<SlotId> = Vec::new();
-    while tables.bucket(0).unwrap().used() < 10 {
+    while tables.bucket(1).unwrap().used() == 0 {
         fillers.push(flows.install(pair(), Limit::UNLIMITED, Debt::NONE, LATER, MonoTime(0)).unwrap());
     }
     flows.install(session, Limit::UNLIMITED, Debt::NONE, LATER, MonoTime(0)).unwrap();
