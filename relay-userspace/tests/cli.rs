@@ -436,6 +436,32 @@ fn a_relay_serves_until_sigterm_and_a_second_one_is_told_the_port_is_in_use() {
 }
 
 #[test]
+fn a_relays_port_datapath_tables_readers_and_admin_socket_are_those_of_its_configuration() {
+    let node = Node::with_identity();
+    let (port, socket) = (free_port(), node.path("elsewhere.sock"));
+    node.configure(&format!(
+        "[network]\nport = {port}\n[transport]\nenable_relay = true\noffer_relay = true\n\
+         [datapath]\nmode = \"userspace\"\nmax_sessions = 100\nreaders = 3\n[admin]\nsocket = \"{socket}\"\n"
+    ));
+    let mut running = node.start("net listen");
+    let status: serde_json::Value =
+        serde_json::from_str(&node.until_it_answers("xdp status --json")).unwrap();
+    assert_eq!((&status["datapath"], &status["why"]), (&"userspace".into(), &"asked for".into()));
+    assert_eq!(status["table"]["max_sessions"], 100);
+    assert!(Path::new(&socket).exists() && !Path::new(&node.path("state/admin.sock")).exists());
+    let taken = UdpSocket::bind(("0.0.0.0", port)).unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    let families = if UdpSocket::bind("[::]:0").is_ok() { 2 } else { 1 };
+    let threads = fs::read_dir(format!("/proc/{}/task", running.id())).unwrap();
+    let is_reader = |thread: std::io::Result<fs::DirEntry>| {
+        fs::read_to_string(thread.unwrap().path().join("comm")).is_ok_and(|name| name.starts_with("reader-"))
+    };
+    assert_eq!(threads.filter_map(|thread| is_reader(thread).then_some(())).count(), 3 * families);
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
 fn a_killed_relay_leaves_nothing_in_the_way_of_the_next() {
     let node = Node::relay();
     let port = free_port();

@@ -210,6 +210,37 @@ async fn with_many_handshakes_of_one_source_under_way_addresses_are_validated_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_as_many_streams_as_are_configured() {
+    let relay = TestRelay::start("max_streams_per_conn = 2");
+    // The first is the handshake's.
+    let agent = Agent::connected(&relay, 1).await;
+    let second = agent.connection.open_bi().await.unwrap();
+    let mut third = std::pin::pin!(agent.connection.open_bi());
+    tokio::select! {
+        biased;
+        _ = &mut third => panic!("a third stream"),
+        () = std::future::ready(()) => {}
+    }
+    let (mut send, mut receive) = second;
+    write_frame(&mut send, &Ping { ts: 1 }.into()).await.unwrap();
+    send.finish().unwrap();
+    receive.read_to_end(1000).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), third).await.expect("the second has ended").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_may_be_off_by_as_much_as_is_configured() {
+    let relay = TestRelay::start("[security]\nmax_clock_drift_secs = 1000");
+    let mut agent = Agent::dialled(&relay, 1).await;
+    agent.send(&Hello { timestamp: unix_s() - 900, ..hello(1) }.into()).await;
+    assert!(matches!(agent.receive().await, Message::HelloAck(_)));
+    let mut agent = Agent::dialled(&relay, 2).await;
+    agent.send(&Hello { timestamp: unix_s() - 1100, ..hello(2) }.into()).await;
+    agent.is_refused(1002).await;
+    relay.has_refused("clock_drift").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_source_cannot_take_every_place() {
     let relay = TestRelay::start("max_connections = 40");
     let mut held = Vec::new();
