@@ -18,7 +18,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::identity::permission_hint;
+use crate::identity::{NodeId, permission_hint};
+use crate::protocol::SessionId;
 
 /// A question to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,34 @@ pub enum Request {
     Settings,
     /// Read the configuration file again, and apply what can be applied (`config reload`).
     Reload,
+    /// A relay ends one session or offer.
+    EndSession {
+        /// Which.
+        #[serde(with = "as_text")]
+        session: SessionId,
+    },
+    /// A relay ends all sessions and offers of a node.
+    EndSessionsOf {
+        /// Whose.
+        node: NodeId,
+    },
+    /// A relay takes no new sessions from now on.
+    Drain,
+}
+
+/// A session id as listings show it. On the wire it is bytes.
+mod as_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::protocol::SessionId;
+
+    pub fn serialize<S: Serializer>(session: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(session)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SessionId, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// A question that waits for its answer.
@@ -287,6 +316,27 @@ mod tests {
         assert_eq!(answer, json!({ "asked": { "request": "peers" } }));
         let refusal = asking(&path, Request::Status).await.unwrap_err();
         assert_eq!(refusal.to_string(), "no datapath here");
+    }
+
+    #[test]
+    fn requests_name_sessions_and_nodes_as_listings_do() {
+        let (session, node) = (SessionId([0xa5; 16]), NodeId::from_bytes([1; 32]));
+        for (request, value) in [
+            (
+                Request::EndSession { session },
+                json!({ "request": "end_session", "session": session.to_string() }),
+            ),
+            (
+                Request::EndSessionsOf { node },
+                json!({ "request": "end_sessions_of", "node": node.to_string() }),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(request).unwrap(), value);
+            assert_eq!(serde_json::from_value::<Request>(value).unwrap(), request);
+        }
+        let fault = json!({ "request": "end_session", "session": "a5" });
+        let error = serde_json::from_value::<Request>(fault).unwrap_err().to_string();
+        assert!(error.contains("32 hexadecimal digits"), "{error}");
     }
 
     fn mode(path: &Path) -> u32 {

@@ -18,7 +18,7 @@ use relay_userspace::agent::{
 use relay_userspace::config::{Allow, AtlasRoot, Config, RelayAddress};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::protocol::ErrorCode;
-use relay_userspace::relay::report::{Peers, Sessions, Status};
+use relay_userspace::relay::report::{Ended, Peers, Sessions, Status};
 use relay_userspace::relay::{Relay, StartError};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -328,6 +328,36 @@ async fn a_port_in_use_is_one_line_that_says_what_to_do() {
     assert!(matches!(error, StartError::Admin(_)), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_ends_sessions_and_lets_no_new_ones_begin() {
+    let relay = TestRelay::start("");
+    let target = relay.raw_agent(2, &[key(1).node_id()]);
+    relay.until_announced(2).await;
+    let source = relay.agent(1, &[], &[]);
+    for by_node in [false, true] {
+        let near = source.connect_raw(key(2).node_id()).await.unwrap();
+        let _far = target.accept_raw().await.unwrap();
+        let id = relay.sessions().await.sessions[0].session.parse().unwrap();
+        let request = match by_node {
+            true => Request::EndSessionsOf { node: key(2).node_id() },
+            false => Request::EndSession { session: id },
+        };
+        assert_eq!(relay.ask::<Ended>(request).await, Ended { sessions: 1 });
+        let end = near.session().ended().await.to_string();
+        assert!(end.contains("DISCONNECT_OPERATOR (ended by the relay's operator)"), "{end}");
+        let none = relay.refuses(Request::EndSession { session: id }).await;
+        assert!(none.contains(&id.to_string()) && none.contains("net sessions"), "{none}");
+    }
+    assert_eq!(relay.sessions().await.sessions, []);
+
+    assert!(!relay.status().await.draining);
+    let () = relay.ask(Request::Drain).await;
+    assert!(relay.status().await.draining);
+    let error = source.connect_raw(key(2).node_id()).await.unwrap_err().to_string();
+    assert!(error.contains("3006 this relay is about to stop"), "{error}");
+    relay.stop().await;
+}
+
 /// A relay on loopback with a root of its own.
 struct TestRelay {
     relay: Relay,
@@ -390,6 +420,13 @@ impl TestRelay {
         let socket = AtlasRoot::at(self.directory.path()).admin_socket();
         let answer = tokio::task::spawn_blocking(move || admin::ask(&socket, request)).await.unwrap();
         serde_json::from_value(answer.unwrap()).unwrap()
+    }
+
+    /// Why a request is not done.
+    async fn refuses(&self, request: Request) -> String {
+        let socket = AtlasRoot::at(self.directory.path()).admin_socket();
+        let answer = tokio::task::spawn_blocking(move || admin::ask(&socket, request)).await.unwrap();
+        answer.unwrap_err().to_string()
     }
 
     async fn sessions(&self) -> Sessions {

@@ -24,13 +24,13 @@ pub enum ErrorCode {
     MessageRejected = 2003,
     /// Ours: no such agent here. Absent, banned and not allowed to this source look the same.
     TargetUnknown = 3001,
-    /// Ours: too many offers are open for this source or target.
+    /// Ours: the target has as many offers or sessions as it may, or is asked for too often.
     Busy = 3002,
-    /// Ours: the other side refused.
+    /// Ours: the target has refused the offer, or the relay cannot forward between these two.
     Refused = 3003,
-    /// Ours: the relay has no room for another session.
+    /// Ours: the relay's flow table has no room for another session.
     TableFull = 3004,
-    /// Ours: the relay carries as much as it may.
+    /// Ours: the source, its address or the relay as a whole has as much as it may.
     Limited = 3005,
     /// Ours: the relay takes no new sessions because it is about to stop.
     Draining = 3006,

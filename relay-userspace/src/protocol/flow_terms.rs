@@ -312,6 +312,8 @@ pub mod disconnect_reason {
     pub const CONSENT_LOST: &str = "DISCONNECT_CONSENT_LOST";
     /// Ours: the other side has ended the session.
     pub const PEER_GONE: &str = "DISCONNECT_PEER_GONE";
+    /// Ours: the relay's operator has ended the session, or does not permit the node any more.
+    pub const OPERATOR: &str = "DISCONNECT_OPERATOR";
     /// Ours: the same identity has connected again; this connection is the older one.
     pub const REPLACED: &str = "DISCONNECT_REPLACED";
 }

@@ -152,7 +152,8 @@ impl Driver {
 
     fn send(&mut self, conn: ConnId, message: ToAgent) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
-        if outbox.try_send(message).is_err() {
+        let waiting = outbox.max_capacity() - outbox.capacity();
+        if waiting >= self.rendezvous.most_waiting() || outbox.try_send(message).is_err() {
             // Its task sees that nobody sends any more, ends the connection and reports it closed.
             self.outboxes.remove(&conn);
             self.rendezvous.slow_reader(conn, MonoTime::now());
@@ -166,6 +167,7 @@ impl Driver {
             if limit != before.transport.relay_bandwidth_limit {
                 rendezvous.set_limit(limit, &mut packets.flows, MonoTime::now());
             }
+            rendezvous.set_policy(super::policy(present), &mut packets.flows, MonoTime::now());
         });
     }
 
@@ -179,10 +181,29 @@ impl Driver {
             }
             Request::Settings => serde_json::to_value(self.reconfiguration.settings()),
             Request::Reload => return self.reconfiguration.begin(answer),
+            Request::EndSession { session } => {
+                if !self.rendezvous.end_by_operator(session, &mut self.packets.flows, now) {
+                    let none = format!("no session {session} here: `net sessions` shows those there are");
+                    let _asker_gone = answer.send(Err(none));
+                    return;
+                }
+                serde_json::to_value(report::Ended { sessions: 1 })
+            }
+            Request::EndSessionsOf { node } => {
+                let sessions = self.rendezvous.end_all_by_operator(&node, &mut self.packets.flows, now);
+                serde_json::to_value(report::Ended { sessions })
+            }
+            Request::Drain => {
+                self.rendezvous.drain();
+                tracing::info!("draining: no new sessions from now on");
+                Ok(serde_json::Value::Null)
+            }
             Request::Status => match self.packets.status() {
                 Ok(mut status) => {
                     let refusals = self.rendezvous.refusals().iter();
                     status.control = refusals.map(|(name, count)| (name.to_owned(), count)).collect();
+                    status.relayed_bytes_per_s = self.rendezvous.relayed_bytes_per_s(now);
+                    status.draining = self.rendezvous.is_draining();
                     serde_json::to_value(status)
                 }
                 Err(error) => {
@@ -233,15 +254,14 @@ mod tests {
     use relay_common::BIND_LEN;
 
     use super::*;
-    use crate::config::{AtlasRoot, Config, DatapathMode};
+    use crate::config::{AtlasRoot, Config, ConfigSource, DatapathMode};
     use crate::identity::NodeKey;
     use crate::protocol::bind::BindMagic;
     use crate::relay::forwarder::RelayPort;
     use crate::relay::packet_path::Opened;
 
-    #[tokio::test]
-    async fn all_binds_that_wait_are_handled_before_the_next_thing_but_not_more_than_a_batch() {
-        let config = Config::parse("", "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap();
+    /// A relay that carries nothing yet.
+    fn driver(config: &Config, source: Option<ConfigSource>) -> Driver {
         let mut datapath = config.datapath.clone();
         (datapath.mode, datapath.max_sessions) = (DatapathMode::Userspace, 1);
         let magic = BindMagic([0x2a, 1, 2, 3, 4, 5, 6, 7]);
@@ -250,10 +270,17 @@ mod tests {
         let settings = Settings {
             key: NodeKey::from_seed(&[1; 32]),
             limit: config.transport.relay_bandwidth_limit,
+            policy: crate::relay::policy(config),
             idle_timeout: Duration::from_secs(300),
             advertise: Vec::new(),
         };
-        let mut driver = Driver::new(settings, packets, Reconfiguration::new(&config, None));
+        Driver::new(settings, packets, Reconfiguration::new(config, source))
+    }
+
+    #[tokio::test]
+    async fn all_binds_that_wait_are_handled_before_the_next_thing_but_not_more_than_a_batch() {
+        let config = Config::parse("", "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap();
+        let mut driver = driver(&config, None);
         let (bind, binds) = mpsc::channel(3 * BINDS_AT_ONCE);
         let (ask, admin) = mpsc::channel(1);
         let (_connect, control) = mpsc::channel(1);
@@ -271,5 +298,29 @@ mod tests {
         driver.waiting_binds(&mut inputs.binds);
         assert!(inputs.binds.is_empty());
         inputs.shutdown.cancel();
+    }
+    #[tokio::test]
+    async fn a_policy_that_was_changed_is_in_effect_once_the_configuration_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, root) = (directory.path().join("config.toml"), AtlasRoot::at(directory.path()));
+        let relay = "[transport]\nenable_relay = true\noffer_relay = true\n";
+        std::fs::write(&path, relay).unwrap();
+        let (bootstrap, interfaces) = (Vec::new(), Vec::new());
+        let source = ConfigSource { path, root, port: None, bootstrap, mode: None, interfaces };
+        let mut driver = driver(&source.load().unwrap(), Some(source.clone()));
+        let before = driver.rendezvous.most_waiting();
+        std::fs::write(&source.path, format!("{relay}[quotas]\nsessions_per_node = 1000\n")).unwrap();
+        let (ask, admin) = mpsc::channel(1);
+        let (_bind, binds) = mpsc::channel(1);
+        let (_connect, control) = mpsc::channel(1);
+        let mut inputs = Inputs { control, binds, admin, shutdown: CancellationToken::new() };
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        ask.try_send(Asked { request: Request::Reload, answer }).unwrap();
+        let working = async { while driver.turn(&mut inputs).await {} };
+        tokio::select! {
+            answer = answered => assert!(answer.unwrap().unwrap().to_string().contains("sessions_per_node")),
+            () = working => panic!("nobody has stopped it"),
+        }
+        assert_eq!((before, driver.rendezvous.most_waiting()), (256, 4000));
     }
 }

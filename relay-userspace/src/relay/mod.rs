@@ -29,10 +29,10 @@ use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
 use self::packet_path::{Opened, PacketPath};
 use self::reconfiguration::Reconfiguration;
-use self::rendezvous::Settings;
+use self::rendezvous::{Access, Policy, Settings};
 use crate::admin::{AdminSocket, Asked, BindError, Request};
-use crate::config::{Config, ConfigSource};
-use crate::identity::NodeKey;
+use crate::config::{Config, ConfigSource, Quotas};
+use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::BindMagic;
 
 pub use self::packet_path::{PathError, check_interfaces};
@@ -89,6 +89,7 @@ impl Relay {
         let settings = Settings {
             key,
             limit,
+            policy: policy(config),
             idle_timeout: config.transport.idle_timeout,
             advertise: config.network.advertise.clone(),
         };
@@ -157,6 +158,29 @@ pub enum StartError {
 #[error("the relay has stopped because a part of it has failed: the log says more")]
 pub struct Stopped;
 
+/// What a configuration says of who may use the relay, and how much of it.
+fn policy(config: &Config) -> Policy {
+    let Quotas {
+        announced_agents,
+        offers_per_source,
+        offers_per_target,
+        sessions_per_node,
+        sessions_per_prefix,
+        relay_total_limit,
+        ..
+    } = config.quotas;
+    let listed = |nodes: &[NodeId]| nodes.iter().copied().collect();
+    Policy {
+        access: Access { allow: listed(&config.access.allow), deny: listed(&config.access.deny) },
+        announced_agents,
+        offers_per_source,
+        offers_per_target,
+        sessions_per_node,
+        sessions_per_prefix,
+        relay_total_limit,
+    }
+}
+
 struct Parts {
     driver: Driver,
     inputs: Inputs,
@@ -202,4 +226,39 @@ async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stop
     }
     tracing::info!("relay stopped");
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AtlasRoot;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text, "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap()
+    }
+
+    #[test]
+    fn what_a_configuration_does_not_say_is_the_policys_default() {
+        assert_eq!(policy(&parse("")), Policy::default());
+    }
+
+    #[test]
+    fn the_policy_is_what_the_configuration_says() {
+        let [one, other] = [1, 2].map(|byte| NodeId::from_bytes([byte; 32]));
+        let text = format!(
+            "[access]\nallow = [\"{one}\"]\ndeny = [\"{other}\"]\n[quotas]\nannounced_agents = 1\n\
+             offers_per_source = 2\noffers_per_target = 3\nsessions_per_node = 4\nsessions_per_prefix = 5\n\
+             relay_total_limit = 6\n"
+        );
+        let expected = Policy {
+            access: Access { allow: [one].into(), deny: [other].into() },
+            announced_agents: 1,
+            offers_per_source: 2,
+            offers_per_target: 3,
+            sessions_per_node: 4,
+            sessions_per_prefix: 5,
+            relay_total_limit: 6,
+        };
+        assert_eq!(policy(&parse(&text)), expected);
+    }
 }

@@ -180,7 +180,7 @@ impl PacketPath {
             },
             kernel,
             userspace,
-            control: BTreeMap::new(),
+            ..report::Status::default()
         })
     }
 }

@@ -80,6 +80,13 @@ pub struct SessionSide {
     pub last_proof_s: Option<u64>,
 }
 
+/// What an operator has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// How many sessions and offers.
+    pub sessions: usize,
+}
+
 /// `xdp status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -97,6 +104,10 @@ pub struct Status {
     pub userspace: BTreeMap<String, u64>,
     /// What control has refused, by reason.
     pub control: BTreeMap<String, u64>,
+    /// UDP payload bytes per second of all sessions together: an average over five seconds, up to six seconds old.
+    pub relayed_bytes_per_s: u64,
+    /// Whether new sessions are refused because the relay is about to stop.
+    pub draining: bool,
 }
 
 /// The flow tables.

@@ -13,7 +13,9 @@ use relay_userspace::protocol::Message;
 use relay_userspace::protocol::bind::{BindDatagram, BindKind, Cookie, UnverifiedBind};
 use relay_userspace::protocol::flow_terms::{FLOW, FlowTerms, RelayAnnounce, RelayConnect};
 use relay_userspace::relay::datapath::{FlowTable, Limit, NoRoutes, TableSizes, Tables};
-use relay_userspace::relay::rendezvous::{Authenticated, ConnId, Output, Randomness, Rendezvous, Settings};
+use relay_userspace::relay::rendezvous::{
+    Authenticated, ConnId, Output, Policy, Randomness, Rendezvous, Settings,
+};
 
 use crate::frames::MAGIC;
 
@@ -77,6 +79,7 @@ impl Population {
         let settings = Settings {
             key: NodeKey::from_seed(&[1; 32]),
             limit: Limit::per_second(1024 * 1024),
+            policy: Policy { announced_agents: u32::MAX, ..Policy::default() },
             idle_timeout: Duration::from_secs(300),
             advertise: Vec::new(),
         };

@@ -4,6 +4,7 @@ mod connections;
 mod fake_relay;
 mod forwards;
 mod raw_sessions;
+mod replaced;
 mod session_events;
 mod trust;
 

@@ -134,8 +134,10 @@ impl Answers {
         let value = match request {
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
-            Request::Status => Err("this daemon is an agent: it relays nothing".to_owned()),
             Request::Settings => json(&self.present.settings()),
+            Request::Status | Request::EndSession { .. } | Request::EndSessionsOf { .. } | Request::Drain => {
+                Err("this daemon is an agent: it relays nothing".to_owned())
+            }
             Request::Reload => return self.readings.ask(answer),
         };
         let _asker_gone = answer.send(value);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 use relay_common::{BIND_LEN, Side};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -23,6 +24,24 @@ impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+impl FromStr for SessionId {
+    type Err = SessionIdError;
+
+    fn from_str(text: &str) -> Result<SessionId, SessionIdError> {
+        let fault = || SessionIdError { text: text.chars().take(80).collect() };
+        let is_it = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let bits = u128::from_str_radix(text, 16).ok().filter(|_| is_it).ok_or_else(fault)?;
+        Ok(SessionId(bits.to_be_bytes()))
+    }
+}
+
+/// A text that is no session id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no session id: expected 32 hexadecimal digits, as `net sessions` shows them")]
+pub struct SessionIdError {
+    text: String,
 }
 
 impl Serialize for SessionId {
@@ -323,6 +342,16 @@ mod tests {
         // HMAC-SHA256 under 32 bytes of 0x0b, computed with Python's hmac module.
         expected.extend(BOUND_MAC);
         assert_eq!(sealed[..], expected[..]);
+    }
+
+    #[test]
+    fn a_session_id_is_read_as_it_is_written() {
+        let id = SessionId([0xa5; 16]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "a5", &"a5".repeat(17), &"+5".repeat(16), &"\u{df}".repeat(16)] {
+            let error = wrong.parse::<SessionId>().unwrap_err().to_string();
+            assert!(error.contains("32 hexadecimal digits"), "{error}");
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ mod datagram;
 mod secrets;
 
 pub use client::{BindClient, BindEvent, BindOutput};
-pub use datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, UnverifiedBind};
+pub use datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, SessionIdError, UnverifiedBind};
 pub use secrets::{
     BindKey, BindKeys, BindMagic, COOKIE_PERIOD, Cookie, CookieCarrier, CookieSecrets, CookieSubject,
 };

@@ -14,11 +14,11 @@ use super::{ControlEvent, Listener, StreamNumber, ToAgent};
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
-use crate::relay::rendezvous::{Authenticated, ConnId, MAX_SESSIONS_PER_NODE, Refusal};
+use crate::relay::rendezvous::{Authenticated, ConnId, MOST_SESSIONS_PER_NODE, Refusal};
 
-/// Messages that may wait for an agent that does not read. One input makes the rendezvous say at most a few things about
-/// each of an agent's sessions: that alone does not fill it.
-const OUTBOX_LEN: usize = 4 * MAX_SESSIONS_PER_NODE as usize;
+/// Messages that an agent's outbox has room for, which takes memory as they come. The driver gives up an agent that does
+/// not read long before, by what the policy of the day permits: see `Rendezvous::most_waiting`.
+const OUTBOX_LEN: usize = 4 * MOST_SESSIONS_PER_NODE as usize;
 
 /// An agent's address is looked at this often.
 const LOOK_AT_ADDRESS: Duration = Duration::from_secs(1);

@@ -147,6 +147,18 @@ pub struct Traffic {
     pub marked_packets: u64,
 }
 
+impl Traffic {
+    /// Packets of both sides.
+    pub fn packets(&self) -> u64 {
+        self.sides.iter().map(SideTraffic::packets).sum()
+    }
+
+    /// UDP payload bytes of both sides.
+    pub fn bytes(&self) -> u64 {
+        self.sides.iter().map(|side| side.bytes).sum()
+    }
+}
+
 /// What one side has sent through the relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideTraffic {
@@ -156,4 +168,11 @@ pub struct SideTraffic {
     pub packets_userspace: u64,
     /// UDP payload bytes of both.
     pub bytes: u64,
+}
+
+impl SideTraffic {
+    /// Packets that were forwarded in either place.
+    pub fn packets(&self) -> u64 {
+        self.packets_kernel + self.packets_userspace
+    }
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 use relay_common::Side;
 
 use super::nodes::{Announcement, Nodes};
+use super::policy::NOT_PERMITTED;
 use super::refusal::Refusal;
 use super::{EndReason, Event, Output, PeerStatus, Rendezvous, goodbye};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::{FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason};
+use crate::protocol::flow_terms::{
+    ErrorMessage, FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason,
+};
 use crate::protocol::{ErrorCode, SessionId};
 use crate::refusals::Tally;
 use crate::relay::datapath::{FlowTuple, Flows};
@@ -97,6 +100,11 @@ impl Agents {
         self.connected.get_mut(&conn)
     }
 
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.connected.len()
+    }
+
     pub fn ids(&self) -> Vec<ConnId> {
         self.connected.keys().copied().collect()
     }
@@ -139,6 +147,12 @@ impl Rendezvous {
     /// An agent has finished the handshake. If it is a side of sessions that lost their connection, it is told of them.
     pub fn connected(&mut self, agent: Authenticated, now: MonoTime) {
         let Authenticated { conn, node, name, remote, relay } = agent;
+        // The policy may have changed while it shook hands.
+        if !self.settings.policy.access.permits(&node) {
+            self.refused(Refusal::AccessDenied, Some(node), remote, now);
+            self.send(conn, goodbye(disconnect_reason::OPERATOR, Some(NOT_PERMITTED.to_owned()), None));
+            return self.outputs.push_back(Output::Close { conn, code: 0, reason: NOT_PERMITTED });
+        }
         self.event(Event::Connected { node, name: name.clone(), remote });
         self.agents.insert(
             conn,
@@ -185,7 +199,8 @@ impl Rendezvous {
         }
     }
 
-    /// RelayAnnounce: the agent can be reached. The newest connection of an identity wins.
+    /// RelayAnnounce: the agent can be reached. The newest connection of an identity wins, unless that has happened too
+    /// often of late: then the one that is announced stays, until it is gone by itself.
     pub(super) fn announce(&mut self, conn: ConnId, announce: &RelayAnnounce, now: MonoTime) {
         let Some(agent) = self.agents.get(conn) else { return };
         let node = agent.node;
@@ -205,16 +220,28 @@ impl Rendezvous {
         let flow = announce.flow == Some(FLOW);
         let allowed = allow.as_ref().map(BTreeSet::len);
         let announcement = Announcement { conn, speaks_flow: flow, allow };
-        let Some(place) = self.nodes.announcement_mut(&node) else { return };
-        let is_new = place.as_ref() != Some(&announcement);
-        let before = place.replace(announcement);
+        let present = self.nodes.by_id(&node).and_then(|node| node.announcement.as_ref());
+        let is_new = present != Some(&announcement);
+        let older = match present.map(|present| present.conn) {
+            None if self.nodes.announced() >= self.settings.policy.announced_agents => {
+                self.refuse(conn, Refusal::AnnouncedFull, now);
+                let text = "as many agents are announced here as may be: announce again later";
+                return self.send(conn, ErrorMessage::new(ErrorCode::Limited, text));
+            }
+            older => older.filter(|older| *older != conn),
+        };
+        if older.is_some() && !self.nodes.may_be_replaced(&node, now) {
+            let text = "this node was replaced 6 times within the hour: does another host use its identity?";
+            return self.expel(conn, ErrorCode::RateLimited, Refusal::ReplacedTooOften, text, now);
+        }
+        self.nodes.announce(&node, announcement);
         // An agent may announce itself all the time, and change its mind as often: that must not fill the log.
         if is_new
             && let Some(times) = self.agents.get_mut(conn).and_then(|agent| agent.announcements.count(now))
         {
             self.event(Event::Announced { node, flow, allowed, times });
         }
-        if let Some(older) = before.map(|before| before.conn).filter(|older| *older != conn) {
+        if let Some(older) = older {
             self.replace(older, conn);
         }
         self.send(conn, RelayReady::documented(ReadyStatus::Waiting, None));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use relay_common::{BIND_LEN, Side};
 
 use super::event::EndReason;
+use super::pace::Pace;
 use super::refusal::Refusal;
 use super::session::Session;
 use super::{Event, LEASE, Output, Randomness, Rendezvous};
@@ -21,43 +22,6 @@ use crate::protocol::bind::{
 };
 use crate::relay::datapath::{FlowTuple, Flows, InstallError};
 use crate::relay::family::Family;
-
-/// At most `N` a second, in any second.
-#[derive(Debug)]
-struct Pace<const N: usize> {
-    /// The last `N` admissions, oldest at `next`.
-    admitted: [Option<MonoTime>; N],
-    next: usize,
-}
-
-impl<const N: usize> Default for Pace<N> {
-    fn default() -> Self {
-        Pace { admitted: [None; N], next: 0 }
-    }
-}
-
-impl<const N: usize> Pace<N> {
-    const PERIOD: Duration = Duration::from_secs(1);
-
-    /// Whether one more may happen now.
-    fn permits(&self, now: MonoTime) -> bool {
-        let oldest = self.admitted.get(self.next).copied().flatten();
-        oldest.is_none_or(|at| now.since(at) >= Self::PERIOD)
-    }
-
-    /// Whether nothing of the past counts any more.
-    fn is_quiet(&self, now: MonoTime) -> bool {
-        self.admitted.iter().flatten().all(|at| now.since(*at) >= Self::PERIOD)
-    }
-
-    /// One has happened.
-    fn record(&mut self, now: MonoTime) {
-        if let Some(oldest) = self.admitted.get_mut(self.next) {
-            *oldest = Some(now);
-            self.next = (self.next + 1) % N;
-        }
-    }
-}
 
 /// A challenge is good for this long.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
@@ -82,8 +46,8 @@ impl Challenge {
 pub(super) struct Questions {
     /// The one challenge that a Proof may answer.
     challenge: Option<Challenge>,
-    challenges: Pace<8>,
-    moves: Pace<1>,
+    challenges: Pace<8, 1>,
+    moves: Pace<1, 1>,
 }
 
 impl Questions {

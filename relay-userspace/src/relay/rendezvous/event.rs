@@ -153,13 +153,15 @@ pub enum Event {
     },
 }
 
-/// Why a session is over.
+/// Why a session or offer is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
     /// The two sides did not both bind within [`super::OFFER_LIFETIME`].
     OfferExpired,
     /// A newer offer has taken its place.
     Displaced,
+    /// The target has ended the offer.
+    Refused,
     /// There was no room for its flows.
     TableFull,
     /// The packet path cannot forward between its tuples.
@@ -170,8 +172,50 @@ pub enum EndReason {
     Idle,
     /// This side has ended it.
     Left(Side),
+    /// The relay's operator has ended it.
+    Operator,
+    /// `[access]` does not permit one of its nodes any more.
+    AccessDenied,
     /// The relay stops.
     Shutdown,
+}
+
+impl EndReason {
+    /// Each, in the order of their words in docs/accounting.md.
+    pub const ALL: [EndReason; 13] = [
+        EndReason::OfferExpired,
+        EndReason::Displaced,
+        EndReason::Refused,
+        EndReason::TableFull,
+        EndReason::TupleRefused(TupleFault::Address),
+        EndReason::ConsentLost(Side::Connector),
+        EndReason::ConsentLost(Side::Target),
+        EndReason::Idle,
+        EndReason::Left(Side::Connector),
+        EndReason::Left(Side::Target),
+        EndReason::Operator,
+        EndReason::AccessDenied,
+        EndReason::Shutdown,
+    ];
+
+    /// The word for programs. It stays what it is; how a reason is told to people may change.
+    pub fn word(self) -> &'static str {
+        match self {
+            EndReason::OfferExpired => "offer_expired",
+            EndReason::Displaced => "offer_displaced",
+            EndReason::Refused => "offer_refused",
+            EndReason::TableFull => "table_full",
+            EndReason::TupleRefused(_) => "tuple_refused",
+            EndReason::ConsentLost(Side::Connector) => "connector_silent",
+            EndReason::ConsentLost(Side::Target) => "target_silent",
+            EndReason::Idle => "idle",
+            EndReason::Left(Side::Connector) => "connector_left",
+            EndReason::Left(Side::Target) => "target_left",
+            EndReason::Operator => "operator",
+            EndReason::AccessDenied => "access_denied",
+            EndReason::Shutdown => "shutdown",
+        }
+    }
 }
 
 impl fmt::Display for EndReason {
@@ -179,11 +223,14 @@ impl fmt::Display for EndReason {
         match self {
             EndReason::OfferExpired => f.write_str("not bound by both sides in time"),
             EndReason::Displaced => f.write_str("a newer offer has taken its place"),
+            EndReason::Refused => f.write_str("refused by the target"),
             EndReason::TableFull => f.write_str("no room in the flow table"),
             EndReason::TupleRefused(fault) => write!(f, "a tuple cannot be forwarded: {fault}"),
             EndReason::ConsentLost(side) => write!(f, "the {} has fallen silent", role(*side)),
             EndReason::Idle => f.write_str("idle"),
             EndReason::Left(side) => write!(f, "ended by the {}", role(*side)),
+            EndReason::Operator => f.write_str("ended by the relay's operator"),
+            EndReason::AccessDenied => f.write_str("the relay's operator does not permit one of the nodes"),
             EndReason::Shutdown => f.write_str("the relay stops"),
         }
     }

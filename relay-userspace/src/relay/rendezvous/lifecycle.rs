@@ -4,7 +4,8 @@ use relay_common::Side;
 
 use super::agents::ConnId;
 use super::event::EndReason;
-use super::session::Dropped;
+use super::nodes::NodeNumber;
+use super::session::{Dropped, Found};
 use super::{CONSENT, Event, KEEPALIVE, Refusal, Rendezvous, goodbye};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
@@ -49,7 +50,8 @@ impl Rendezvous {
         if let Some(side) = session.silent_side(now) {
             return self.end(id, EndReason::ConsentLost(side), flows, now);
         }
-        let dropped = session.look(flows, limit, sessions, now);
+        let Found { bytes, dropped } = session.look(flows, limit, sessions, now);
+        self.throughput.add(bytes, now);
         if session.is_idle(self.settings.idle_timeout, now) {
             return self.end(id, EndReason::Idle, flows, now);
         }
@@ -63,11 +65,12 @@ impl Rendezvous {
     pub(super) fn leave(&mut self, conn: ConnId, id: SessionId, flows: &mut impl Flows, now: MonoTime) {
         let Some(node) = self.agents.get(conn).map(|agent| agent.node) else { return };
         let number = self.nodes.number(&node);
-        match self.sessions.get(id).map(|session| session.side_of(number?)) {
-            Some(Some(side)) => self.end(id, EndReason::Left(side), flows, now),
-            // It may just have ended: both ends may say so at once.
-            None => {}
-            Some(None) => self.refuse(conn, Refusal::ForeignSession, now),
+        // It may just have ended: both ends may say so at once.
+        let Some(session) = self.sessions.get(id) else { return };
+        match number.and_then(|number| session.side_of(number)) {
+            Some(Side::Target) if session.is_offer() => self.end(id, EndReason::Refused, flows, now),
+            Some(side) => self.end(id, EndReason::Left(side), flows, now),
+            None => self.refuse(conn, Refusal::ForeignSession, now),
         }
     }
 
@@ -86,7 +89,22 @@ impl Rendezvous {
             }
         }
         let (age, traffic) = (now.since(session.since), session.traffic(flows));
+        self.throughput.add(session.unseen_bytes(&traffic), now);
         self.event(Event::Ended { session: id, connector, target, reason, age, traffic });
+    }
+
+    /// Ends all sessions and offers of a node. How many there were.
+    pub(super) fn end_all(
+        &mut self,
+        node: Option<NodeNumber>,
+        reason: EndReason,
+        flows: &mut impl Flows,
+        now: MonoTime,
+    ) -> usize {
+        let of_node = self.sessions.of_node(node, &self.nodes);
+        let sessions: Vec<SessionId> = of_node.map(|(session, _)| session.id).collect();
+        sessions.iter().for_each(|session| self.end(*session, reason, flows, now));
+        sessions.len()
     }
 
     /// Tells both sides how large their datagrams may be, if that has changed.
@@ -165,10 +183,15 @@ impl Rendezvous {
             EndReason::TupleRefused(_) => {
                 return self.tell_failure(conn, ended, side, ErrorCode::Refused, reason);
             }
+            EndReason::Refused if side == Side::Target => return,
+            EndReason::Refused => {
+                return self.tell_failure(conn, ended, side, ErrorCode::Refused, reason);
+            }
             EndReason::Left(leaver) if leaver == side => return,
             EndReason::Left(_) => disconnect_reason::PEER_GONE,
             EndReason::ConsentLost(_) => disconnect_reason::CONSENT_LOST,
             EndReason::Idle => disconnect_reason::IDLE,
+            EndReason::Operator | EndReason::AccessDenied => disconnect_reason::OPERATOR,
             EndReason::Shutdown => disconnect_reason::SHUTDOWN,
         };
         self.send(conn, goodbye(word, note, Some(ended.0)));

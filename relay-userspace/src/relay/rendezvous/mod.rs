@@ -18,17 +18,21 @@ mod event;
 mod lifecycle;
 mod nodes;
 mod offers;
+mod pace;
+mod policy;
+mod prefixes;
 mod proved_tuple;
 mod refusal;
 mod session;
 mod sessions;
 mod slab;
+mod throughput;
 mod timers;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -37,6 +41,7 @@ use relay_common::siphash::SipKey;
 
 pub use agents::{Authenticated, ConnId};
 pub use event::{EndReason, Event};
+pub use policy::{Access, MOST_SESSIONS_PER_NODE, Policy};
 pub use refusal::Refusal;
 pub use session::{SessionState, SessionStatus, SideStatus};
 
@@ -44,6 +49,7 @@ use self::agents::Agents;
 use self::nodes::Nodes;
 use self::session::Session;
 use self::sessions::Sessions;
+use self::throughput::Throughput;
 use self::timers::Timers;
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
@@ -71,17 +77,8 @@ pub const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Each proof extends a side's flow by this: what a dead daemon leaves behind stops by itself.
 pub const LEASE: Duration = Duration::from_secs(300);
 
-/// Offers a node may have open as connector.
-pub const MAX_OFFERS_PER_SOURCE: u32 = 8;
-
-/// Offers a node may have open as target. One more takes the place of the oldest whose connector has not bound yet.
-pub const MAX_OFFERS_PER_TARGET: u32 = 32;
-
 /// Offers a node may have open to one target. One more takes the place of the older of them.
 pub const MAX_OFFERS_PER_PAIR: usize = 2;
-
-/// Sessions and offers a node may have, on whichever side. It also bounds what one input makes us tell one agent.
-pub const MAX_SESSIONS_PER_NODE: u32 = 64;
 
 /// Sessions and offers that a node may have with one target.
 pub const MAX_SESSIONS_PER_PAIR: usize = 4;
@@ -114,6 +111,8 @@ pub struct Settings {
     pub key: NodeKey,
     /// The limit of each session.
     pub limit: Limit,
+    /// Who may use the relay, and how much of it.
+    pub policy: Policy,
     /// A session without a relayed packet ends after this.
     pub idle_timeout: Duration,
     /// Where agents are told to send data; empty: where they reached the relay.
@@ -194,6 +193,14 @@ pub struct Rendezvous {
     /// When sessions, by number, are to be looked at.
     looks: Timers<u32>,
     refusals: Refusals<Refusal>,
+    /// What all sessions carry.
+    throughput: Throughput,
+    /// Nodes that nobody is offered to for a while.
+    bans: BTreeMap<NodeId, MonoTime>,
+    /// The most that a policy has permitted a node so far.
+    most_sessions_per_node: u32,
+    /// No new sessions: it is about to stop.
+    draining: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -203,6 +210,7 @@ impl Rendezvous {
         Rendezvous {
             magic: BindMagic::of_relay(&settings.key.public()),
             bind_keys: BindKeys::of_relay(&settings.key),
+            most_sessions_per_node: settings.policy.sessions_per_node,
             settings,
             secrets: CookieSecrets::new(randomness.array(), now),
             nodes: Nodes::new(randomness.hash_key()),
@@ -211,6 +219,9 @@ impl Rendezvous {
             pings: Timers::default(),
             looks: Timers::default(),
             refusals: Refusals::default(),
+            throughput: Throughput::default(),
+            bans: BTreeMap::new(),
+            draining: false,
             outputs: VecDeque::new(),
         }
     }
@@ -292,6 +303,34 @@ impl Rendezvous {
             }
             self.send_terms(session, false);
         }
+    }
+
+    /// The relay is about to stop: it takes no new sessions from now on. Those it has go on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether [`drain`](Self::drain) was asked for.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// The operator ends a session. False: there is none of that id.
+    pub fn end_by_operator(&mut self, session: SessionId, flows: &mut impl Flows, now: MonoTime) -> bool {
+        let is_there = self.sessions.get(session).is_some();
+        self.end(session, EndReason::Operator, flows, now);
+        is_there
+    }
+
+    /// The operator ends all sessions and offers of a node. How many there were.
+    pub fn end_all_by_operator(&mut self, node: &NodeId, flows: &mut impl Flows, now: MonoTime) -> usize {
+        self.end_all(self.nodes.number(node), EndReason::Operator, flows, now)
+    }
+
+    /// UDP payload bytes per second that all sessions carried together of late: an average over five seconds, which are
+    /// up to six seconds old.
+    pub fn relayed_bytes_per_s(&mut self, now: MonoTime) -> u64 {
+        self.throughput.bytes_per_s(now)
     }
 
     /// The relay stops: every agent is told, every flow removed.

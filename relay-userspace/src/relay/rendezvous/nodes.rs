@@ -3,13 +3,17 @@
 //! A session names its nodes by number: their ids are longer than all that it knows of a tuple.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use relay_common::Side;
 use relay_common::siphash::{SipKey, siphash13};
 
 use super::agents::ConnId;
+use super::pace::Pace;
+use super::policy::Access;
 use super::slab::Slab;
+use crate::clock::MonoTime;
 use crate::identity::NodeId;
 
 /// A node's number while it is known.
@@ -29,7 +33,14 @@ pub(super) struct Node {
     pub sessions: u32,
     /// Its open offers as connector and as target.
     pub offers: [u16; 2],
+    /// When its offers as target would have come, had they come evenly.
+    offered_until: MonoTime,
+    /// When newer connections of it have taken the place of older ones, if any have.
+    replaced: Option<Box<Replacements>>,
 }
+
+/// A node that is replaced more often has an identity that several hosts use, or a host that cannot keep a connection.
+type Replacements = Pace<6, 3600>;
 
 /// How a node can be reached.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,12 +58,14 @@ pub(super) struct Nodes {
     by_id: HashTable<u32>,
     /// Whoever makes many keys can choose among their hashes.
     hash_key: SipKey,
+    /// How many are announced.
+    announced: u32,
 }
 
 impl Nodes {
     /// None yet. `hash_key` is nobody else's.
     pub fn new(hash_key: SipKey) -> Nodes {
-        Nodes { all: Slab::default(), by_id: HashTable::new(), hash_key }
+        Nodes { all: Slab::default(), by_id: HashTable::new(), hash_key, announced: 0 }
     }
 
     pub fn number(&self, id: &NodeId) -> Option<NodeNumber> {
@@ -72,10 +85,34 @@ impl Nodes {
         self.get(self.number(id)?)
     }
 
-    /// Where a node's announcement stands, if the node is known.
-    pub fn announcement_mut(&mut self, id: &NodeId) -> Option<&mut Option<Announcement>> {
+    /// How many are announced.
+    pub fn announced(&self) -> u32 {
+        self.announced
+    }
+
+    /// A node can be reached in this way from now on; how it could before. Nothing happens if it is not known.
+    pub fn announce(&mut self, id: &NodeId, announcement: Announcement) -> Option<Announcement> {
         let number = self.number(id)?;
-        Some(&mut self.get_mut(number)?.announcement)
+        let before = self.get_mut(number)?.announcement.replace(announcement);
+        self.announced += u32::from(before.is_none());
+        before
+    }
+
+    /// Whether a newer connection of a node may take the place of its older one now; if so, that is counted.
+    pub fn may_be_replaced(&mut self, id: &NodeId, now: MonoTime) -> bool {
+        let Some(node) = self.number(id).and_then(|number| self.get_mut(number)) else { return false };
+        let replaced = node.replaced.get_or_insert_default();
+        let may = replaced.permits(now);
+        if may {
+            replaced.record(now);
+        }
+        may
+    }
+
+    /// The nodes that `access` does not permit.
+    pub fn not_permitted(&self, access: &Access) -> Vec<NodeNumber> {
+        let barred = self.all.iter().filter(|node| !access.permits(&node.id));
+        barred.filter_map(|node| self.number(&node.id)).collect()
     }
 
     /// The ids of two nodes.
@@ -86,6 +123,11 @@ impl Nodes {
     /// The newest connection of a node.
     pub fn newest(&self, id: &NodeId) -> Option<ConnId> {
         self.by_id(id)?.conns.last().copied()
+    }
+
+    /// All connections of a node.
+    pub fn connections(&self, id: &NodeId) -> Vec<ConnId> {
+        self.by_id(id).map_or_else(Vec::new, |node| node.conns.clone())
     }
 
     /// A node has one more connection.
@@ -102,7 +144,8 @@ impl Nodes {
         let Some(number) = self.number(id) else { return };
         let Some(node) = self.get_mut(number) else { return };
         node.conns.retain(|other| *other != conn);
-        node.announcement.take_if(|announcement| announcement.conn == conn);
+        let silenced = node.announcement.take_if(|announcement| announcement.conn == conn).is_some();
+        self.announced -= u32::from(silenced);
         self.forget_if_gone(number);
     }
 
@@ -119,10 +162,17 @@ impl Nodes {
     }
 
     fn insert(&mut self, id: NodeId) -> NodeNumber {
-        let (conns, offers) = (Vec::new(), [0; 2]);
-        let node = Node { id, conns, announcement: None, first_session: None, sessions: 0, offers };
-        let number = self.all.insert(node);
-        let Nodes { all, by_id, hash_key } = self;
+        let number = self.all.insert(Node {
+            id,
+            conns: Vec::new(),
+            announcement: None,
+            first_session: None,
+            sessions: 0,
+            offers: [0; 2],
+            offered_until: MonoTime::default(),
+            replaced: None,
+        });
+        let Nodes { all, by_id, hash_key, .. } = self;
         let rehash = |other: &u32| all.get(*other).map_or(0, |node| hash(*hash_key, &node.id));
         by_id.insert_unique(hash(*hash_key, &id), number, rehash);
         NodeNumber(number)
@@ -143,7 +193,23 @@ impl Node {
             Side::Target => as_target.into(),
         }
     }
+
+    /// Whether it may be told of one more offer now: of `most` in a second, and as many again at once.
+    pub fn may_be_offered(&self, most: u32, now: MonoTime) -> bool {
+        self.after_one_more_offer(most, now) <= now + 2 * SECOND
+    }
+
+    /// It is told of one more.
+    pub fn offered(&mut self, most: u32, now: MonoTime) {
+        self.offered_until = self.after_one_more_offer(most, now);
+    }
+
+    fn after_one_more_offer(&self, most: u32, now: MonoTime) -> MonoTime {
+        self.offered_until.max(now) + SECOND / most.max(1)
+    }
 }
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn hash(key: SipKey, id: &NodeId) -> u64 {
     let (words, _) = id.as_bytes().as_chunks::<8>();

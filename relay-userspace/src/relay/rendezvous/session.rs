@@ -9,6 +9,7 @@ use super::CONSENT;
 use super::agents::ConnId;
 use super::binds::Questions;
 use super::nodes::NodeNumber;
+use super::prefixes::PrefixNumber;
 use super::proved_tuple::ProvedTuple;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
@@ -38,6 +39,8 @@ pub(super) struct Session {
     pub id: SessionId,
     /// Indexed by [`Side`].
     pub parties: [Party; 2],
+    /// The prefix that it was asked for from.
+    pub prefix: PrefixNumber,
     pub since: MonoTime,
     stage: Stage,
     /// Present while both flows are in place.
@@ -100,6 +103,15 @@ pub(super) struct Party {
     pub bound: Option<ProvedTuple>,
     /// When it last proved a tuple.
     pub proved: MonoTime,
+}
+
+/// What a look at a session's traffic has found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    /// UDP payload bytes relayed since the look before.
+    pub bytes: u64,
+    /// What the limit has dropped since that was last returned, if it is time to tell the agents.
+    pub dropped: Dropped,
 }
 
 /// What the limit has dropped.
@@ -176,10 +188,11 @@ impl Party {
 
 impl Session {
     /// An offer made now.
-    pub fn offer(id: SessionId, parties: [Party; 2], now: MonoTime) -> Session {
+    pub fn offer(id: SessionId, parties: [Party; 2], prefix: PrefixNumber, now: MonoTime) -> Session {
         Session {
             id,
             parties,
+            prefix,
             since: now,
             stage: Stage::Offer { until: now + super::OFFER_LIFETIME },
             slot: None,
@@ -320,21 +333,19 @@ impl Session {
         Side::BOTH.into_iter().find(|side| self.party(*side).proved + CONSENT <= now)
     }
 
-    /// Looks at what it has carried under `limit`; it is one of `sessions`. Returns what the limit has dropped since that
-    /// was last returned, if it is time to tell the agents.
-    pub fn look(&mut self, flows: &impl Flows, limit: Limit, sessions: usize, now: MonoTime) -> Dropped {
-        let Stage::Established { next_look, active } = &mut self.stage else { return Dropped::default() };
+    /// Looks at what it has carried under `limit`; it is one of `sessions`.
+    pub fn look(&mut self, flows: &impl Flows, limit: Limit, sessions: usize, now: MonoTime) -> Found {
+        let Stage::Established { next_look, active } = &mut self.stage else { return Found::default() };
         let before = self.past.as_ref().map_or(Traffic::default(), |past| past.carried);
         let traffic = self.slot.map_or(before, |slot| sum(before, flows.traffic(slot)));
-        let packets = traffic.sides.iter().map(|side| side.packets_kernel + side.packets_userspace).sum();
-        let bytes: u64 = traffic.sides.iter().map(|side| side.bytes).sum();
+        let packets = traffic.packets();
         if packets != self.seen_packets {
             self.seen_packets = packets;
             *active = now;
         }
+        let bytes = traffic.bytes().saturating_sub(std::mem::replace(&mut self.seen_bytes, traffic.bytes()));
         // Whoever spends less than a burst between two looks is not about to be limited.
-        let is_fast = limit.bytes_per_s > 0
-            && bytes.saturating_sub(std::mem::replace(&mut self.seen_bytes, bytes)) > limit.burst_bytes;
+        let is_fast = limit.bytes_per_s > 0 && bytes > limit.burst_bytes;
         let (told, told_at) =
             self.past.as_ref().map_or_else(Default::default, |past| (past.told_dropped, past.told_at));
         let dropped = Dropped {
@@ -343,12 +354,17 @@ impl Session {
         };
         *next_look = now + pause(is_fast || dropped.packets > 0, sessions);
         if dropped.packets == 0 || told_at.is_some_and(|at| now.since(at) < LOOK_EVERY) {
-            return Dropped::default();
+            return Found { bytes, dropped: Dropped::default() };
         }
         let past = self.past.get_or_insert_default();
         past.told_dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
         past.told_at = Some(now);
-        dropped
+        Found { bytes, dropped }
+    }
+
+    /// What of `traffic`, which is all of its own, no look has found yet.
+    pub fn unseen_bytes(&self, traffic: &Traffic) -> u64 {
+        traffic.bytes().saturating_sub(self.seen_bytes)
     }
 
     /// Whether no packet was found to be relayed for this long.

@@ -6,11 +6,13 @@ use relay_common::siphash::SipKey;
 
 use super::agents::ConnId;
 use super::nodes::{NodeNumber, Nodes};
+use super::prefixes::{PrefixNumber, Prefixes};
 use super::proved_tuple::ProvedTuple;
 use super::session::{Party, Session};
 use super::slab::Slab;
 use crate::protocol::SessionId;
 use crate::relay::datapath::FlowTuple;
+use crate::relay::prefix::Prefix;
 
 /// All offers and sessions, by id, node and tuple.
 ///
@@ -23,6 +25,8 @@ pub(super) struct Sessions {
     by_tuple: HashTable<Owner>,
     /// Agents choose their tuples; ids are random as they are.
     hash_key: SipKey,
+    /// Who has asked for them.
+    prefixes: Prefixes,
 }
 
 /// A side of a session, in one word.
@@ -46,7 +50,13 @@ impl Owner {
 impl Sessions {
     /// None yet. `hash_key` is nobody else's.
     pub fn new(hash_key: SipKey) -> Sessions {
-        Sessions { all: Slab::default(), by_id: HashTable::new(), by_tuple: HashTable::new(), hash_key }
+        Sessions {
+            all: Slab::default(),
+            by_id: HashTable::new(),
+            by_tuple: HashTable::new(),
+            hash_key,
+            prefixes: Prefixes::default(),
+        }
     }
 
     pub fn get(&self, id: SessionId) -> Option<&Session> {
@@ -116,7 +126,14 @@ impl Sessions {
         Some((self.all.get(owner.number())?.id, owner.side()))
     }
 
-    pub fn insert(&mut self, session: Session, nodes: &mut Nodes) {
+    /// How many sessions and offers the nodes of each prefix have asked for.
+    pub fn prefixes(&self) -> &Prefixes {
+        &self.prefixes
+    }
+
+    /// Puts in an offer that a node of `prefix` has asked for.
+    pub fn insert(&mut self, offer: impl FnOnce(PrefixNumber) -> Session, prefix: Prefix, nodes: &mut Nodes) {
+        let session = offer(self.prefixes.add(prefix));
         let (id, of) = (session.id, session.nodes());
         let number = self.all.insert(session);
         for (node, side) in of.into_iter().zip(Side::BOTH) {
@@ -157,6 +174,7 @@ impl Sessions {
         if session.is_offer() {
             self.close_offer(of, nodes);
         }
+        self.prefixes.remove(session.prefix);
         of.into_iter().for_each(|node| nodes.forget_if_gone(node));
         Some(session)
     }

@@ -21,8 +21,8 @@ impl Real {
     fn new(limit: Limit) -> Real {
         let mut random = Seeded(7);
         let now = MonoTime(1_000_000_000_000);
-        let settings =
-            Settings { key: NodeKey::from_seed(&[0; 32]), limit, idle_timeout: IDLE, advertise: Vec::new() };
+        let (key, policy) = (NodeKey::from_seed(&[0; 32]), Policy::default());
+        let settings = Settings { key, limit, policy, idle_timeout: IDLE, advertise: Vec::new() };
         let tables = Arc::new(Tables::private(TableSizes::for_sessions(64), [1, 2], magic().0));
         Real {
             rendezvous: Rendezvous::new(settings, &mut random, now),

@@ -4,8 +4,14 @@ mod agents;
 mod binds;
 mod escapes;
 mod offers;
+mod operator;
+mod policy;
+mod popularity;
+mod replacement;
 mod sessions;
 mod soak;
+mod total_limit;
+mod unreachable;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,7 +20,7 @@ use std::time::Duration;
 use relay_common::{BIND_LEN, Side};
 
 use super::{
-    Authenticated, ConnId, EndReason, Event, KEEPALIVE, Output, Randomness, Refusal, Rendezvous,
+    Authenticated, ConnId, EndReason, Event, KEEPALIVE, Output, Policy, Randomness, Refusal, Rendezvous,
     SessionState, Settings,
 };
 use crate::clock::MonoTime;
@@ -196,6 +202,7 @@ impl World {
         let settings = Settings {
             key: NodeKey::from_seed(&[0; 32]),
             limit: LIMIT,
+            policy: Policy::default(),
             idle_timeout: IDLE,
             advertise: Vec::new(),
         };
@@ -242,6 +249,14 @@ impl World {
         self.pings.clear();
         self.pongs.clear();
         self.closed.clear();
+    }
+
+    /// The operator changes the policy.
+    fn policy(&mut self, change: impl FnOnce(&mut Policy)) {
+        let mut policy = self.rendezvous.settings.policy.clone();
+        change(&mut policy);
+        self.rendezvous.set_policy(policy, &mut self.flows, self.now);
+        self.drain();
     }
 
     /// Node number `seed` connects from its own address.
