@@ -2,6 +2,7 @@
 
 use relay_common::Side;
 
+use super::accounting::Account;
 use super::rendezvous::Event;
 use crate::refusals::RefusalReason as _;
 
@@ -51,17 +52,9 @@ pub fn log(event: &Event) {
             tracing::debug!(%session, packets, bytes, "dropped for the limit");
         }
         Event::Ended { session, connector, target, reason, age, traffic } => {
-            let [sent, answered] = traffic.sides;
-            tracing::info!(
-                %session, %connector, %target,
-                reason = reason.to_string(),
-                seconds = age.as_secs(),
-                packets = sent.packets_kernel + sent.packets_userspace
-                    + answered.packets_kernel + answered.packets_userspace,
-                bytes = sent.bytes + answered.bytes,
-                limited_packets = traffic.limited_packets,
-                "session ended"
-            );
+            let (session, connector, target) = (*session, *connector, *target);
+            let account = Account { session, connector, target, reason: *reason, age: *age, traffic };
+            tracing::info!(target: "accounting", "{account}");
         }
         Event::Refused { refusal, times, node, from } => {
             let node = node.map(|node| node.to_string()).unwrap_or_default();

@@ -9,6 +9,7 @@ pub mod prefix;
 pub mod rendezvous;
 pub mod report;
 
+mod accounting;
 mod control;
 mod driver;
 mod event_log;

@@ -48,7 +48,7 @@ fn the_connector_dies(world: World, forwarder: Forwarder) {
         since.elapsed().as_secs_f64()
     );
     // The peer notices before consent runs out.
-    wait_for_end_because(&mut relay, "ended by the target");
+    wait_for_end_because(&mut relay, "target_left");
     wait_for("the end of the target's session", NOTICED_WITHIN, || {
         sessions_of_target(&world).is_empty().then_some(())
     });
@@ -98,7 +98,7 @@ fn the_target_dies(world: World, forwarder: Forwarder) {
     });
     assert_eq!(forwarded(), forwarded_before, "a datagram from the old tuple was forwarded");
 
-    wait_for_end_because(&mut relay, "ended by the connector");
+    wait_for_end_because(&mut relay, "connector_left");
     wait_for_end(&mut sender, NOTICED_WITHIN);
     wait_until_said(&mut forward, LOST, NOTICED_WITHIN);
     let _ = receiver.ended(); // it died with the target's socket or waits for nobody: the lab ends it
@@ -181,7 +181,7 @@ fn a_side_falls_silent(world: World, forwarder: Forwarder) {
     );
     assert!(closed_after <= NOTICED_WITHIN, "closed after {closed_after:?}");
     assert!(closed_after >= NOTICED_WITHIN - Duration::from_secs(15), "closed after {closed_after:?}");
-    wait_for_end_because(&mut relay, "the target has fallen silent");
+    wait_for_end_because(&mut relay, "target_silent");
     relay.stop().unwrap();
 }
 
@@ -230,7 +230,7 @@ fn forwarded_from(forwarder: Forwarder, side: &RelaySide) -> u64 {
 
 /// Waits until the relay's log has the end of a session for `reason`.
 fn wait_for_end_because(relay: &mut Process, reason: &str) {
-    let reason = format!("reason=\"{reason}\"");
+    let reason = format!(" reason={reason} ");
     let is_end = |line: &str| line.contains("session ended") && line.contains(&reason);
     relay
         .wait_until(&format!("a session's end with {reason}"), Duration::from_secs(1), |relay| {
