@@ -148,6 +148,7 @@ fn the_tables_of_types_codes_and_reasons_are_the_codes() {
         disconnect_reason::SHUTDOWN,
         disconnect_reason::CONSENT_LOST,
         disconnect_reason::PEER_GONE,
+        disconnect_reason::OPERATOR,
         disconnect_reason::REPLACED,
     ];
     let reasons: BTreeSet<String> = reasons.iter().map(|reason| format!("`{reason}`")).collect();

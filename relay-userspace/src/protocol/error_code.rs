@@ -36,7 +36,7 @@ pub enum ErrorCode {
     Draining = 3006,
     /// Ours: the two sides did not both bind in time.
     OfferExpired = 3007,
-    /// Too many messages; or, with `session`, datagrams dropped for the session's limit.
+    /// Too many messages, or replacements of a node; or, with `session`, datagrams dropped for the session's limit.
     RateLimited = 4001,
     /// A fault of the sender of this code.
     Internal = 5001,
