@@ -259,6 +259,7 @@ mod tests {
     use crate::protocol::bind::BindMagic;
     use crate::relay::forwarder::RelayPort;
     use crate::relay::packet_path::Opened;
+    use crate::relay::rendezvous::{Authenticated, Refusal};
 
     /// A relay that carries nothing yet.
     fn driver(config: &Config, source: Option<ConfigSource>) -> Driver {
@@ -322,5 +323,31 @@ mod tests {
             () = working => panic!("nobody has stopped it"),
         }
         assert_eq!((before, driver.rendezvous.most_waiting()), (256, 4000));
+    }
+    #[tokio::test]
+    async fn an_agent_that_does_not_read_is_given_up_once_as_much_waits_as_the_policy_can_make_us_say() {
+        let config = Config::parse("", "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap();
+        let mut driver = driver(&config, None);
+        let conn = ConnId(1);
+        let node = NodeKey::from_seed(&[2; 32]).node_id();
+        let remote = "192.0.2.1:1".parse().unwrap();
+        let agent = Authenticated { conn, node, name: String::new(), remote, relay: None };
+        let (outbox, _unread) = mpsc::channel(100_000);
+        driver.control(ControlEvent::Connected { agent, outbox });
+        let most = driver.rendezvous.most_waiting();
+        let given_up = |driver: &Driver| driver.rendezvous.refusals().of(Refusal::SlowReader);
+        for _ in 0..most {
+            let message = Ping { ts: 0 }.into();
+            driver.control(ControlEvent::Message { conn, stream: StreamNumber(0), message });
+            driver.carry_out(None);
+        }
+        assert_eq!((given_up(&driver), driver.outboxes.len()), (0, 1));
+        driver.control(ControlEvent::Message {
+            conn,
+            stream: StreamNumber(0),
+            message: Ping { ts: 0 }.into(),
+        });
+        driver.carry_out(None);
+        assert_eq!((given_up(&driver), driver.outboxes.len()), (1, 0));
     }
 }

@@ -20,7 +20,7 @@ async fn an_agent_that_is_told_that_it_was_replaced_does_not_fight_back() {
         key: key(1),
         name: "agent 1".to_owned(),
         address: net.relay.control.to_string().parse().unwrap(),
-        known_relays: KnownRelays::at(&net.known_relays(1)),
+        known_relays: KnownRelays::at(net.known_relays(1)),
     };
     let (events, mut changes) = mpsc::channel(64);
     let link = tokio::spawn(keep_connected(RelayIndex(0), settings, events, CancellationToken::new()));

@@ -3,8 +3,11 @@
 use super::super::*;
 use super::*;
 
-/// All that is sent, to whomever and in which order, when node 1 asks for node 2 after `before`.
-fn seen(before: impl FnOnce(&mut World)) -> Vec<(ConnId, Vec<u8>)> {
+/// All that is sent, to whomever and in which order.
+type Sent = Vec<(ConnId, Vec<u8>)>;
+
+/// What is sent when node 1 asks for node 2 after `before`.
+fn seen(before: impl FnOnce(&mut World)) -> Sent {
     let mut world = World::new();
     let source = world.connect(1);
     before(&mut world);
@@ -36,7 +39,7 @@ fn an_agent_that_is_absent_banned_or_does_not_accept_the_source_looks_the_same_t
     let Message::RelayError(error) = Message::decode_frame(bytes).unwrap() else { panic!("a RelayError") };
     assert_eq!((*to, error.code, error.session), (ConnId(1), ErrorCode::TargetUnknown.number(), None));
 
-    let cases: [(&str, Vec<(ConnId, Vec<u8>)>); 9] = [
+    let cases: [(&str, Sent); 9] = [
         (
             "connected only",
             seen(|world| {

@@ -98,7 +98,7 @@ impl Simulation {
         };
         let fresh = self.random.below(60_000);
         let taken = self.agents[whose].sessions.get(&other).map(|flow| flow.address);
-        let at = taken.filter(|_| fresh % 3 == 0).unwrap_or(data_address(who, fresh));
+        let at = taken.filter(|_| fresh.is_multiple_of(3)).unwrap_or(data_address(who, fresh));
         let Some(flow) = self.agents[who].sessions.get_mut(&session) else { return };
         flow.address = at;
         flow.client.bind_now();

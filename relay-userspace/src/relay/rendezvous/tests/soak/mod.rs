@@ -189,7 +189,7 @@ impl Simulation {
         self.inputs += 1;
         self.carry_out();
         self.check_touched();
-        if self.inputs % WHOLE_EVERY == 0 {
+        if self.inputs.is_multiple_of(WHOLE_EVERY) {
             self.check_whole();
         }
     }
