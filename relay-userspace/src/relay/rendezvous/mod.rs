@@ -32,7 +32,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ use self::timers::Timers;
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindKeys, BindMagic, CookieSecrets};
-use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
+use crate::protocol::flow_terms::{Disconnect, ErrorMessage, RelayConnect, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, SessionId};
@@ -195,8 +195,6 @@ pub struct Rendezvous {
     refusals: Refusals<Refusal>,
     /// What all sessions carry.
     throughput: Throughput,
-    /// Nodes that nobody is offered to for a while.
-    bans: BTreeMap<NodeId, MonoTime>,
     /// The most that a policy has permitted a node so far.
     most_sessions_per_node: u32,
     /// No new sessions: it is about to stop.
@@ -220,7 +218,6 @@ impl Rendezvous {
             looks: Timers::default(),
             refusals: Refusals::default(),
             throughput: Throughput::default(),
-            bans: BTreeMap::new(),
             draining: false,
             outputs: VecDeque::new(),
         }
@@ -238,7 +235,7 @@ impl Rendezvous {
         let Some(agent) = self.agents.get_mut(conn) else { return };
         match message {
             Message::RelayAnnounce(announce) => self.announce(conn, &announce, now),
-            Message::RelayConnect(connect) => self.connect(conn, &connect, flows, randomness, now),
+            Message::RelayConnect(connect) => self.connect(conn, &connect, false, flows, randomness, now),
             Message::Ping(ping) => self.outputs.push_back(Output::Pong { conn, echo: ping.ts }),
             Message::Pong(_) => agent.unanswered_pings = 0,
             Message::Disconnect(Disconnect { session: Some(session), .. }) => {
@@ -254,6 +251,19 @@ impl Rendezvous {
             }
             other => self.not_taken(conn, NotTaken::from(&other), now),
         }
+    }
+
+    /// As [`received`](Self::received), for a RelayConnect whose target is banned at present: it is answered as if the
+    /// target were absent. What the target has goes on.
+    pub fn asked_for_banned(
+        &mut self,
+        conn: ConnId,
+        connect: &RelayConnect,
+        flows: &mut impl Flows,
+        randomness: &mut impl Randomness,
+        now: MonoTime,
+    ) {
+        self.connect(conn, connect, true, flows, randomness, now);
     }
 
     /// Whether [`received`](Self::received) takes messages of this type; of others [`NotTaken`] is enough.

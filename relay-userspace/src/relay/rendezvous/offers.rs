@@ -19,11 +19,13 @@ use crate::relay::datapath::Flows;
 use crate::relay::prefix::Prefix;
 
 impl Rendezvous {
-    /// RelayConnect: pairs the agent with another one. Nothing is forwarded until both have proved a tuple.
+    /// RelayConnect: pairs the agent with another one, unless that `is_banned`. Nothing is forwarded until both have proved
+    /// a tuple.
     pub(super) fn connect(
         &mut self,
         conn: ConnId,
         connect: &RelayConnect,
+        is_banned: bool,
         flows: &mut impl Flows,
         randomness: &mut impl Randomness,
         now: MonoTime,
@@ -49,8 +51,7 @@ impl Rendezvous {
             return self.decline(conn, &target, Refusal::Draining, now);
         }
         let prefix = Prefix::of(remote.ip());
-        let banned = self.is_banned(&target, now);
-        let reachable = self.reachable(connect, &source, &target, banned);
+        let reachable = self.reachable(connect, &source, &target, is_banned);
         let room = reachable.and_then(|reached| Ok((reached, self.room(&source, &target, prefix, now)?)));
         let ((target_conn, target_remote), displaced) = match room {
             Ok(room) => room,

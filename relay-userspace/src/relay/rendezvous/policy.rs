@@ -78,26 +78,6 @@ impl Rendezvous {
         }
     }
 
-    /// Nobody is offered to `node` any more until then, and nobody can tell. What it has goes on.
-    pub fn ban(&mut self, node: NodeId, until: MonoTime) {
-        self.bans.insert(node, until);
-    }
-
-    /// A ban is over before its time.
-    pub fn lift_ban(&mut self, node: &NodeId) {
-        self.bans.remove(node);
-    }
-
-    /// Whether nobody is offered to `node`. A ban that is over is forgotten.
-    pub(super) fn is_banned(&mut self, node: &NodeId, now: MonoTime) -> bool {
-        let until = self.bans.get(node).copied();
-        let is_banned = until.is_some_and(|until| now < until);
-        if until.is_some() && !is_banned {
-            self.bans.remove(node);
-        }
-        is_banned
-    }
-
     /// Offers that a target may have open.
     pub(super) fn most_offers_of_target(&self) -> u32 {
         let Policy { offers_per_target, sessions_per_node, .. } = self.settings.policy;

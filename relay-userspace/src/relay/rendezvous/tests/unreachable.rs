@@ -8,14 +8,27 @@ type Sent = Vec<(ConnId, Vec<u8>)>;
 
 /// What is sent when node 1 asks for node 2 after `before`.
 fn seen(before: impl FnOnce(&mut World)) -> Sent {
+    seen_when(before, |world, source| world.message(source, connect(1, 2)))
+}
+
+fn seen_when(before: impl FnOnce(&mut World), ask: impl FnOnce(&mut World, ConnId)) -> Sent {
     let mut world = World::new();
     let source = world.connect(1);
     before(&mut world);
     world.clear();
-    world.message(source, connect(1, 2));
+    ask(&mut world, source);
     assert!(world.closed.is_empty() && world.pings.is_empty() && world.binds.is_empty());
     assert_eq!(world.rendezvous.sessions.total(), 0, "nor is anything kept");
     world.messages.iter().map(|(conn, message)| (*conn, message.encode().unwrap())).collect()
+}
+
+/// Node 1 asks for node 2, which is banned.
+fn ask_for_banned(world: &mut World, source: ConnId) {
+    let World { rendezvous, flows, randomness, now, .. } = world;
+    rendezvous.asked_for_banned(source, &connect(1, 2), flows, randomness, *now);
+    world.drain();
+    assert_eq!(world.refusals(Refusal::TargetAbsent) + world.refusals(Refusal::TargetDenies), 0);
+    assert_eq!(world.refusals(Refusal::TargetBanned), 1);
 }
 
 fn announced_to(world: &mut World, allow: Option<Vec<String>>, flow: Option<u32>) -> ConnId {
@@ -39,7 +52,7 @@ fn an_agent_that_is_absent_banned_or_does_not_accept_the_source_looks_the_same_t
     let Message::RelayError(error) = Message::decode_frame(bytes).unwrap() else { panic!("a RelayError") };
     assert_eq!((*to, error.code, error.session), (ConnId(1), ErrorCode::TargetUnknown.number(), None));
 
-    let cases: [(&str, Sent); 9] = [
+    let cases: [(&str, Sent); 8] = [
         (
             "connected only",
             seen(|world| {
@@ -73,17 +86,12 @@ fn an_agent_that_is_absent_banned_or_does_not_accept_the_source_looks_the_same_t
         ),
         (
             "banned",
-            seen(|world| {
-                announced_to(world, everyone(), Some(FLOW));
-                world.rendezvous.ban(node(2), world.now + seconds(60));
-            }),
-        ),
-        (
-            "banned and accepts others",
-            seen(|world| {
-                announced_to(world, others(), Some(FLOW));
-                world.rendezvous.ban(node(2), world.now + seconds(60));
-            }),
+            seen_when(
+                |world| {
+                    announced_to(world, everyone(), Some(FLOW));
+                },
+                ask_for_banned,
+            ),
         ),
         (
             "denied by the operator",
@@ -110,28 +118,12 @@ fn an_agent_that_is_absent_banned_or_does_not_accept_the_source_looks_the_same_t
 }
 
 #[test]
-fn a_ban_is_over_when_its_time_is_or_when_it_is_lifted() {
+fn a_ban_ends_no_connection_and_no_session_and_begins_none() {
     let mut world = World::new();
-    let source = world.connect(1);
-    world.reachable(2);
-    world.rendezvous.ban(node(2), world.now + seconds(60));
-    world.message(source, connect(1, 2));
-    assert_eq!((world.relay_error_codes(source), world.refusals(Refusal::TargetBanned)), (vec![3001], 1));
-    world.pass(seconds(60));
-    world.offer(source, 1, 2);
-    world.rendezvous.ban(node(2), world.now + seconds(60));
-    world.rendezvous.lift_ban(&node(2));
-    world.offer(source, 1, 2);
-}
-
-#[test]
-fn a_ban_ends_no_connection_and_no_session() {
-    let mut world = World::new();
-    let (source, target, terms) = world.paired();
-    world.rendezvous.ban(node(2), world.now + seconds(60));
-    world.message(source, connect(1, 2));
-    assert_eq!(world.relay_error_codes(source), [3001], "but no new one begins");
+    let (source, _, terms) = world.paired();
+    ask_for_banned(&mut world, source);
+    assert_eq!(world.relay_error_codes(source), [ErrorCode::TargetUnknown.number()]);
     assert_eq!(world.state(&terms), Some(SessionState::Paired));
-    world.message(target, announce(2));
     assert!(world.closed.is_empty());
+    world.offer(source, 1, 2);
 }

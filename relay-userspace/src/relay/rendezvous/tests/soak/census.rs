@@ -39,6 +39,7 @@ pub struct Touched {
     pub sessions: BTreeSet<SessionId>,
     pub nodes: BTreeSet<usize>,
     pub tuples: BTreeSet<FlowTuple>,
+    pub prefixes: BTreeSet<Prefix>,
 }
 
 impl Touched {
@@ -92,8 +93,8 @@ impl Census {
         }
     }
 
-    /// The nodes it had, and the tuples.
-    pub fn ended(&mut self, session: SessionId) -> ([usize; 2], Vec<FlowTuple>) {
+    /// What it was part of has to be looked at.
+    pub fn ended(&mut self, session: SessionId, touched: &mut Touched) {
         let known = self.sessions.remove(&session).expect("what ends was offered, and ends once");
         if known.is_offer {
             Self::close_offer(&mut self.nodes, known.nodes);
@@ -113,9 +114,11 @@ impl Census {
         if let Some(slot) = known.slot {
             self.by_slot.remove(&slot);
         }
-        let tuples: Vec<FlowTuple> = known.tuples.into_iter().flatten().collect();
-        self.bound -= tuples.len();
-        (known.nodes, tuples)
+        self.bound -= known.tuples.iter().flatten().count();
+        touched.sessions.insert(session);
+        touched.nodes.extend(known.nodes);
+        touched.tuples.extend(known.tuples.iter().flatten());
+        touched.prefixes.insert(known.prefix);
     }
 
     /// How a session stands now. Returns the tuples that it had and has, if that has changed.

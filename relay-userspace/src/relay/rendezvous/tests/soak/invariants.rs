@@ -56,7 +56,9 @@ impl Simulation {
                     self.rendezvous.sessions.get(*session).expect("an offer is there when it is told");
                 let asked_on = offer.party(Side::Connector).conn.expect("whoever asks is connected");
                 let remote = self.rendezvous.agents.get(asked_on).unwrap().remote;
-                self.census.offered(*session, nodes, Prefix::of(remote.ip()));
+                let prefix = Prefix::of(remote.ip());
+                self.census.offered(*session, nodes, prefix);
+                self.touched.prefixes.insert(prefix);
                 self.touched.nodes.extend(nodes);
                 self.touched.sessions.insert(*session);
                 "offered"
@@ -68,10 +70,7 @@ impl Simulation {
                 "paired"
             }
             Event::Ended { session, reason, .. } => {
-                let (nodes, tuples) = self.census.ended(*session);
-                self.touched.nodes.extend(nodes);
-                self.touched.tuples.extend(tuples);
-                self.touched.sessions.insert(*session);
+                self.census.ended(*session, &mut self.touched);
                 reason.word()
             }
             Event::Moved { session, .. } => {
@@ -109,6 +108,10 @@ impl Simulation {
         }
         for tuple in touched.tuples {
             self.check_tuple(tuple);
+        }
+        for prefix in touched.prefixes {
+            let asked = self.census.prefixes.get(&prefix).copied().unwrap_or(0);
+            assert_eq!(self.rendezvous.sessions.prefixes().sessions_of(prefix), asked, "{prefix}");
         }
         self.check_totals();
     }
