@@ -11,7 +11,7 @@ use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 /// A node's name on the wire: SHA-256 of its 32-byte Ed25519 public key.
 ///
@@ -168,6 +168,9 @@ pub struct NodeKey {
     signing: SigningKey,
 }
 
+/// All of it is the signing key, which wipes itself.
+impl ZeroizeOnDrop for NodeKey {}
+
 impl NodeKey {
     /// A new key from the operating system's randomness.
     ///
@@ -258,11 +261,6 @@ impl NodeKey {
     /// The seed, from which a relay also derives its bind keys.
     pub(crate) fn seed(&self) -> &[u8; 32] {
         self.signing.as_bytes()
-    }
-
-    /// The key as a PKCS#8 document, for the TLS library.
-    pub(crate) fn to_pkcs8_der(&self) -> Result<Zeroizing<Vec<u8>>, ed25519_dalek::pkcs8::Error> {
-        Ok(Zeroizing::new(EncodePrivateKey::to_pkcs8_der(&self.signing)?.as_bytes().to_vec()))
     }
 }
 
@@ -411,9 +409,32 @@ mod tests {
         let other = NodeKey::generate().unwrap();
         assert!(matches!(other.save_new(&path), Err(IdentityError::Exists { .. })));
         assert_eq!(NodeKey::load(&path).unwrap().node_id(), key.node_id());
+    }
 
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(NodeKey::load(&path), Err(IdentityError::Exposed { mode: 0o640, .. })));
+    #[test]
+    fn a_key_file_that_anybody_but_its_owner_can_use_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node-key.pem");
+        NodeKey::generate().unwrap().save_new(&path).unwrap();
+        for exposed in [0o640, 0o620, 0o610, 0o604, 0o602, 0o601, 0o644, 0o660, 0o777] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(exposed)).unwrap();
+            let error = NodeKey::load(&path).unwrap_err();
+            assert!(matches!(error, IdentityError::Exposed { mode, .. } if mode == exposed), "{error}");
+            assert!(error.to_string().contains("chmod 600"), "{error}");
+        }
+        for private in [0o600, 0o400] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(private)).unwrap();
+            NodeKey::load(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_key_is_wiped_when_it_is_dropped() {
+        fn is_wiped<T: ZeroizeOnDrop>(_: &T) {}
+        let key = NodeKey::from_seed(&[1; 32]);
+        let NodeKey { signing } = &key;
+        is_wiped(signing);
+        assert!(std::mem::needs_drop::<NodeKey>(), "something is done when it is dropped");
     }
 
     #[test]

@@ -9,12 +9,13 @@ use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate};
+use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error as RustlsError, PeerIncompatible,
-    SignatureScheme,
+    SignatureAlgorithm, SignatureScheme,
 };
 
 use crate::identity::{NodeId, NodeKey, PublicKey};
@@ -35,12 +36,12 @@ pub const SERVER_NAME: &str = "atlas";
 /// The TLS library does not take our key.
 pub fn server_config(key: &NodeKey, alpn: &[u8]) -> Result<quinn::ServerConfig, TlsError> {
     let provider = provider();
-    let (chain, private) = certificate(key)?;
+    let own = Arc::new(SingleCertAndKey::from(certified(key)?));
     let verifier = Ed25519Peer::new(&provider, None);
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, private)?;
+        .with_cert_resolver(own);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -58,13 +59,13 @@ pub fn client_config(
     expected: Option<NodeId>,
 ) -> Result<quinn::ClientConfig, TlsError> {
     let provider = provider();
-    let (chain, private) = certificate(key)?;
+    let own = Arc::new(SingleCertAndKey::from(certified(key)?));
     let verifier = Ed25519Peer::new(&provider, expected);
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(chain, private)?;
+        .with_client_cert_resolver(own);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     let config = QuicClientConfig::try_from(config).map_err(|_| TlsError::CipherSuite)?;
@@ -100,9 +101,6 @@ pub fn negotiated_alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
 /// What can go wrong with our own TLS set-up, or with a peer's certificate after the fact.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The private key could not be encoded.
-    #[error("the node key cannot be encoded for TLS: {0}")]
-    Key(#[from] ed25519_dalek::pkcs8::Error),
     /// The certificate could not be made.
     #[error("no certificate can be made over the node key: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -245,11 +243,55 @@ fn certificate_key(certificate: &CertificateDer<'_>) -> Result<PublicKey, Rustls
     PublicKey::parse(key).map_err(|_| CertificateError::BadEncoding.into())
 }
 
-fn certificate(key: &NodeKey) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
-    let private = PrivatePkcs8KeyDer::from(key.to_pkcs8_der()?.to_vec());
-    let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&private, &rcgen::PKCS_ED25519)?;
-    let certificate = rcgen::CertificateParams::new([SERVER_NAME.to_owned()])?.self_signed(&pair)?;
-    Ok((vec![certificate.der().clone()], private.into()))
+/// Our certificate, and what signs for it.
+fn certified(key: &NodeKey) -> Result<CertifiedKey, TlsError> {
+    let signer = TlsKey { public: key.public(), key: key.clone() };
+    let certificate = rcgen::CertificateParams::new([SERVER_NAME.to_owned()])?.self_signed(&signer)?;
+    Ok(CertifiedKey::new(vec![certificate.der().clone()], Arc::new(signer)))
+}
+
+/// The node key as the TLS library and the maker of the certificate use it. They are given no copy: what they would do with
+/// it is not ours to wipe.
+#[derive(Clone, Debug)]
+struct TlsKey {
+    key: NodeKey,
+    public: PublicKey,
+}
+
+impl SigningKey for TlsKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        offered.contains(&SignatureScheme::ED25519).then(|| Box::new(self.clone()) as Box<dyn Signer>)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ED25519
+    }
+}
+
+impl Signer for TlsKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, RustlsError> {
+        Ok(self.key.sign(message).to_vec())
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ED25519
+    }
+}
+
+impl rcgen::SigningKey for TlsKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        Ok(self.key.sign(message).to_vec())
+    }
+}
+
+impl rcgen::PublicKeyData for TlsKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.public.as_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ED25519
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -290,21 +332,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_shows_another_nodes_certificate_is_refused() {
-        let (chain, _) = certificate(&NodeKey::from_seed(&[3; 32])).unwrap();
-        let (_, private) = certificate(&alice()).unwrap();
-        let signer = rustls::crypto::ring::sign::any_eddsa_type(&match private {
-            PrivateKeyDer::Pkcs8(key) => key,
-            _ => panic!("not PKCS#8"),
-        });
-        let shown = Arc::new(rustls::sign::CertifiedKey::new(chain, signer.unwrap()));
-        let config =
-            rustls_client().with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)));
+        let shown = certified(&NodeKey::from_seed(&[3; 32])).unwrap().cert;
+        let shown = CertifiedKey::new(shown, certified(&alice()).unwrap().key);
+        let config = rustls_client().with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
         assert!(connect(quinn_client(config)).await.1.is_err());
     }
 
     #[test]
     fn a_certificate_with_a_weak_key_is_refused() {
-        let (chain, _) = certificate(&alice()).unwrap();
+        let chain = certified(&alice()).unwrap().cert;
         assert_eq!(certificate_key(&chain[0]).unwrap(), alice().public());
         let mut identity_point = [0; 32];
         identity_point[0] = 1;
@@ -325,7 +361,7 @@ mod tests {
     #[test]
     fn a_chain_is_refused() {
         let peer = Ed25519Peer::new(&provider(), None);
-        let (chain, _) = certificate(&alice()).unwrap();
+        let chain = certified(&alice()).unwrap().cert;
         assert!(peer.check(&chain[0], &[]).is_ok());
         assert!(peer.check(&chain[0], &chain).is_err());
     }
