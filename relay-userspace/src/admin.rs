@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::identity::{NodeId, permission_hint};
 use crate::protocol::SessionId;
+use crate::relay::bans::BanSubject;
 
 /// A question to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,20 @@ pub enum Request {
     },
     /// A relay takes no new sessions from now on.
     Drain,
+    /// Who may not connect (`bans`).
+    Bans,
+    /// Keep somebody from connecting (`bans add`).
+    AddBan {
+        /// Whom.
+        subject: BanSubject,
+        /// For how many seconds; none: as long as others are banned.
+        seconds: Option<u64>,
+    },
+    /// Let somebody in again (`bans lift`).
+    LiftBan {
+        /// Whom.
+        subject: BanSubject,
+    },
 }
 
 /// A session id as listings show it. On the wire it is bytes.

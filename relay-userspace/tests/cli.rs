@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
 
+#[path = "cli/bans.rs"]
+mod bans;
+#[path = "cli/secrets.rs"]
+mod secrets;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, UdpSocket};

@@ -64,6 +64,64 @@ fn the_tables_of_refusals_are_the_lists_in_the_code() {
     table_is_list::<agent::Refusal>("## What an agent refuses");
 }
 
+#[test]
+fn every_abuse_has_a_test_and_the_keys_and_reasons_it_names_exist() {
+    let sources = rust_sources(&project(""));
+    let is_test = |name: &str| sources.iter().any(|source| source.contains(&format!("fn {name}(")));
+    let is_reason = |name: &str| relay::rendezvous::Refusal::ALL.iter().any(|reason| reason.name() == name);
+    let document = text("docs/abuse.md");
+    let is_row = |line: &&str| line.starts_with("| ") && !line.contains("shown by");
+    let mut abuses = 0;
+    for row in document.lines().filter(is_row) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let (keys, reasons, tests) = match cells[..] {
+            [_abuse, _bound, keys, reasons, tests] => (keys, reasons, tests),
+            [_about, tests] => ("", "", tests),
+            _ => panic!("{row}: five or two columns"),
+        };
+        abuses += 1;
+        assert!(!quoted(tests).is_empty(), "{row}: no test");
+        for test in quoted(tests) {
+            assert!(is_test(test), "{row}: there is no test {test}");
+        }
+        for reason in quoted(reasons) {
+            assert!(is_reason(reason), "{row}: there is no reason {reason}");
+        }
+        for key in quoted(keys) {
+            assert!(is_key(key), "{row}: there is no key {key}");
+        }
+    }
+    assert!(abuses > 20, "the tables are read: {abuses}");
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether a configuration may have that key. Its value is wrong for most.
+fn is_key(key: &str) -> bool {
+    let (table, key) = key.split_once('.').unwrap();
+    let root = AtlasRoot::at("/");
+    let parsed = Config::parse(&format!("[{table}]\n{key} = -1\n"), Path::new("config.toml"), &root);
+    !parsed.is_err_and(|error| error.to_string().contains("unknown key"))
+}
+
+/// The text of all sources below `directory`, without what was built.
+fn rust_sources(directory: &Path) -> Vec<String> {
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            sources.extend(rust_sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push(std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    sources
+}
+
 /// The table under `heading` in ARCHITECTURE.md is the list `R`.
 fn table_is_list<R: RefusalReason>(heading: &str) {
     let document = text("ARCHITECTURE.md");

@@ -3,12 +3,14 @@
 //! The only place that reads the clock for the rendezvous.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{ControlEvent, StreamNumber, ToAgent, unix_seconds};
+use super::bans::{BanCause, BanStatus, BanSubject};
+use super::control::{ControlEvent, ControlPolicy, Rules, StreamNumber, ToAgent, unix_seconds};
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::packet_path::PacketPath;
@@ -37,6 +39,8 @@ pub struct Inputs {
 pub struct Driver {
     rendezvous: Rendezvous,
     packets: PacketPath,
+    /// Whom the control connections' listener lets in.
+    rules: Arc<Rules>,
     reconfiguration: Reconfiguration,
     randomness: SystemRandomness,
     /// Where messages for each connection go. Dropping one gives the connection up.
@@ -45,10 +49,15 @@ pub struct Driver {
 
 impl Driver {
     /// A driver of a new rendezvous over `packets`.
-    pub fn new(settings: Settings, packets: PacketPath, reconfiguration: Reconfiguration) -> Driver {
+    pub fn new(
+        settings: Settings,
+        packets: PacketPath,
+        rules: Arc<Rules>,
+        reconfiguration: Reconfiguration,
+    ) -> Driver {
         let mut randomness = SystemRandomness;
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
-        Driver { rendezvous, packets, reconfiguration, randomness, outboxes: BTreeMap::new() }
+        Driver { rendezvous, packets, rules, reconfiguration, randomness, outboxes: BTreeMap::new() }
     }
 
     /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
@@ -161,14 +170,27 @@ impl Driver {
     }
 
     fn reconfigure(&mut self, reading: Reading) {
-        let Driver { rendezvous, packets, reconfiguration, .. } = self;
+        let Driver { rendezvous, packets, rules, reconfiguration, .. } = self;
         reconfiguration.finish(reading, |before, present| {
+            rules.set_policy(ControlPolicy::of(present));
             let limit = present.transport.relay_bandwidth_limit;
             if limit != before.transport.relay_bandwidth_limit {
                 rendezvous.set_limit(limit, &mut packets.flows, MonoTime::now());
             }
             rendezvous.set_policy(super::policy(present), &mut packets.flows, MonoTime::now());
         });
+    }
+
+    /// Bans somebody for the operator, by default for as long as others are banned.
+    fn ban(&self, subject: BanSubject, seconds: Option<u64>, now: MonoTime) -> Result<report::Ban, String> {
+        let duration = seconds.map_or(self.rules.policy().ban_duration, Duration::from_secs);
+        if duration.is_zero() {
+            return Err("say for how long: security.ban_duration_secs is 0".to_owned());
+        }
+        let mut bans = self.rules.bans();
+        bans.add(subject, duration, now).map_err(|error| error.to_string())?;
+        tracing::info!(%subject, seconds = duration.as_secs(), "banned by the operator");
+        Ok(report::Ban::from(BanStatus { subject, left: duration, cause: BanCause::ByHand }))
     }
 
     fn answer(&mut self, Asked { request, answer }: Asked) {
@@ -197,6 +219,21 @@ impl Driver {
                 self.rendezvous.drain();
                 tracing::info!("draining: no new sessions from now on");
                 Ok(serde_json::Value::Null)
+            }
+            Request::Bans => serde_json::to_value(report::Bans::from(self.rules.bans().list(now))),
+            Request::AddBan { subject, seconds } => match self.ban(subject, seconds, now) {
+                Ok(ban) => serde_json::to_value(ban),
+                Err(why) => {
+                    let _asker_gone = answer.send(Err(why));
+                    return;
+                }
+            },
+            Request::LiftBan { subject } => {
+                let lifted = self.rules.bans().lift(subject, now);
+                if lifted {
+                    tracing::info!(%subject, "ban lifted by the operator");
+                }
+                serde_json::to_value(report::Lifted { subject: subject.to_string(), lifted })
             }
             Request::Status => match self.packets.status() {
                 Ok(mut status) => {
@@ -275,7 +312,8 @@ mod tests {
             idle_timeout: Duration::from_secs(300),
             advertise: Vec::new(),
         };
-        Driver::new(settings, packets, Reconfiguration::new(config, source))
+        let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
+        Driver::new(settings, packets, rules, Reconfiguration::new(config, source))
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! [`Relay::start`] is the way in. [`rendezvous`] decides, [`datapath`] and [`forwarder`] forward; in between the driver
 //! carries what has happened to the rendezvous and carries out what it says.
 
+pub mod bans;
 pub mod datapath;
 pub mod forwarder;
 pub mod prefix;
@@ -16,8 +17,11 @@ mod event_log;
 mod family;
 mod packet_path;
 mod reconfiguration;
+mod remembered;
+mod sliding_count;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::control::{ControlSettings, EndpointError};
+use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
 use self::packet_path::{Opened, PacketPath};
@@ -75,10 +79,8 @@ impl Relay {
         let control_settings = ControlSettings {
             key: key.clone(),
             name: name.to_owned(),
-            max_connections: config.transport.max_connections,
             max_streams_per_conn: config.transport.max_streams_per_conn,
             idle_timeout: config.transport.idle_timeout,
-            max_clock_drift: config.security.max_clock_drift,
         };
         let endpoint = control::endpoint(&control_settings, quic, &connection_ids)?;
         let limit = config.transport.relay_bandwidth_limit;
@@ -96,10 +98,11 @@ impl Relay {
         };
         let (asked, admin_requests) = mpsc::channel(1);
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
-        let driver = Driver::new(settings, packets, Reconfiguration::new(config, source));
+        let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
+        let driver = Driver::new(settings, packets, Arc::clone(&rules), Reconfiguration::new(config, source));
         let reloads = Reloader { asked: asked.clone() };
         let inputs = Inputs { control, binds, admin: admin_requests, shutdown: shutdown.clone() };
-        let parts = Parts { driver, inputs, endpoint, control_settings, events, admin, asked };
+        let parts = Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked };
         Ok(Relay { address, reloads, supervisor: tokio::spawn(supervise(parts, shutdown)) })
     }
 
@@ -187,6 +190,7 @@ struct Parts {
     inputs: Inputs,
     endpoint: quinn::Endpoint,
     control_settings: ControlSettings,
+    rules: Arc<Rules>,
     events: mpsc::Sender<control::ControlEvent>,
     admin: AdminSocket,
     asked: mpsc::Sender<Asked>,
@@ -194,7 +198,7 @@ struct Parts {
 
 /// Runs the parts, and takes them down in order: agents are told while the port still works, and the port closes last.
 async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stopped> {
-    let Parts { driver, inputs, endpoint, control_settings, events, admin, asked } = parts;
+    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked } = parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
@@ -204,7 +208,7 @@ async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stop
         packets
     });
     let guard = ended.clone().drop_guard();
-    let serving = control::serve(endpoint.clone(), control_settings, events, shutdown.clone());
+    let serving = control::serve(endpoint.clone(), control_settings, rules, events, shutdown.clone());
     let control = tokio::spawn(async move {
         serving.await;
         drop(guard);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use relay_common::Side;
 use serde::{Deserialize, Serialize};
 
+use super::bans::{BanStatus, BanSubject};
 use super::datapath::Traffic;
 use super::rendezvous::{PeerStatus, SessionState, SessionStatus, SideStatus};
 
@@ -128,6 +129,53 @@ pub struct Interface {
     pub name: String,
     /// `xdp-native` or `xdp-generic`.
     pub mode: String,
+}
+
+/// `bans`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bans {
+    /// Who may not connect, nodes first.
+    pub bans: Vec<Ban>,
+}
+
+/// Somebody who may not connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ban {
+    /// A node id, an IPv4 address or an IPv6 /56.
+    pub subject: String,
+    /// `node` or `prefix`.
+    pub kind: String,
+    /// For how many seconds still.
+    pub left_s: u64,
+    /// The reason of the last refusal before it, or `by hand`.
+    pub why: String,
+}
+
+/// `bans lift`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lifted {
+    /// Who.
+    pub subject: String,
+    /// Whether there was a ban to lift.
+    pub lifted: bool,
+}
+
+impl From<Vec<BanStatus>> for Bans {
+    fn from(bans: Vec<BanStatus>) -> Bans {
+        Bans { bans: bans.into_iter().map(Ban::from).collect() }
+    }
+}
+
+impl From<BanStatus> for Ban {
+    fn from(BanStatus { subject, left, cause }: BanStatus) -> Ban {
+        let kind = match subject {
+            BanSubject::Node(_) => "node",
+            BanSubject::Prefix(_) => "prefix",
+        };
+        // Rounded up: who is banned is so for more than nothing.
+        let left_s = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        Ban { subject: subject.to_string(), kind: kind.to_owned(), left_s, why: cause.to_string() }
+    }
 }
 
 impl From<Vec<PeerStatus>> for Peers {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use relay_userspace::config::{DatapathMode, HostPort};
 use relay_userspace::identity::NodeId;
+use relay_userspace::relay::bans::BanSubject;
 use relay_userspace::relay::datapath::OBJECT;
 
 const VERSION: &str = if OBJECT.is_some() {
@@ -86,6 +87,19 @@ Columns:
   VALUE  in the key's unit
   FROM   FILE:LINE, default, or the daemon's command line";
 
+const BANS: &str = "\
+Examples:
+  atlas-relay bans
+  atlas-relay bans lift 192.0.2.1
+  atlas-relay bans add atlas_70b499d01e2464e3... --for 12h
+
+Columns:
+  WHO   a node id, wherever it connects from; or an IPv4 address or IPv6 /56, whoever connects from there
+  LEFT  for how long still
+  WHY   the reason of the last refusal before it (ARCHITECTURE.md explains them), or that it was made by hand
+
+A ban keeps new connections out and touches none that exists. A restart of the relay forgets all bans.";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// This node's identity.
@@ -100,6 +114,9 @@ pub enum Command {
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Lists who may not connect to the running relay; bans and lets in again by hand.
+    #[command(after_help = BANS, args_conflicts_with_subcommands = true)]
+    Bans(Bans),
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,6 +186,35 @@ pub enum XdpCommand {
     /// Says which datapath the running relay has, and what became of the packets.
     #[command(after_help = STATUS)]
     Status(Format),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Bans {
+    #[command(subcommand)]
+    pub command: Option<BansCommand>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BansCommand {
+    /// Lets somebody in again, whoever has banned them.
+    #[command(after_help = "Example:\n  atlas-relay bans lift 2001:db8::/56")]
+    Lift {
+        /// A node id, an IPv4 address or an IPv6 /56.
+        #[arg(value_name = "NODE_OR_PREFIX")]
+        subject: BanSubject,
+    },
+    /// Keeps somebody from connecting.
+    #[command(after_help = "Example:\n  atlas-relay bans add 192.0.2.1 --for 30m")]
+    Add {
+        /// A node id, an IPv4 address or an IPv6 /56.
+        #[arg(value_name = "NODE_OR_PREFIX")]
+        subject: BanSubject,
+        /// For how long, in seconds or with a unit: 90s, 30m, 12h, 7d. Default: security.ban_duration_secs.
+        #[arg(long = "for", value_name = "TIME", value_parser = crate::bans::seconds)]
+        seconds: Option<u64>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@
 //! 2 the command line was not understood.
 
 mod args;
+mod bans;
 mod config_check;
 mod config_reload;
 mod config_show;
@@ -46,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Net(NetCommand::Ping(options)) => net_ping::run(&options),
         Command::Net(NetCommand::Forward(options)) => net_forward::run(options),
         Command::Xdp(command) => xdp::run(command),
+        Command::Bans(options) => bans::run(options),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
         Command::Config(ConfigCommand::Show { path, running, format }) => {
             config_show::run(path, running, format)

@@ -139,6 +139,9 @@ impl Answers {
                 Err("this daemon is an agent: it relays nothing".to_owned())
             }
             Request::Reload => return self.readings.ask(answer),
+            Request::Bans | Request::AddBan { .. } | Request::LiftBan { .. } => {
+                Err("this daemon is an agent: it bans nobody".to_owned())
+            }
         };
         let _asker_gone = answer.send(value);
     }

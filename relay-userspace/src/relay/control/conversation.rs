@@ -1,6 +1,7 @@
 //! A connection after the handshake: messages in and out until it ends.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::{Connection, SendStream, VarInt};
@@ -10,7 +11,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::frames::{LAST_WORDS, Reader, frame_refusal, refusal_code};
 use super::introduction::Introduced;
-use super::{ControlEvent, Listener, StreamNumber, ToAgent};
+use super::message_rate::{MessageRates, MessageVerdict};
+use super::{ControlEvent, Listener, Rules, StreamNumber, ToAgent, lock};
+use crate::clock::MonoTime;
+use crate::identity::NodeId;
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
@@ -39,7 +43,16 @@ impl Listener {
         }
         let mut streams = BTreeMap::from([(StreamNumber(0), send)]);
         let mut readers = JoinSet::new();
-        readers.spawn(read(conn, StreamNumber(0), reader, self.events.clone()));
+        let (over_limit, mut too_many) = mpsc::channel(1);
+        let intake = Intake {
+            conn,
+            node: peer.node_id,
+            events: self.events.clone(),
+            rules: Arc::clone(&self.rules),
+            rates: Arc::clone(&self.rates),
+            over_limit,
+        };
+        readers.spawn(intake.clone().read(StreamNumber(0), reader));
         // Another address is believed once it is still there at the next look: anybody who forges a packet can make it
         // change until QUIC has validated the path.
         let mut seen = remote;
@@ -57,6 +70,9 @@ impl Listener {
                         }
                     }
                     Some(ToAgent::Close { code, reason }) => {
+                        if code == ErrorCode::InvalidIdentity.number() {
+                            self.blame(Some(peer.node_id), remote, Refusal::ForeignIdentity);
+                        }
                         finish_and_close(&connection, &mut streams, code, reason).await;
                         break reason.to_owned();
                     }
@@ -66,6 +82,18 @@ impl Listener {
                         break "given up".to_owned();
                     }
                 },
+                Some((stream, verdict)) = too_many.recv() => {
+                    self.refused(Refusal::MessageRate, Some(peer.node_id), remote).await;
+                    let answer = ErrorMessage::new(ErrorCode::RateLimited, TOO_MANY_MESSAGES);
+                    let _slow_or_not = write(&mut streams, stream, &answer.into()).await;
+                    if verdict == MessageVerdict::Violation
+                        && self.blame(Some(peer.node_id), remote, Refusal::MessageRate)
+                    {
+                        let code = ErrorCode::RateLimited.number();
+                        finish_and_close(&connection, &mut streams, code, TOO_MANY_MESSAGES).await;
+                        break TOO_MANY_MESSAGES.to_owned();
+                    }
+                }
                 Some(ended) = readers.join_next() => match ended {
                     Ok((stream, Ok(()))) => {
                         // The agent has finished its direction. On the first stream it says nothing more then.
@@ -75,6 +103,7 @@ impl Listener {
                     }
                     Ok((stream, Err(error))) => {
                         if let Some(code) = refusal_code(&error) {
+                            self.blame(Some(peer.node_id), remote, frame_refusal(&error));
                             self.refused(frame_refusal(&error), Some(peer.node_id), remote).await;
                             let answer = ErrorMessage::new(code, error.to_string());
                             let _slow_or_not = write(&mut streams, stream, &answer.into()).await;
@@ -94,7 +123,7 @@ impl Listener {
                         let stream = StreamNumber(opened);
                         streams.insert(stream, send);
                         let reader = Reader::new(receive, &unfinished);
-                        readers.spawn(read(conn, stream, reader, self.events.clone()));
+                        readers.spawn(intake.clone().read(stream, reader));
                     }
                     Err(error) => break error.to_string(),
                 },
@@ -112,23 +141,44 @@ impl Listener {
     }
 }
 
-/// Passes the messages of one stream on to the driver, at the driver's pace.
-async fn read(
+/// What an agent is told that sends too many messages.
+const TOO_MANY_MESSAGES: &str = "more control messages in a minute than this relay takes";
+
+/// Where the messages of one connection go.
+#[derive(Clone)]
+struct Intake {
     conn: ConnId,
-    stream: StreamNumber,
-    mut reader: Reader,
+    node: NodeId,
     events: mpsc::Sender<ControlEvent>,
-) -> (StreamNumber, Result<(), FrameError>) {
-    loop {
-        match reader.next_event(conn, stream).await {
-            Ok(Some(event)) => {
-                if events.send(event).await.is_err() {
-                    return (stream, Ok(()));
-                }
+    rules: Arc<Rules>,
+    rates: Arc<Mutex<MessageRates>>,
+    /// Takes the streams on which more messages come than may.
+    over_limit: mpsc::Sender<(StreamNumber, MessageVerdict)>,
+}
+
+impl Intake {
+    /// Passes the messages of one stream on to the driver, at the driver's pace.
+    async fn read(self, stream: StreamNumber, mut reader: Reader) -> (StreamNumber, Result<(), FrameError>) {
+        loop {
+            let event = match reader.next_event(self.conn, stream).await {
+                Ok(Some(event)) => event,
+                Ok(None) => return (stream, Ok(())),
+                Err(error) => return (stream, Err(error)),
+            };
+            let passed_on = match self.judge() {
+                MessageVerdict::Taken => self.events.send(event).await.is_ok(),
+                verdict => self.over_limit.send((stream, verdict)).await.is_ok(),
+            };
+            if !passed_on {
+                return (stream, Ok(()));
             }
-            Ok(None) => return (stream, Ok(())),
-            Err(error) => return (stream, Err(error)),
+            reader.settle();
         }
+    }
+
+    fn judge(&self) -> MessageVerdict {
+        let per_minute = self.rules.policy().messages_per_minute;
+        lock(&self.rates).judge(self.node, per_minute, MonoTime::now())
     }
 }
 

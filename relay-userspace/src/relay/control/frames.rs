@@ -8,7 +8,6 @@ use tokio::time::timeout;
 
 use super::unfinished::{Metered, Share, Unfinished};
 use super::{ControlEvent, StreamNumber};
-use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::frames::{FrameError, FrameReader, write_frame};
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, WireError};
@@ -27,7 +26,7 @@ impl Reader {
     /// Reads `stream` on the account `unfinished`.
     pub fn new(stream: RecvStream, unfinished: &Unfinished) -> Reader {
         let (stream, share) = unfinished.meter(stream);
-        Reader { frames: FrameReader::new(stream, MAX_CONTROL_PAYLOAD_LEN), share }
+        Reader { frames: FrameReader::new(stream, unfinished.max_message()), share }
     }
 
     /// The next message of the handshake; None at the stream's end. Cancel safe.
@@ -37,20 +36,24 @@ impl Reader {
         message
     }
 
-    /// The next message after the handshake; None at the stream's end. Only what the rendezvous takes is read whole.
+    /// The next message after the handshake; None at the stream's end. Only what the rendezvous takes is read whole. It
+    /// stays on the account until it is [settled](Self::settle).
     pub async fn next_event(
         &mut self,
         conn: ConnId,
         stream: StreamNumber,
     ) -> Result<Option<ControlEvent>, FrameError> {
-        let frame = self.frames.next_payload().await;
-        self.share.settle();
-        let Some((type_byte, payload)) = frame? else { return Ok(None) };
+        let Some((type_byte, payload)) = self.frames.next_payload().await? else { return Ok(None) };
         Ok(Some(if Rendezvous::takes(type_byte) {
             ControlEvent::Message { conn, stream, message: Message::decode(type_byte, &payload)? }
         } else {
             ControlEvent::NotTaken { conn, stream, message: NotTaken::read(type_byte, &payload)? }
         }))
+    }
+
+    /// The last message has been dealt with.
+    pub fn settle(&self) {
+        self.share.settle();
     }
 }
 

@@ -3,35 +3,48 @@
 //! Tasks that carry messages between streams and the driver, over bounded channels both ways. They decide nothing beyond
 //! the handshake: who may do what is the rendezvous' business.
 
+mod admission;
 mod conversation;
 mod frames;
 mod introduction;
+mod message_rate;
 mod places;
+mod rules;
+mod seats;
 mod unfinished;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::{
-    Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
+    Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, ValidationTokenConfig,
+    VarInt,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use self::rules::{ControlPolicy, Rules};
+
+use self::admission::{Admission, Attempt, Verdict};
 use self::frames::say_and_close;
 use self::introduction::{Introduced, Rejection};
+use self::message_rate::MessageRates;
 use self::places::{Full, Place, Places};
+use self::seats::Seats;
+use super::bans::BanSubject;
 use super::forwarder::{ConnectionIds, QuicSocket};
+use super::prefix::Prefix;
 use super::rendezvous::{Authenticated, ConnId, Refusal};
+use crate::clock::MonoTime;
 use crate::control_transport::control_transport;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message};
-use crate::refusals::RefusalReason as _;
+use crate::refusals::{RefusalReason as _, Tally};
 use crate::tls::{self, TlsError};
 
 /// What has happened on control connections, in order for each connection.
@@ -110,38 +123,18 @@ pub enum ToAgent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StreamNumber(pub u32);
 
-/// What the listener goes by.
+/// What the listener goes by as long as it runs; the rest is [`Rules`].
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
     /// The relay's identity.
     pub key: NodeKey,
     /// The relay's name.
     pub name: String,
-    /// Connections held at once.
-    pub max_connections: usize,
     /// Streams an agent may have open at once.
     pub max_streams_per_conn: u32,
     /// A connection without a sign of life ends after this.
     pub idle_timeout: Duration,
-    /// How far the clock in a Hello may be off.
-    pub max_clock_drift: Duration,
 }
-
-/// Handshakes under way at once. More are not looked at; what they cost is bounded by this.
-const MAX_PENDING: usize = 256;
-
-/// With more handshakes under way than this, an address has to prove itself by a Retry first.
-const RETRY_ABOVE: usize = 64;
-
-/// Handshakes under way at once from one source prefix.
-const MAX_PENDING_PER_PREFIX: usize = MAX_PENDING / 4;
-
-/// With more handshakes under way than this from one source prefix, its addresses have to prove themselves by a Retry
-/// first: else whoever forges the prefix could take all its places.
-const RETRY_ABOVE_PER_PREFIX: usize = MAX_PENDING_PER_PREFIX / 4;
-
-/// A source prefix may have this many connections, or a quarter of all if that is more.
-const CONNECTIONS_PER_PREFIX: usize = 32;
 
 /// Unread bytes that a connection may have on its way to us.
 const RECEIVE_WINDOW: VarInt = VarInt::from_u32(256 * 1024);
@@ -199,17 +192,19 @@ pub enum EndpointError {
 pub async fn serve(
     endpoint: Endpoint,
     settings: ControlSettings,
+    rules: Arc<Rules>,
     events: mpsc::Sender<ControlEvent>,
     shutdown: CancellationToken,
 ) {
     let listener = Arc::new(Listener {
-        pending: Places::new(MAX_PENDING, MAX_PENDING_PER_PREFIX),
-        places: Places::new(
-            settings.max_connections,
-            CONNECTIONS_PER_PREFIX.max(settings.max_connections / 4),
-        ),
         settings,
+        rules,
         events,
+        admission: Mutex::default(),
+        pending: Arc::default(),
+        seats: Seats::new(),
+        rates: Arc::default(),
+        banned: Mutex::default(),
     });
     let mut connections = JoinSet::new();
     let mut next = 0;
@@ -231,41 +226,49 @@ pub async fn serve(
 
 struct Listener {
     settings: ControlSettings,
+    rules: Arc<Rules>,
     events: mpsc::Sender<ControlEvent>,
+    admission: Mutex<Admission>,
     /// Handshakes under way.
     pending: Arc<Places>,
     /// Connections.
-    places: Arc<Places>,
+    seats: Arc<Seats<Connection>>,
+    rates: Arc<Mutex<MessageRates>>,
+    /// How often somebody was banned.
+    banned: Mutex<Tally>,
 }
 
 impl Listener {
     /// Decides whether a connection attempt is worth a handshake.
     async fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place)> {
-        let from = incoming.remote_address();
-        if let Some(full) = self.places.full(from.ip()) {
-            incoming.refuse();
-            self.refused(connections_full(full), None, from).await;
-            return None;
-        }
-        let (under_way, of_prefix) = self.pending.taken(from.ip());
-        let many = under_way > RETRY_ABOVE || of_prefix > RETRY_ABOVE_PER_PREFIX;
-        if many && !incoming.remote_address_validated() {
-            let _cannot_fail = incoming.retry();
-            self.refused(Refusal::RetryDemanded, None, from).await;
-            return None;
-        }
-        match self.pending.take(from.ip()) {
-            Ok(pending) => Some((incoming, pending)),
-            Err(full) => {
-                incoming.ignore();
-                let refusal = match full {
-                    Full::All => Refusal::HandshakesFull,
-                    Full::Prefix => Refusal::PrefixHandshakesFull,
-                };
-                self.refused(refusal, None, from).await;
-                None
+        let (from, now, policy) = (incoming.remote_address(), MonoTime::now(), self.rules.policy());
+        let prefix = Prefix::of(from.ip());
+        let (under_way, of_prefix) = self.pending.taken(prefix);
+        let attempt = Attempt {
+            validated: incoming.remote_address_validated(),
+            banned: self.rules.bans().left(BanSubject::Prefix(prefix), now).is_some(),
+            seats_full: self.seats.full(prefix, policy.connections),
+            under_way,
+            of_prefix,
+        };
+        let verdict = lock(&self.admission).judge(&attempt, &policy, now);
+        let refusal = match verdict {
+            Verdict::Begin => return Some((incoming, self.pending.take(prefix))),
+            Verdict::Retry => {
+                let _cannot_fail = incoming.retry();
+                Refusal::RetryDemanded
             }
-        }
+            Verdict::Refuse(refusal) => {
+                incoming.refuse();
+                refusal
+            }
+            Verdict::Ignore(refusal) => {
+                incoming.ignore();
+                refusal
+            }
+        };
+        self.refused(refusal, None, from).await;
+        None
     }
 
     /// A connection from its first packet to its end.
@@ -275,23 +278,50 @@ impl Listener {
         drop(pending);
         let introduced = match introduced {
             Ok(introduced) => introduced,
-            Err(Rejection { refusal, node, detail }) => {
-                let named = node.map(|node| node.to_string()).unwrap_or_default();
-                tracing::debug!(%from, node = named, reason = refusal.name(), detail, "handshake failed");
-                return self.refused(refusal, node, from).await;
-            }
+            Err(rejection) => return self.reject(rejection, from).await,
         };
-        let _place = match self.places.take(from.ip()) {
-            Ok(place) => place,
+        let (node, connection) = (introduced.peer.node_id, introduced.connection.clone());
+        let limits = self.rules.policy().connections;
+        let _seat = match self.seats.take(node, Prefix::of(from.ip()), connection, limits) {
+            Ok((seat, None)) => seat,
+            Ok((seat, Some(older))) => {
+                let code = VarInt::from_u32(ErrorCode::Limited.number());
+                older.close(code, b"a newer connection of this agent has its place, for want of another");
+                self.refused(Refusal::GaveWay, Some(node), older.remote_address()).await;
+                seat
+            }
             Err(full) => {
-                let text = "the relay has as many agents as it may";
-                let error = ErrorMessage::new(ErrorCode::Limited, text);
-                let Introduced { connection, mut send, peer, .. } = introduced;
-                say_and_close(&connection, &mut send, &[error.into()], ErrorCode::Limited, text).await;
-                return self.refused(connections_full(full), Some(peer.node_id), from).await;
+                let Introduced { connection, mut send, .. } = introduced;
+                let error = ErrorMessage::new(ErrorCode::Limited, NO_SEAT);
+                say_and_close(&connection, &mut send, &[error.into()], ErrorCode::Limited, NO_SEAT).await;
+                return self.refused(connections_full(full), Some(node), from).await;
             }
         };
         self.converse(conn, introduced).await;
+    }
+
+    async fn reject(&self, rejection: Rejection, from: SocketAddr) {
+        let Rejection { refusal, node, detail, blamed } = rejection;
+        let named = node.map(|node| node.to_string()).unwrap_or_default();
+        tracing::debug!(%from, node = named, reason = refusal.name(), detail, "handshake failed");
+        if blamed {
+            self.blame(node, from, refusal);
+        }
+        self.refused(refusal, node, from).await;
+    }
+
+    /// Counts what somebody has done towards a ban: a node's, if it has proved who it is, else its prefix's, whose address
+    /// was proved. True: it is banned for that.
+    fn blame(&self, node: Option<NodeId>, from: SocketAddr, refusal: Refusal) -> bool {
+        let (now, prefix) = (MonoTime::now(), Prefix::of(from.ip()));
+        let (subject, banned) = match node {
+            Some(node) => (BanSubject::Node(node), self.rules.bans().violation(node, refusal, now)),
+            None => (BanSubject::Prefix(prefix), self.rules.bans().failure(prefix, refusal, now)),
+        };
+        if let Some(times) = banned.then(|| lock(&self.banned).count(now)).flatten() {
+            tracing::warn!(%subject, %from, reason = refusal.name(), times, "banned: `atlas-relay bans` lists who is");
+        }
+        banned
     }
 
     async fn refused(&self, refusal: Refusal, node: Option<NodeId>, from: SocketAddr) {
@@ -299,11 +329,19 @@ impl Listener {
     }
 }
 
+/// What an agent is told for which there is no seat.
+const NO_SEAT: &str = "the relay has as many agents as it may";
+
 fn connections_full(full: Full) -> Refusal {
     match full {
         Full::All => Refusal::ConnectionsFull,
         Full::Prefix => Refusal::PrefixConnectionsFull,
     }
+}
+
+/// A poisoned lock is used on: what it protects is sound after any step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The wall clock, in seconds since the Unix epoch.

@@ -1,30 +1,17 @@
-//! Places for connections and handshakes: bounded altogether, and for each source.
+//! Places that are taken, altogether and by each source, and those of handshakes under way.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::relay::prefix::Prefix;
 
 /// So many at once, and so many of them for one source prefix.
-#[derive(Debug)]
-pub(super) struct Places {
-    all: usize,
-    per_prefix: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    by_prefix: BTreeMap<Prefix, usize>,
-}
-
-/// A place that is taken, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
-    prefix: Prefix,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Altogether.
+    pub all: usize,
+    /// Of one prefix.
+    pub per_prefix: usize,
 }
 
 /// Why there is no place.
@@ -36,58 +23,79 @@ pub(super) enum Full {
     Prefix,
 }
 
+/// How many places are taken, altogether and by each prefix.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    all: usize,
+    by_prefix: BTreeMap<Prefix, usize>,
+}
+
+impl Shares {
+    pub fn all(&self) -> usize {
+        self.all
+    }
+
+    pub fn of(&self, prefix: Prefix) -> usize {
+        self.by_prefix.get(&prefix).copied().unwrap_or(0)
+    }
+
+    /// Why `prefix` cannot have one more.
+    pub fn full(&self, prefix: Prefix, limits: Limits) -> Option<Full> {
+        if self.all >= limits.all {
+            return Some(Full::All);
+        }
+        (self.of(prefix) >= limits.per_prefix).then_some(Full::Prefix)
+    }
+
+    pub fn add(&mut self, prefix: Prefix) {
+        self.all += 1;
+        *self.by_prefix.entry(prefix).or_default() += 1;
+    }
+
+    pub fn remove(&mut self, prefix: Prefix) {
+        let Some(of_prefix) = self.by_prefix.get_mut(&prefix) else { return };
+        self.all -= 1;
+        *of_prefix -= 1;
+        if *of_prefix == 0 {
+            self.by_prefix.remove(&prefix);
+        }
+    }
+}
+
+/// The places of handshakes under way.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    shares: Mutex<Shares>,
+}
+
+/// A place that is taken, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    prefix: Prefix,
+}
+
 impl Places {
-    /// `all` places, `per_prefix` of them for one source prefix.
-    pub fn new(all: usize, per_prefix: usize) -> Arc<Places> {
-        Arc::new(Places { all, per_prefix, taken: Mutex::default() })
+    /// How many are taken, and how many of them by `prefix`.
+    pub fn taken(&self, prefix: Prefix) -> (usize, usize) {
+        let shares = self.lock();
+        (shares.all(), shares.of(prefix))
     }
 
-    /// How many are taken, and how many of them by the prefix of `from`.
-    pub fn taken(&self, from: IpAddr) -> (usize, usize) {
-        let taken = self.lock();
-        (taken.all, taken.by_prefix.get(&Prefix::of(from)).copied().unwrap_or(0))
+    /// Takes a place for `prefix`, whether there is one or not: that is decided before.
+    pub fn take(self: &Arc<Self>, prefix: Prefix) -> Place {
+        self.lock().add(prefix);
+        Place { places: Arc::clone(self), prefix }
     }
 
-    /// Why there is no place for `from` now; None if there is one.
-    pub fn full(&self, from: IpAddr) -> Option<Full> {
-        match self.taken(from) {
-            (all, _) if all >= self.all => Some(Full::All),
-            (_, of_prefix) if of_prefix >= self.per_prefix => Some(Full::Prefix),
-            _ => None,
-        }
-    }
-
-    /// Takes a place for `from`.
-    pub fn take(self: &Arc<Self>, from: IpAddr) -> Result<Place, Full> {
-        let prefix = Prefix::of(from);
-        let mut taken = self.lock();
-        if taken.all >= self.all {
-            return Err(Full::All);
-        }
-        let of_prefix = taken.by_prefix.entry(prefix).or_default();
-        if *of_prefix >= self.per_prefix {
-            return Err(Full::Prefix);
-        }
-        *of_prefix += 1;
-        taken.all += 1;
-        Ok(Place { places: Arc::clone(self), prefix })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        taken.all -= 1;
-        if let Some(of_prefix) = taken.by_prefix.get_mut(&self.prefix) {
-            *of_prefix -= 1;
-            if *of_prefix == 0 {
-                taken.by_prefix.remove(&self.prefix);
-            }
-        }
+        self.places.lock().remove(self.prefix);
     }
 }
 
@@ -95,21 +103,30 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> IpAddr {
+    fn prefix(text: &str) -> Prefix {
         text.parse().unwrap()
     }
 
     #[test]
     fn one_source_leaves_places_for_others_and_all_together_have_so_many() {
-        let places = Places::new(3, 2);
-        let held = [ip("192.0.2.1"), ip("::ffff:192.0.2.1")].map(|from| places.take(from).unwrap());
-        assert_eq!(places.take(ip("192.0.2.1")).unwrap_err(), Full::Prefix);
-        assert_eq!(places.full(ip("192.0.2.1")), Some(Full::Prefix));
-        assert_eq!((places.full(ip("192.0.2.2")), places.taken(ip("192.0.2.2"))), (None, (2, 0)));
-        let other = places.take(ip("192.0.2.2")).unwrap();
-        assert_eq!(places.take(ip("192.0.2.3")).unwrap_err(), Full::All);
-        drop((held, other));
-        assert_eq!(places.taken(ip("192.0.2.1")), (0, 0));
+        let (mut shares, limits) = (Shares::default(), Limits { all: 3, per_prefix: 2 });
+        shares.add(prefix("192.0.2.1"));
+        shares.add(prefix("::ffff:192.0.2.1"));
+        assert_eq!(shares.full(prefix("192.0.2.1"), limits), Some(Full::Prefix));
+        assert_eq!(shares.full(prefix("192.0.2.2"), limits), None);
+        shares.add(prefix("192.0.2.2"));
+        assert_eq!(shares.full(prefix("192.0.2.3"), limits), Some(Full::All));
+        shares.remove(prefix("192.0.2.1"));
+        assert_eq!(shares.full(prefix("192.0.2.1"), limits), None);
+    }
+
+    #[test]
+    fn a_place_is_taken_until_it_is_dropped() {
+        let places = Arc::<Places>::default();
+        let held = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(|from| places.take(prefix(from)));
+        assert_eq!(places.taken(prefix("192.0.2.1")), (3, 2));
+        drop(held);
+        assert_eq!(places.taken(prefix("192.0.2.1")), (0, 0));
         assert!(places.lock().by_prefix.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! How much of unfinished frames one connection may make us hold.
+//! How much one connection may make us hold: of one message, and of all messages that are not dealt with yet.
 
 use std::io;
 use std::pin::Pin;
@@ -8,14 +8,25 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Bytes of unfinished frames, on all streams of a connection together.
-const MAX_UNFINISHED_BYTES: usize = 256 * 1024;
-
-/// One connection's account.
-#[derive(Clone, Debug, Default)]
-pub struct Unfinished(Arc<AtomicUsize>);
+/// One connection's account: bytes of frames on all its streams that are unfinished, or that nobody has taken yet.
+#[derive(Clone, Debug)]
+pub struct Unfinished {
+    bytes: Arc<AtomicUsize>,
+    most: usize,
+    message: usize,
+}
 
 impl Unfinished {
+    /// An empty account for `most` bytes, and messages of `message` bytes at most.
+    pub fn new(most: usize, message: usize) -> Unfinished {
+        Unfinished { bytes: Arc::default(), most, message }
+    }
+
+    /// The longest message that is taken, in bytes.
+    pub fn max_message(&self) -> usize {
+        self.message
+    }
+
     /// Lets `stream` be read on this account. What is read counts until [`Share::settle`] is called.
     ///
     /// Once the account is full, reading fails with [`io::ErrorKind::QuotaExceeded`].
@@ -33,16 +44,23 @@ pub struct Share {
 }
 
 impl Share {
-    /// All that was read has been used: a frame is finished, or the stream is given up.
+    /// All that was read has been dealt with.
     pub fn settle(&self) {
         let held = self.held.swap(0, Ordering::Relaxed);
-        self.connection.0.fetch_sub(held, Ordering::Relaxed);
+        self.connection.bytes.fetch_sub(held, Ordering::Relaxed);
     }
 
     /// Whether there was room for `bytes` more.
     fn take(&self, bytes: usize) -> bool {
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        self.connection.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_UNFINISHED_BYTES
+        self.connection.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.connection.most
+    }
+}
+
+impl Drop for Share {
+    /// The stream is given up.
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 
@@ -65,7 +83,10 @@ impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
         if self.share.take(read) {
             return Poll::Ready(Ok(()));
         }
-        let text = "more than 256 KiB of unfinished frames on one connection";
+        let text = format!(
+            "more than {} bytes of unfinished messages on one connection",
+            self.share.connection.most
+        );
         Poll::Ready(Err(io::Error::new(io::ErrorKind::QuotaExceeded, text)))
     }
 }
@@ -81,18 +102,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streams_of_a_connection_share_the_account_and_finished_frames_leave_it() {
-        let account = Unfinished::default();
-        let bytes = vec![0; 2 * MAX_UNFINISHED_BYTES];
+    async fn streams_of_a_connection_share_the_account_and_what_is_dealt_with_leaves_it() {
+        const MOST: usize = 256 * 1024;
+        let account = Unfinished::new(MOST, 1);
+        let bytes = vec![0; 2 * MOST];
         let (mut first, first_share) = account.meter(&bytes[..]);
         let (mut second, second_share) = account.meter(&bytes[..]);
-        read(&mut first, MAX_UNFINISHED_BYTES / 2).await.unwrap();
-        read(&mut second, MAX_UNFINISHED_BYTES / 2).await.unwrap();
+        read(&mut first, MOST / 2).await.unwrap();
+        read(&mut second, MOST / 2).await.unwrap();
         first_share.settle();
-        read(&mut first, MAX_UNFINISHED_BYTES / 2).await.unwrap();
+        read(&mut first, MOST / 2).await.unwrap();
         assert_eq!(read(&mut first, 1).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
-        first_share.settle();
+        drop((first, first_share));
+        read(&mut second, MOST / 2).await.unwrap();
         second_share.settle();
-        assert_eq!(account.0.load(Ordering::Relaxed), 0);
+        assert_eq!(account.bytes.load(Ordering::Relaxed), 0);
     }
 }

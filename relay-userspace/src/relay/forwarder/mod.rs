@@ -1,5 +1,6 @@
 //! The userspace forwarder: what relays where the kernel does not, and what hands control datagrams to control.
 
+mod amplification;
 mod ancillary;
 mod arrivals;
 mod connection_ids;

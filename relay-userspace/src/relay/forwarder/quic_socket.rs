@@ -16,7 +16,9 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::amplification::Amplification;
 use super::socket_options;
+use crate::clock::MonoTime;
 use crate::relay::family::{Family, PerFamily};
 
 /// Datagrams that may wait for quinn. What comes faster than it can take them would be late anyway.
@@ -38,6 +40,7 @@ pub struct QuicSocket {
     senders: PerFamily<Sender>,
     address: SocketAddr,
     inbox: Mutex<Inbox>,
+    amplification: Mutex<Amplification>,
 }
 
 /// What sends to one family.
@@ -87,7 +90,7 @@ impl QuicSocket {
         let address = control.v4.local_addr()?;
         let senders = control.clone().try_map(|socket| Sender::new(socket.try_clone()?))?;
         let inbox = Mutex::new(Inbox { queue: VecDeque::with_capacity(QUEUE_LEN), receiver: None });
-        Ok(QuicSocket { senders, address, inbox })
+        Ok(QuicSocket { senders, address, inbox, amplification: Mutex::new(Amplification::new()) })
     }
 
     /// Gives quinn a datagram: its source, the local address it came to, its TOS byte, its payload. False if `most`
@@ -97,6 +100,8 @@ impl QuicSocket {
         if inbox.queue.len() >= most {
             return false;
         }
+        // Before QUIC can take it and answer.
+        self.amplification().received(from, payload, MonoTime::now());
         inbox.queue.push_back(Waiting {
             from,
             to: Some(to),
@@ -109,6 +114,12 @@ impl QuicSocket {
             receiver.wake();
         }
         true
+    }
+}
+
+impl QuicSocket {
+    fn amplification(&self) -> MutexGuard<'_, Amplification> {
+        self.amplification.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -179,6 +190,9 @@ impl AsyncUdpSocket for QuicSocket {
         let granted = TURN.take() == Turn::Granted;
         let family = Family::of(transmit.destination);
         let Some(sender) = self.senders.get(family) else { return Ok(()) };
+        if !self.amplification().permits(transmit.destination, transmit.contents) {
+            return Ok(());
+        }
         let sent = sender.send(transmit);
         let full = sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if granted && full {
