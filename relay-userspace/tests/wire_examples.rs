@@ -18,16 +18,19 @@ use relay_userspace::protocol::bind::{
     BindClient, BindDatagram, BindEvent, BindKey, BindKeys, BindKind, BindMagic, BindOutput, Cookie,
     PairState, SessionId, UnverifiedBind,
 };
+use relay_userspace::protocol::envelope::{MAX_CONTROL_PAYLOAD_LEN, MAX_PAYLOAD_LEN};
 use relay_userspace::protocol::flow_terms::{
-    Disconnect, ErrorMessage, FLOW, FlowTerms, ReadyStatus, RelayAnnounce, RelayConnect, RelayError,
-    RelayReady, disconnect_reason,
+    DEFAULT_CONSENT, DEFAULT_KEEPALIVE, Disconnect, ErrorMessage, FLOW, FlowTerms, MAX_DATAGRAM_RANGE,
+    ReadyStatus, RelayAnnounce, RelayConnect, RelayError, RelayReady, disconnect_reason,
 };
-use relay_userspace::protocol::handshake::{Initiator, Progress, Responder};
+use relay_userspace::protocol::handshake::{self, Initiator, Progress, Responder};
 use relay_userspace::protocol::message::{
     AckStatus, AtlasMessage, BootstrapDiscoverRequest, BootstrapPeers, BootstrapRegistration, MessageAck,
     Ping, Pong, VerifyAck, VerifyStatus,
 };
 use relay_userspace::protocol::{ErrorCode, Message};
+use relay_userspace::relay::rendezvous::OFFER_LIFETIME;
+use relay_userspace::tls;
 
 /// The time in the examples, in seconds.
 const UNIX_S: i64 = 1_712_150_400;
@@ -154,6 +157,34 @@ fn the_tables_of_types_codes_and_reasons_are_the_codes() {
     let reasons: BTreeSet<String> = reasons.iter().map(|reason| format!("`{reason}`")).collect();
     let documented = first_cells("### Disconnect reasons");
     assert_eq!(documented.into_iter().map(|(reason, _)| reason).collect::<BTreeSet<_>>(), reasons);
+}
+
+#[test]
+fn the_numbers_in_the_document_are_the_codes() {
+    let words: Vec<String> = document().split_whitespace().map(str::to_owned).collect();
+    let text = words.join(" ");
+    let (relay, peer) = (str::from_utf8(tls::ALPN_RELAY).unwrap(), str::from_utf8(tls::ALPN_PEER).unwrap());
+    for sentence in [
+        format!("| ALPN | `{relay}` to a relay, `{peer}` between two agents;"),
+        format!("| SNI | `{}`,", tls::SERVER_NAME),
+        format!("{MAX_PAYLOAD_LEN} bytes; so many are allowed"),
+        format!("takes at most {} KiB of one message", MAX_CONTROL_PAYLOAD_LEN / 1024),
+        format!("All four pass within {} s,", handshake::TIMEOUT.as_secs()),
+        format!("cut to {} characters", handshake::MAX_NAME_CHARS),
+        format!("`security.max_clock_drift_secs` ({} s", handshake::DEFAULT_MAX_CLOCK_DRIFT.as_secs()),
+        format!("within {} s ends with RelayError 3007", OFFER_LIFETIME.as_secs()),
+        format!("is good; {} if absent", DEFAULT_CONSENT.as_secs()),
+        format!("is due; {} if absent", DEFAULT_KEEPALIVE.as_secs()),
+        format!("{} to {} bytes |", MAX_DATAGRAM_RANGE.start(), MAX_DATAGRAM_RANGE.end()),
+        format!("exactly {BIND_LEN} bytes,"),
+        format!("| until paired | each {} ms,", BindClient::RETRY.as_millis()),
+        format!("after {} ms, then twice as long", BindClient::RETRY.as_millis()),
+        format!("each time, up to {} s |", BindClient::MAX_RETRY.as_secs()),
+        format!("| paired and quiet | {} s after", BindClient::NAT_KEEPALIVE.as_secs()),
+        format!("| sending without hearing | {} s after", BindClient::UNHEARD.as_secs()),
+    ] {
+        assert!(text.contains(&sentence), "docs/wire.md does not say {sentence:?}");
+    }
 }
 
 #[test]
