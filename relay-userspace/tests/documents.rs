@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use relay_userspace::config::{AtlasRoot, Config, Role};
+use relay_userspace::config::key::Of;
+use relay_userspace::config::{AtlasRoot, Config, Role, keys};
 use relay_userspace::refusals::RefusalReason;
 use relay_userspace::{agent, relay};
 
@@ -49,8 +50,88 @@ fn the_configurations_in_the_documents_are_understood() {
 }
 
 #[test]
+fn the_configurations_in_the_reference_page_are_sound_and_say_nothing_in_vain() {
+    let id = "atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3";
+    let document = "docs/configuration.md";
+    let text = text(document);
+    let blocks = text.split("```toml").skip(1).filter_map(|rest| rest.split("```").next());
+    let roles: Vec<Role> = blocks
+        .map(|block| {
+            let config = parse(&block.replace("atlas_<id of a peer>", id), document);
+            assert_eq!(config.warnings, []);
+            config.role()
+        })
+        .collect();
+    assert_eq!(roles, [Role::Relay, Role::Agent]);
+}
+
+#[test]
+fn the_reference_page_has_every_key_as_the_program_knows_it_and_names_tests_that_exist() {
+    let page = text("docs/configuration.md");
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let known: Vec<String> =
+        rows.iter().map(|row| row.iter().take(5).copied().collect::<Vec<_>>().join(" | ")).collect();
+    let expected: Vec<String> = keys::ALL
+        .iter()
+        .map(|key| {
+            let change = match key.of() {
+                Of::Nothing(_) => "-".to_owned(),
+                _ => key.when().to_string(),
+            };
+            let (name, takes, default) = (key.name(), key.takes(), key.default_text());
+            format!("`{name}` | {takes} | {default} | {} | {change}", key.of())
+        })
+        .collect();
+    assert_eq!(known, expected, "docs/configuration.md is not what relay-userspace/src/config/keys.rs says");
+    let source = rust_source();
+    for row in rows {
+        let [effect, tests] = row[5..] else {
+            panic!("{row:?}: expected an effect and the tests that show it")
+        };
+        assert!(effect.ends_with('.'), "{}: its effect is a sentence", row[0]);
+        let tests: Vec<&str> = tests.split(", ").collect();
+        for test in tests {
+            let name = test.trim_matches('`');
+            let declared = format!("fn {name}(");
+            assert!(!name.is_empty() && source.contains(&declared), "{}: there is no test {test}", row[0]);
+        }
+    }
+}
+
+/// Everything that is written in Rust here, tests and all.
+fn rust_source() -> String {
+    let mut source = String::new();
+    let mut directories: Vec<PathBuf> =
+        ["relay-common", "relay-userspace/src", "relay-userspace/tests", "xtask/src", "xtask/tests"]
+            .map(project)
+            .into();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                source.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    source
+}
+
+#[test]
 fn no_document_has_a_gap_left_to_fill() {
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md"] {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "deploy/README.md",
+        "docs/configuration.md",
+    ] {
         for line in text(document).lines() {
             let gap = line.starts_with('@') && line.ends_with('@');
             assert!(!gap, "{document}: {line}");
