@@ -79,9 +79,9 @@ keys! {
     SESSIONS_PER_PREFIX = "quotas.sessions_per_prefix", Relay, Live,
         Integer { what: SESSIONS, min: 1, max: 1_048_576, default: 256 };
     MESSAGE_BYTES = "quotas.message_bytes", Relay, Live,
-        Integer { what: BYTES, min: 4096, max: 4_194_304, default: 65_536 };
+        Integer { what: BYTES, min: 1024, max: 4_194_304, default: 65_536 };
     CONNECTION_BYTES = "quotas.connection_bytes", Relay, Live,
-        Integer { what: BYTES, min: 4096, max: 16_777_216, default: 262_144 };
+        Integer { what: BYTES, min: 1024, max: 16_777_216, default: 262_144 };
     RELAY_TOTAL_LIMIT = "quotas.relay_total_limit", Relay, Live,
         Integer { what: BYTES_PER_SECOND, min: 0, max: 1_000_000_000_000, default: 0 };
 
