@@ -15,7 +15,7 @@ use relay_userspace::admin::{self, Request};
 use relay_userspace::agent::{
     Agent, AgentSettings, CongestionSettings, ConnectError, Incoming, RawSendError, SessionEnd,
 };
-use relay_userspace::config::{Allow, AtlasRoot, Config, RelayAddress};
+use relay_userspace::config::{Allow, AtlasRoot, Config, ForwardProtocol, RelayAddress};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::protocol::ErrorCode;
 use relay_userspace::relay::report::{Ended, Peers, Sessions, Status};
@@ -55,7 +55,11 @@ async fn two_agents_ping_each_other_through_the_relay() {
 async fn a_tcp_port_is_forwarded_to_where_the_peer_permits() {
     let relay = TestRelay::start("relay_bandwidth_limit = 0");
     let echo = echo_server().await;
-    let permitted = Allow { peer: key(1).node_id(), to: echo.to_string().parse().unwrap() };
+    let permitted = Allow {
+        peer: key(1).node_id(),
+        to: echo.to_string().parse().unwrap(),
+        protocol: ForwardProtocol::Tcp,
+    };
     let _target = relay.agent(2, &[key(1).node_id()], &[permitted]);
     let source = relay.agent(1, &[], &[]);
     relay.until_announced(2).await;
@@ -71,7 +75,7 @@ async fn a_transfer_at_the_limit_is_paced_and_loses_next_to_nothing() {
     let relay = TestRelay::start("relay_bandwidth_limit = 1048576");
     let sink = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = sink.local_addr().unwrap().to_string();
-    let permitted = Allow { peer: key(1).node_id(), to: to.parse().unwrap() };
+    let permitted = Allow { peer: key(1).node_id(), to: to.parse().unwrap(), protocol: ForwardProtocol::Tcp };
     let _target = relay.agent(2, &[key(1).node_id()], &[permitted]);
     let source = relay.agent(1, &[], &[]);
     relay.until_announced(2).await;
@@ -158,7 +162,11 @@ async fn a_sender_at_twice_the_limit_is_cut_to_it_and_told() {
 async fn two_processes_of_one_identity_reach_one_peer_at_once() {
     let relay = TestRelay::start("relay_bandwidth_limit = 0");
     let echo = echo_server().await;
-    let permitted = Allow { peer: key(1).node_id(), to: echo.to_string().parse().unwrap() };
+    let permitted = Allow {
+        peer: key(1).node_id(),
+        to: echo.to_string().parse().unwrap(),
+        protocol: ForwardProtocol::Tcp,
+    };
     let _target = relay.agent(2, &[key(1).node_id()], &[permitted]);
     relay.until_announced(2).await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -180,7 +188,11 @@ async fn agents_reach_each_other_whichever_version_of_ip_they_speak() {
     let echo = echo_server().await;
     for (number, [near, far]) in [[V6, V6], [V4, V6], [V6, V4]].into_iter().enumerate() {
         let (one, other) = (10 + number as u8, 20 + number as u8);
-        let permitted = Allow { peer: key(one).node_id(), to: echo.to_string().parse().unwrap() };
+        let permitted = Allow {
+            peer: key(one).node_id(),
+            to: echo.to_string().parse().unwrap(),
+            protocol: ForwardProtocol::Tcp,
+        };
         let settings = relay.settings(other, &[key(one).node_id()], &[permitted]);
         let target = Agent::spawn(AgentSettings { relays: vec![relay.pinned(far)], ..settings });
         relay.until_announced(other).await;

@@ -15,15 +15,17 @@ use super::data_address::data_address;
 use super::data_socket::{DataSocket, local_address_towards};
 use super::error::{ConnectError, LinkError, SessionEnd};
 use super::event::{SessionEvent, SessionEventSender};
+use super::inbox::IncomingMessage;
 use super::known_relays::{KnownRelays, PinError};
 use super::link::{self, LinkChange, LinkEvent, LinkSettings};
 use super::peer::{self, EndToEndPath, PeerEndpoint, Serving};
+use super::permitted::Permitted;
 use super::raw::{self, RawSession};
 use super::refusal::{Refusal, RefusalLog};
 use super::session::{Session, SessionNews, SessionUser};
 use super::settings::{AgentSettings, Incoming};
 use super::snapshot::{PeersSnapshot, RelayPeer, SessionsSnapshot};
-use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, Use};
+use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, Use, Whom};
 use super::verification::unix_s;
 use crate::clock::MonoTime;
 use crate::config;
@@ -41,6 +43,7 @@ pub(super) enum Command {
     Peers { answer: oneshot::Sender<PeersSnapshot> },
     Sessions { answer: oneshot::Sender<SessionsSnapshot> },
     Permit(config::Agent),
+    Disconnect { whom: Whom, answer: oneshot::Sender<usize> },
 }
 
 /// A changed route is noticed within this time.
@@ -94,6 +97,8 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         raw_incoming: mpsc::Sender<RawSession>,
         session_events: SessionEventSender,
+        inbox: mpsc::Sender<IncomingMessage>,
+        refusals: RefusalLog,
         stop: CancellationToken,
     ) -> Self {
         let (news_in, news) = mpsc::unbounded_channel();
@@ -121,11 +126,14 @@ impl Driver {
             incoming,
             settings.relays.iter().map(|relay| relay.at.to_string()).collect(),
         );
+        let permitted =
+            Arc::new(Permitted { accept: settings.accept.clone(), allow: settings.allow.clone() });
         let serving = Serving {
             key: settings.key.clone(),
             name: settings.name.clone(),
-            allow: Arc::new(watch::Sender::new(settings.allow.clone().into())),
-            refusals: RefusalLog::default(),
+            permitted: Arc::new(watch::Sender::new(permitted)),
+            refusals,
+            inbox,
             news: news_in,
         };
         Driver {
@@ -228,11 +236,14 @@ impl Driver {
             }
             // How it sends stays: that needs a restart.
             Command::Permit(config::Agent { accept, allow, .. }) => {
-                self.serving.allow.send_replace(allow.into());
+                self.serving.permitted.send_replace(Arc::new(Permitted { accept: accept.clone(), allow }));
                 self.state.set_accept(accept.iter().copied().collect(), now());
                 self.settings.accept = accept;
             }
-            // Whoever has stopped waiting needs no answer.
+            Command::Disconnect { whom, answer } => {
+                // Whoever has stopped waiting needs no answer.
+                let _asker_gone = answer.send(self.state.disconnect(whom, now()));
+            }
             Command::Peers { answer } => drop(answer.send(self.peers())),
             Command::Sessions { answer } => {
                 let sessions = self.sessions.values().map(|live| live.session.snapshot()).collect();

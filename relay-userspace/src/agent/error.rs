@@ -86,6 +86,9 @@ pub enum SessionEnd {
     /// Nothing here used it any more.
     #[error("nothing here used the session any more, so it was closed")]
     Closed,
+    /// The operator of this agent has ended it.
+    #[error("the operator has ended the session; what still needs it connects again")]
+    ByOperator,
     /// `[agent] accept` does not name the peer any more.
     #[error("the peer is not accepted any more")]
     NoLongerAccepted,

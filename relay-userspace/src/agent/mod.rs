@@ -17,8 +17,8 @@
 //! Complete programs are in `relay-userspace/examples`; docs/wire.md is what goes over the network.
 //!
 //! Reading order: `state` decides (pure), `driver` does; `link` is one relay's control connection, `data_socket` one
-//! session's UDP socket, `virtual_socket` puts QUIC on top of that, `peer` is the connection between two agents, and
-//! `forward` carries TCP over it.
+//! session's UDP socket, `virtual_socket` puts QUIC on top of that, `peer` is the connection between two agents. On its
+//! streams `request` asks and `streams` answers: `inbox` takes messages, `forward` carries TCP and UDP.
 
 mod backoff;
 mod data_address;
@@ -27,18 +27,22 @@ mod driver;
 mod error;
 mod event;
 mod forward;
+mod inbox;
 mod known_relays;
 mod link;
 mod pacing;
 mod peer;
 mod peer_address;
+mod permitted;
 mod raw;
 mod refusal;
 mod remedy;
+mod request;
 mod session;
 mod settings;
 mod snapshot;
 mod state;
+mod streams;
 mod verification;
 mod virtual_socket;
 
@@ -54,16 +58,22 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::{ConnectError, LinkError, SessionEnd};
 pub use event::{SessionEvent, SessionEvents};
-pub use forward::{Forward, ForwardError, ForwardEvent, ForwardListener};
+pub use forward::{Forward, ForwardError, ForwardEvent, ForwardListener, LocalPort};
+pub use inbox::{INBOX_LEN, IncomingMessage};
 pub use known_relays::{KnownRelays, PinError};
 pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
 pub use peer_address::peer_address;
 pub use raw::{RawSendError, RawSession};
 pub use refusal::Refusal;
 pub use remedy::Remedy;
+pub use request::{Delivery, MessageError, OutgoingMessage};
 pub use session::Session;
 pub use settings::{AgentSettings, CongestionSettings, Incoming};
-pub use snapshot::{PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic, SessionsSnapshot};
+pub use snapshot::{
+    DeliverySnapshot, PeerSnapshot, PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic,
+    SessionsSnapshot,
+};
+pub use state::Whom;
 
 // Registration with bootstrap nodes dials, proves itself and waits as a link does.
 pub(crate) use backoff::Backoff;
@@ -76,6 +86,7 @@ use crate::identity::{NodeId, NodeKey};
 use driver::{Command, Driver};
 use event::SessionEventSender;
 use peer::EndToEndPath;
+use refusal::RefusalLog;
 
 /// A running agent. Dropping it stops it: sessions end, peers and relays are told, without waiting for them;
 /// [`Agent::shutdown`] waits.
@@ -84,6 +95,7 @@ pub struct Agent {
     dialler: Dialler,
     raw: tokio::sync::Mutex<mpsc::Receiver<RawSession>>,
     session_events: SessionEventSender,
+    inbox: tokio::sync::Mutex<mpsc::Receiver<IncomingMessage>>,
     stop: CancellationToken,
     driver: Option<JoinHandle<()>>,
 }
@@ -95,10 +107,15 @@ impl Agent {
         let stop = CancellationToken::new();
         let (commands, to_do) = mpsc::channel(64);
         let (raw_in, raw_out) = mpsc::channel(16);
-        let dialler = Dialler { key: settings.key.clone(), name: settings.name.clone(), commands };
+        let (inbox_in, inbox_out) = mpsc::channel(INBOX_LEN);
+        let refusals = RefusalLog::default();
+        let (key, name) = (settings.key.clone(), settings.name.clone());
+        let dialler = Dialler { key, name, commands, refusals: refusals.clone() };
         let session_events = SessionEventSender::new();
-        let driver = Driver::new(settings, to_do, raw_in, session_events.clone(), stop.clone());
-        Agent { dialler, raw: raw_out.into(), session_events, stop, driver: Some(tokio::spawn(driver.run())) }
+        let driver =
+            Driver::new(settings, to_do, raw_in, session_events.clone(), inbox_in, refusals, stop.clone());
+        let (raw, inbox) = (raw_out.into(), inbox_out.into());
+        Agent { dialler, raw, session_events, inbox, stop, driver: Some(tokio::spawn(driver.run())) }
     }
 
     /// This agent's id.
@@ -135,6 +152,12 @@ impl Agent {
         self.session_events.subscribe()
     }
 
+    /// The next message that a peer has sent; None once the agent is stopped. Cancel safe. [`INBOX_LEN`] messages wait
+    /// here; after that their senders are told to try later.
+    pub async fn accept_message(&self) -> Option<IncomingMessage> {
+        self.inbox.lock().await.recv().await
+    }
+
     /// Listens on a local TCP address; each connection comes out at the peer, which connects it to `to`
     /// (`HOST:PORT`, as in its `[[agent.allow]]`).
     ///
@@ -149,7 +172,23 @@ impl Agent {
         self.forward_from(ForwardListener::bind(listen).await?, peer, to).await
     }
 
-    /// As [`Agent::forward`], from a port that was taken before the agent was started.
+    /// Takes a local UDP address. What a program sends there comes out at the peer, which sends it to `to` from a port of
+    /// its own for each program (`HOST:PORT`, as in its `[[agent.allow]]` with `protocol = "udp"`), and carries back what
+    /// is answered. A datagram must fit a QUIC datagram of the connection to the peer: some 40 bytes less than the session
+    /// carries. Others are dropped and counted, and the first is told as [`ForwardEvent::Failed`].
+    ///
+    /// # Errors
+    /// The address cannot be had, or the peer not reached.
+    pub async fn forward_udp(
+        &self,
+        listen: SocketAddr,
+        peer: NodeId,
+        to: HostPort,
+    ) -> Result<Forward, ForwardError> {
+        self.forward_from(ForwardListener::bind_udp(listen).await?, peer, to).await
+    }
+
+    /// As [`Agent::forward`] or [`Agent::forward_udp`], from a port that was taken before the agent was started.
     ///
     /// # Errors
     /// The peer cannot be reached.
@@ -162,6 +201,12 @@ impl Agent {
         forward::start(self.dialler.clone(), listener, peer, to).await
     }
 
+    /// As [`Agent::forward_from`], but it connects to the peer only when something is to be carried, and each time anew if
+    /// that fails: for a service that outlives its peer and its relays.
+    pub fn forward_idle(&self, listener: ForwardListener, peer: NodeId, to: HostPort) -> Forward {
+        forward::start_idle(self.dialler.clone(), listener, peer, to)
+    }
+
     /// The relays the agent is connected to.
     pub async fn peers(&self) -> PeersSnapshot {
         self.dialler.peers().await
@@ -172,7 +217,7 @@ impl Agent {
         self.dialler.sessions().await
     }
 
-    /// A handle that shows the agent's peers and sessions and does not keep it alive, for an admin socket.
+    /// A handle that does not keep the agent alive, for an admin socket.
     pub fn inspector(&self) -> Inspector {
         Inspector { dialler: self.dialler.clone() }
     }
@@ -193,7 +238,7 @@ impl Drop for Agent {
     }
 }
 
-/// Shows a running agent's peers and sessions, and changes what others may do.
+/// What an admin socket does with a running agent.
 #[derive(Clone, Debug)]
 pub struct Inspector {
     dialler: Dialler,
@@ -210,6 +255,21 @@ impl Inspector {
         self.dialler.sessions().await
     }
 
+    /// As [`Agent::connect`].
+    ///
+    /// # Errors
+    /// No path within 10 seconds, the peer is not who it should be, or the agent is stopped.
+    pub async fn connect(&self, peer: NodeId) -> Result<PeerConnection, ConnectError> {
+        self.dialler.connect(peer).await
+    }
+
+    /// Ends sessions; relays and peers are told. How many there were.
+    pub async fn disconnect(&self, whom: Whom) -> usize {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.dialler.command(Command::Disconnect { whom, answer }).await;
+        if asked.is_ok() { answered.await.unwrap_or_default() } else { 0 }
+    }
+
     /// Changes who may connect and what they may reach. Sessions with peers that may not connect any more end; forwards
     /// that run go on.
     pub async fn permit(&self, permitted: config::Agent) {
@@ -224,6 +284,7 @@ struct Dialler {
     key: NodeKey,
     name: String,
     commands: mpsc::Sender<Command>,
+    refusals: RefusalLog,
 }
 
 impl Dialler {

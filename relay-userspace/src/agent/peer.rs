@@ -10,15 +10,19 @@ use tokio::task::JoinSet;
 
 use super::data_socket::DataSocket;
 use super::error::{ConnectError, SessionEnd};
-use super::forward;
+use super::forward::datagrams::{self, Flows};
+use super::inbox::IncomingMessage;
 use super::link::drained;
 use super::peer_address::peer_address;
+use super::permitted::Permitted;
 use super::refusal::{Refusal, RefusalLog};
+use super::request::{self, Delivery, MessageError, OutgoingMessage};
 use super::session::{Session, SessionNews, SessionUser};
+use super::snapshot::PeerSnapshot;
+use super::streams::{self, OWN_TOPICS};
 use super::verification::{initiate, respond, unix_s};
 use super::virtual_socket::VirtualSocket;
 use crate::clock::MonoTime;
-use crate::config::Allow;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, ErrorMessage, disconnect_reason};
@@ -35,6 +39,7 @@ pub struct PeerConnection {
 }
 
 struct ConnectionInner {
+    me: NodeId,
     endpoint: Arc<PeerEndpoint>,
     connection: quinn::Connection,
     control: Mutex<Control>,
@@ -83,10 +88,36 @@ impl PeerConnection {
         &self.inner.session
     }
 
-    /// The QUIC connection, for streams of the application's own. Stream 0 is taken, and the peer's agent expects a
-    /// Message on each new one.
+    /// The QUIC connection, for streams of the application's own. Stream 0 is taken; the peer's agent expects a Message on
+    /// each new one, and a UDP flow's number before each datagram.
     pub fn quic(&self) -> &quinn::Connection {
         &self.inner.connection
+    }
+
+    /// The peer in the form that is printed.
+    pub fn snapshot(&self) -> PeerSnapshot {
+        PeerSnapshot {
+            node_id: self.peer().node_id.to_string(),
+            name: self.peer().name.clone(),
+            trust: "unknown".to_owned(),
+            path: "relay".to_owned(),
+        }
+    }
+
+    pub(super) fn me(&self) -> NodeId {
+        self.inner.me
+    }
+
+    /// Sends a message to the peer's application and waits for its agent's answer.
+    ///
+    /// # Errors
+    /// It is too large, the peer refuses it or does not answer within 10 seconds, or the connection is gone.
+    pub async fn send(&self, message: OutgoingMessage) -> Result<Delivery, MessageError> {
+        if let Some(topic) = message.topic.as_deref().filter(|topic| topic.starts_with(OWN_TOPICS)) {
+            return Err(MessageError::OwnTopic(topic.to_owned()));
+        }
+        // Dropping its stream ends it in order.
+        request::ask(self, message).await.map(|accepted| accepted.delivery)
     }
 
     /// Sends a Ping and waits for its Pong.
@@ -192,7 +223,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// Connections of one peer that are served at once. A command makes one, and a forward one.
 const MAX_CONNECTIONS: usize = 32;
 
-/// Concurrent forwards of one connection.
+/// Concurrent forwards and messages of one connection.
 const MAX_STREAMS: u32 = 256;
 
 impl PeerEndpoint {
@@ -308,7 +339,8 @@ pub(super) async fn dial(
     let (tell, gone) = watch::channel(None);
     tokio::spawn(attend(endpoint.clone(), connection.clone(), tell, user));
     let control = Mutex::new(Control { to_peer, from_peer, overdue: 0 });
-    let inner = ConnectionInner { endpoint, connection, control, peer: verified, session, gone };
+    let me = key.node_id();
+    let inner = ConnectionInner { me, endpoint, connection, control, peer: verified, session, gone };
     Ok(PeerConnection { inner: Arc::new(inner) })
 }
 
@@ -335,8 +367,10 @@ pub(super) struct Serving {
     pub key: NodeKey,
     pub name: String,
     /// What is permitted at present.
-    pub allow: Arc<watch::Sender<Arc<[Allow]>>>,
+    pub permitted: Arc<watch::Sender<Arc<Permitted>>>,
     pub refusals: RefusalLog,
+    /// Messages for the application.
+    pub inbox: mpsc::Sender<IncomingMessage>,
     pub news: mpsc::UnboundedSender<SessionNews>,
 }
 
@@ -458,12 +492,14 @@ async fn serve_streams(
     connection: &quinn::Connection,
     serving: &Serving,
 ) -> quinn::ConnectionError {
+    let flows = Flows::new(connection.clone(), endpoint.peer, serving.refusals.clone());
+    tokio::spawn(flows.clone().deliver_all());
     loop {
         match connection.accept_bi().await {
             Ok((to_peer, from_peer)) => {
-                let (peer, serving, connection) = (endpoint.peer, serving.clone(), connection.clone());
+                let (peer, serving, flows) = (endpoint.peer, serving.clone(), flows.clone());
                 tokio::spawn(async move {
-                    forward::answer(peer, &serving, &connection, to_peer, from_peer).await;
+                    streams::serve(peer, &serving, &flows, to_peer, from_peer).await;
                 });
             }
             Err(error) => return error,
@@ -483,7 +519,8 @@ fn transport(session: &Session) -> Arc<quinn::TransportConfig> {
         .send_window(2 * u64::from(STREAM_WINDOW))
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
         .max_concurrent_uni_streams(0_u8.into())
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(datagrams::QUEUE_BYTES))
+        .datagram_send_buffer_size(datagrams::QUEUE_BYTES)
         .mtu_discovery_config(Some(discovery));
     Arc::new(transport)
 }

@@ -4,6 +4,7 @@ use super::error::{ConnectError, SessionEnd};
 use super::forward::ForwardError;
 use super::peer::PingError;
 use super::raw::RawSendError;
+use super::request::MessageError;
 use crate::protocol::ErrorCode;
 use crate::protocol::handshake::HandshakeError;
 
@@ -43,7 +44,8 @@ impl SessionEnd {
         match self {
             SessionEnd::Closed | SessionEnd::Stopped => Remedy::Application,
             SessionEnd::NoLongerAccepted | SessionEnd::ForeignMagic { .. } => Remedy::Operator,
-            SessionEnd::PeerGone { .. }
+            SessionEnd::ByOperator
+            | SessionEnd::PeerGone { .. }
             | SessionEnd::RelayStops
             | SessionEnd::Idle
             | SessionEnd::ConsentLost { .. }
@@ -70,6 +72,18 @@ impl PingError {
     pub fn remedy(&self) -> Remedy {
         match self {
             PingError::Timeout | PingError::Gone(_) => Remedy::TryAgain,
+        }
+    }
+}
+
+impl MessageError {
+    /// What helps: the same message again, a smaller one, or a person at either end.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            MessageError::TooLarge { .. } | MessageError::OwnTopic(_) => Remedy::Application,
+            MessageError::Refused { code, .. } => of_code(*code),
+            MessageError::Strange(_) => Remedy::Operator,
+            MessageError::Unanswered | MessageError::Gone(_) => Remedy::TryAgain,
         }
     }
 }

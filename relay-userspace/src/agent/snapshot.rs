@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// `net peers` of an agent: its relays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,6 +24,31 @@ pub struct RelayPeer {
     pub announced: bool,
     /// For how many seconds it has been connected.
     pub connected_s: u64,
+}
+
+/// The agent at the other end of a connection: `net connect`, and part of what `net send` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSnapshot {
+    /// Its id, proved.
+    pub node_id: String,
+    /// What it calls itself: proves nothing.
+    pub name: String,
+    /// Upstream's word for who runs it: `unknown`, since operators are not looked up here.
+    pub trust: String,
+    /// How it is reached: `relay`.
+    pub path: String,
+}
+
+/// `net send`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverySnapshot {
+    /// The message's id.
+    pub msg_id: String,
+    /// The peer's word for what it has done with it.
+    pub ack: String,
+    /// The peer.
+    #[serde(flatten)]
+    pub peer: PeerSnapshot,
 }
 
 /// `net sessions` of an agent.
@@ -75,6 +100,23 @@ pub struct SessionTraffic {
     pub queue_full: u64,
     /// Datagrams dropped because the application was too slow to take them.
     pub untaken: u64,
+}
+
+impl std::ops::Add for SessionTraffic {
+    type Output = SessionTraffic;
+
+    fn add(self, other: SessionTraffic) -> SessionTraffic {
+        SessionTraffic {
+            datagrams_sent: self.datagrams_sent + other.datagrams_sent,
+            datagrams_received: self.datagrams_received + other.datagrams_received,
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            bytes_received: self.bytes_received + other.bytes_received,
+            unsent: self.unsent + other.unsent,
+            strange: self.strange + other.strange,
+            queue_full: self.queue_full + other.queue_full,
+            untaken: self.untaken + other.untaken,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,7 @@ keys! {
         Tables { with: "both peer = \"atlas_...\" and to = \"HOST:PORT\"" };
     AGENT_ALLOW_PEER = "agent.allow.peer", Agent, Live, Text { what: "a node id", default: "required" };
     AGENT_ALLOW_TO = "agent.allow.to", Agent, Live, Text { what: HOST_PORT, default: "required" };
+    AGENT_ALLOW_PROTOCOL = "agent.allow.protocol", Agent, Live, Text { what: "tcp or udp", default: "tcp" };
     AGENT_FORWARD = "agent.forward", Agent, Restart,
         Tables { with: "listen = \"HOST:PORT\", peer = \"atlas_...\" and to = \"HOST:PORT\", all three" };
     AGENT_FORWARD_LISTEN = "agent.forward.listen", Agent, Restart,
@@ -164,7 +165,7 @@ mod tests {
     fn under_a_table_stand_its_keys_and_under_nothing_the_tables() {
         assert!(under("").starts_with(&["network", "transport"]));
         assert_eq!(under("security"), ["ban_duration_secs", "handshake_limit", "max_clock_drift_secs"]);
-        assert_eq!(under("agent.allow"), ["peer", "to"]);
+        assert_eq!(under("agent.allow"), ["peer", "to", "protocol"]);
         assert_eq!(under("agent.allow.to"), [""; 0]);
     }
 

@@ -232,8 +232,10 @@ impl Default for Agent {
 pub struct Allow {
     /// Who.
     pub peer: NodeId,
-    /// What: a TCP address as this agent sees it.
+    /// What: an address as this agent sees it.
     pub to: HostPort,
+    /// `protocol`: what may go there. Default `tcp`: a rule permits no more than it says.
+    pub protocol: ForwardProtocol,
 }
 
 /// One `[[agent.forward]]` table.

@@ -170,6 +170,16 @@ fn an_agents_configuration_says_who_may_reach_what() {
 }
 
 #[test]
+fn a_permit_is_for_tcp_unless_it_says_udp() {
+    let rule = format!("[agent]\naccept = [\"{NODE}\"]\n[[agent.allow]]\npeer = \"{NODE}\"\nto = \"a:1\"\n");
+    let protocol = |more: &str| parse(&format!("{rule}{more}")).unwrap().agent.allow[0].protocol;
+    assert_eq!(protocol(""), ForwardProtocol::Tcp);
+    assert_eq!(protocol("protocol = \"udp\"\n"), ForwardProtocol::Udp);
+    let error = refusal(&format!("{rule}protocol = \"icmp\"\n"));
+    assert!(error.starts_with("config.toml:6: agent.allow.protocol: expected tcp or udp"), "{error}");
+}
+
+#[test]
 fn a_permit_for_a_peer_that_may_not_connect_is_pointed_out() {
     let text = format!("[[agent.allow]]\npeer = \"{NODE}\"\nto = \"127.0.0.1:9000\"\n");
     let warnings = parse(&text).unwrap().warnings;

@@ -134,6 +134,7 @@ fn agent(document: &Document<'_>) -> Result<Agent, ConfigError> {
         Ok(Allow {
             peer: table.required(&keys::AGENT_ALLOW_PEER)?,
             to: table.required(&keys::AGENT_ALLOW_TO)?,
+            protocol: table.parsed(&keys::AGENT_ALLOW_PROTOCOL)?.unwrap_or_default(),
         })
     };
     let forward = |table: Table<'_>| {

@@ -101,7 +101,8 @@ impl Config {
         let Datapath { mode, interfaces, max_sessions, readers } = datapath;
         let Admin { socket } = admin;
         let Agent { accept, allow, pacing, ecn, allow_readable_relay, forward } = agent;
-        let permits: Vec<String> = allow.iter().map(|rule| format!("{} to {}", rule.peer, rule.to)).collect();
+        let permits: Vec<String> =
+            allow.iter().map(|rule| format!("{} to {} {}", rule.peer, rule.protocol, rule.to)).collect();
         let forwards: Vec<String> = forward
             .iter()
             .map(|rule| format!("{} {} to {} {}", rule.protocol, rule.listen, rule.peer, rule.to))

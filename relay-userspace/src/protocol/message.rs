@@ -5,9 +5,10 @@
 
 use std::fmt;
 
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::body::Body;
 use super::byte_fields::{ByteArray, Bytes};
 use super::envelope::{self, WireError};
 use super::flow_terms::{Disconnect, ErrorMessage, RelayAnnounce, RelayConnect, RelayError, RelayReady};
@@ -21,51 +22,6 @@ pub const CHALLENGE_LEN: usize = 32;
 /// Containers may nest this deep in a payload. No message needs more than a few levels; a deeper one would use our
 /// stack up.
 const MAX_DEPTH: usize = 32;
-
-/// The methods of a visitor for which whatever is no text and no map is `$nothing`.
-macro_rules! read_past {
-    ($nothing:expr) => {
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("any value")
-        }
-
-        fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_bytes<E: serde::de::Error>(self, _: &[u8]) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_none<E: serde::de::Error>(self) -> Result<Self::Value, E> {
-            Ok($nothing)
-        }
-
-        fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
-            IgnoredAny::deserialize(inner).map(|_| $nothing)
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
-            IgnoredAny.visit_seq(seq).map(|_| $nothing)
-        }
-    };
-}
 
 macro_rules! messages {
     ($($(#[$doc:meta])* $variant:ident($body:ty) = $type_byte:literal $(, as $rename:literal)?;)*) => {
@@ -326,71 +282,6 @@ pub struct AtlasMessage {
     pub body: Body,
 }
 
-/// The content of a Message. Documented as any value; it is read past, but for the one entry that is used here. A tree
-/// of whatever a peer sends would take up to 200 times the bytes it came in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Body {
-    /// The entry `to` of a map, if that is a text.
-    pub to: Option<String>,
-}
-
-impl<'de> Deserialize<'de> for Body {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// A map's entries; of anything else nothing.
-        struct Entries;
-
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Body;
-
-            read_past!(Body::default());
-
-            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Body, E> {
-                Ok(Body::default())
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Body, A::Error> {
-                let mut body = Body::default();
-                while let Some(Text(key)) = entries.next_key()? {
-                    if key.as_deref() == Some("to") {
-                        let Text(to) = entries.next_value()?;
-                        body.to = to;
-                    } else {
-                        entries.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(body)
-            }
-        }
-
-        deserializer.deserialize_any(Entries)
-    }
-}
-
-/// A text; None stands for anything else.
-struct Text(Option<String>);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct IfText;
-
-        impl<'de> Visitor<'de> for IfText {
-            type Value = Text;
-
-            read_past!(Text(None));
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(Some(text.to_owned())))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Text, A::Error> {
-                IgnoredAny.visit_map(map).map(|_| Text(None))
-            }
-        }
-
-        deserializer.deserialize_any(IfText)
-    }
-}
-
 /// 0x11.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MessageAck {
@@ -596,24 +487,6 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_read_past_but_for_the_text_it_is_asked_for() {
-        let bodies: [(&[u8], Option<&str>); 7] = [
-            (b"\x81\xa2to\xa1x", Some("x")),
-            (b"\x83\xa1n\x94\x01\xca\0\0\0\0\xc0\xc3\x07\x81\xa1a\xff\xa2to\xa1y", Some("y")),
-            (b"\x81\xa2to\x81\xa2to\xa1x", None),
-            (b"\x81\xa2to\x05", None),
-            (b"\x92\xa2to\xa1x", None),
-            (b"\xd4\x01\x02", None),
-            (b"\xa2to", None),
-        ];
-        for (body, to) in bodies {
-            let payload = [b"\x85\xa2id\xa1m\xa4from\xa0\xa2to\xa0\xa9timestamp\x00\xa4body", body].concat();
-            let Ok(Message::Message(message)) = Message::decode(0x10, &payload) else { panic!("{body:x?}") };
-            assert_eq!(message.body.to.as_deref(), to, "{body:x?}");
-        }
-    }
-
-    #[test]
     fn what_is_not_taken_is_read_for_its_name_and_a_short_id() {
         let message = |id: &str| AtlasMessage {
             id: id.into(),
@@ -705,7 +578,7 @@ mod tests {
                 timestamp: 0,
                 reply_to: None,
                 topic: Some("net/forward".into()),
-                body: Body { to: Some("127.0.0.1:9000".into()) },
+                body: Body::of(&["127.0.0.1:9000"]).unwrap(),
             }
             .into(),
             MessageAck { msg_id: "msg_1".into(), status: AckStatus::Accepted }.into(),

@@ -7,6 +7,7 @@
 //! is ours, stands in [`flow_terms`] and [`bind`] alone.
 
 pub mod bind;
+pub mod body;
 pub mod byte_fields;
 pub mod envelope;
 pub mod error_code;

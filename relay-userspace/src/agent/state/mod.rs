@@ -1,5 +1,6 @@
 //! What an agent decides: which relay to ask, which sessions to take, when to give up. Pure.
 
+mod disconnecting;
 mod links;
 mod requests;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use relay_common::Side;
 
+pub use self::disconnecting::Whom;
 use self::links::{Link, Relay};
 use self::requests::{Request, Stage};
 use super::error::{ConnectError, SessionEnd};

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{Network, node};
 use crate::agent::{ConnectError, ForwardEvent, HostPort, Refusal, SessionEnd};
-use crate::config::{self, Allow};
+use crate::config::{self, Allow, ForwardProtocol};
 use crate::protocol::flow_terms::disconnect_reason;
 use crate::refusals::RefusalReason as _;
 
@@ -90,7 +90,7 @@ async fn what_is_permitted_may_change_while_the_agent_runs() {
     let mut tcp = TcpStream::connect(forward.local_addr()).await.unwrap();
     assert_eq!(tcp.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 
-    let allow = vec![Allow { peer: node(1), to }];
+    let allow = vec![Allow { peer: node(1), to, protocol: ForwardProtocol::Tcp }];
     bob.inspector().permit(config::Agent { accept: vec![node(1)], allow, ..Default::default() }).await;
     let _near = TcpStream::connect(forward.local_addr()).await.unwrap();
     service.accept().await.unwrap();

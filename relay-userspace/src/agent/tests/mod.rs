@@ -3,17 +3,19 @@
 mod connections;
 mod fake_relay;
 mod forwards;
+mod messages;
 mod raw_sessions;
 mod replaced;
 mod session_events;
 mod trust;
+mod udp_forwards;
 
 use std::path::PathBuf;
 
 use fake_relay::FakeRelay;
 
 use super::{Agent, AgentSettings};
-use crate::config::Allow;
+use crate::config::{Allow, ForwardProtocol};
 use crate::identity::{NodeId, NodeKey};
 
 /// A relay, and a directory for what agents remember.
@@ -39,7 +41,7 @@ impl Network {
     fn serving(&self, seed: u8, accept: &[u8], allow: &[&str]) -> AgentSettings {
         let accept: Vec<NodeId> = accept.iter().map(|seed| node(*seed)).collect();
         let rules = accept.iter().flat_map(|peer| allow.iter().map(|to| (*peer, to.parse().unwrap())));
-        let allow = rules.map(|(peer, to)| Allow { peer, to }).collect();
+        let allow = rules.map(|(peer, to)| Allow { peer, to, protocol: ForwardProtocol::Tcp }).collect();
         AgentSettings { announce: true, accept, allow, ..self.dialing(seed) }
     }
 
