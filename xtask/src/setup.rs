@@ -152,6 +152,7 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
         ("ethtool", "ethtool", "offload settings in the lab"),
         ("tcpdump", "tcpdump", "captures at the agents"),
         ("socat", "socat", "the TCP programs at both ends of a forward"),
+        ("systemd-analyze", "systemd", "what systemd makes of the unit files"),
         ("c++", "g++", "the engine of the fuzz targets, which CI compiles"),
     ];
     let others = [("turnserver", "coturn", "a relay to compare with")];
