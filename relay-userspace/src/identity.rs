@@ -218,10 +218,35 @@ impl NodeKey {
             io::ErrorKind::AlreadyExists => IdentityError::Exists { path: path.to_owned() },
             _ => IdentityError::Io { doing: "write", path: path.to_owned(), source },
         };
-        let pem = self
-            .signing
-            .to_pkcs8_pem(LineEnding::LF)
-            .map_err(|fault| IdentityError::Malformed { path: path.to_owned(), fault: fault.to_string() })?;
+        self.with_draft(path, |draft| {
+            // A hard link fails where the name is taken; a rename would replace it.
+            fs::hard_link(draft, path)
+        })
+        .map_err(failed)
+    }
+
+    /// Puts this key in the place of the one at `path`, which is kept at `kept` from then on. At every moment one of both
+    /// is at `path`, whole.
+    ///
+    /// # Errors
+    /// There is something at `kept` already, or the directory cannot be written. Then nothing has changed.
+    pub fn replace(&self, path: &Path, kept: &Path) -> Result<(), IdentityError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AlreadyExists => IdentityError::Exists { path: kept.to_owned() },
+            _ => IdentityError::Io { doing: "replace", path: path.to_owned(), source },
+        };
+        self.with_draft(path, |draft| {
+            fs::hard_link(path, kept)?;
+            fs::rename(draft, path).inspect_err(|_| {
+                let _gone = fs::remove_file(kept);
+            })
+        })
+        .map_err(failed)
+    }
+
+    /// Writes the key to a file beside `path`, lets `put` make use of it, and sees to it that the result is on disk.
+    fn with_draft(&self, path: &Path, put: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        let pem = self.signing.to_pkcs8_pem(LineEnding::LF).map_err(io::Error::other)?;
         let directory =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut draft_name = path.as_os_str().to_owned();
@@ -236,11 +261,11 @@ impl NodeKey {
                 file.write_all(pem.as_bytes())?;
                 file.sync_all()
             })
-            // A hard link fails where the name is taken; a rename would replace it.
-            .and_then(|()| fs::hard_link(&draft, path))
+            .and_then(|()| put(&draft))
             .and_then(|()| File::open(directory)?.sync_all());
+        // After a rename there is none.
         let _gone = fs::remove_file(&draft);
-        written.map_err(failed)
+        written
     }
 
     /// The public half.
@@ -304,7 +329,7 @@ pub enum IdentityError {
     /// The file system said no.
     #[error("cannot {doing} the key file {}: {source}{}", path.display(), permission_hint(source))]
     Io {
-        /// `read` or `write`.
+        /// `read`, `write` or `replace`.
         doing: &'static str,
         /// The key file.
         path: PathBuf,
@@ -435,6 +460,26 @@ mod tests {
         let NodeKey { signing } = &key;
         is_wiped(signing);
         assert!(std::mem::needs_drop::<NodeKey>(), "something is done when it is dropped");
+    }
+
+    #[test]
+    fn a_key_is_replaced_whole_and_the_old_one_kept_as_private_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, kept) = (directory.path().join("node-key.pem"), directory.path().join("node-key.old.pem"));
+        let [old, new, third] = std::array::from_fn(|_| NodeKey::generate().unwrap());
+        assert!(new.replace(&path, &kept).is_err(), "there is nothing to replace");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
+
+        old.save_new(&path).unwrap();
+        new.replace(&path, &kept).unwrap();
+        let at = |path: &Path| NodeKey::load(path).unwrap().node_id();
+        assert_eq!((at(&path), at(&kept)), (new.node_id(), old.node_id()), "loading also checks the modes");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no draft is left behind");
+
+        let taken = third.replace(&path, &kept).unwrap_err();
+        assert!(taken.to_string().contains("node-key.old.pem exists"), "{taken}");
+        assert_eq!((at(&path), at(&kept)), (new.node_id(), old.node_id()), "nothing has changed");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 
     #[test]
