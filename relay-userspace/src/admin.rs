@@ -20,10 +20,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::identity::{NodeId, permission_hint};
 use crate::protocol::SessionId;
+use crate::protocol::body::MAX_BODY_TEXT_LEN;
 use crate::relay::bans::BanSubject;
 
 /// A question to the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Who is connected (`net peers`).
@@ -36,15 +37,24 @@ pub enum Request {
     Settings,
     /// Read the configuration file again, and apply what can be applied (`config reload`).
     Reload,
-    /// A relay ends one session or offer.
+    /// An agent sends a message (`net send`).
+    Send {
+        /// To whom.
+        target: NodeId,
+        /// What it is about.
+        topic: Option<String>,
+        /// The content.
+        body: Value,
+    },
+    /// End one session or offer.
     EndSession {
         /// Which.
         #[serde(with = "as_text")]
         session: SessionId,
     },
-    /// A relay ends all sessions and offers of a node.
+    /// End all sessions and offers of a node: at a relay its own, at an agent those with it.
     EndSessionsOf {
-        /// Whose.
+        /// Which.
         node: NodeId,
     },
     /// A relay takes no new sessions from now on.
@@ -80,6 +90,17 @@ mod as_text {
     }
 }
 
+impl Request {
+    /// How long the daemon may take to answer.
+    fn patience(&self) -> Duration {
+        match self {
+            // A relay may have to be dialled, a session paired, the peer connected to, and it has to answer.
+            Request::Send { .. } => Duration::from_secs(40),
+            _ => PATIENCE,
+        }
+    }
+}
+
 /// A question that waits for its answer.
 #[derive(Debug)]
 pub struct Asked {
@@ -106,13 +127,13 @@ const MAX_CONNECTIONS: usize = 8;
 /// Owner and group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Longest request line, in bytes.
-const MAX_REQUEST_BYTES: u64 = 4096;
+/// Longest request line, in bytes: a message's body, and what stands around it.
+const MAX_REQUEST_BYTES: u64 = 4096 + MAX_BODY_TEXT_LEN as u64;
 
 /// Connections that may wait to be served.
 const MAX_WAITING: i32 = 128;
 
-/// A connection is given up after this, on either side.
+/// A connection is given up after this without a word, on either side.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl AdminSocket {
@@ -168,7 +189,7 @@ impl AdminSocket {
             };
             let asked = asked.clone();
             tokio::spawn(async move {
-                if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, converse(stream, asked)).await {
+                if let Err(error) = converse(stream, asked).await {
                     tracing::debug!(%error, "an admin connection failed");
                 }
                 drop(place);
@@ -207,7 +228,8 @@ pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
         _ => AskError::Io { path: path.to_owned(), source },
     };
     let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    // A daemon that is late says so itself.
+    stream.set_read_timeout(Some(request.patience() + PATIENCE)).map_err(failed)?;
     let mut line = serde_json::to_string(&request)?;
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(failed)?;
@@ -274,14 +296,20 @@ enum Answer {
 async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST_BYTES)).read_line(&mut line).await?;
-    let answer = match serde_json::from_str(&line) {
-        Ok(request) => answer(request, &asked).await,
+    let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
+    tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await??;
+    let answer = match serde_json::from_str::<Request>(&line) {
+        Ok(request) => {
+            let late = "the daemon has not answered in time".to_owned();
+            tokio::time::timeout(request.patience(), answer(request, &asked))
+                .await
+                .unwrap_or(Answer::Error(late))
+        }
         Err(error) => Answer::Error(format!("not a request of this version: {error}")),
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    write.write_all(&line).await?;
+    tokio::time::timeout(PATIENCE, write.write_all(&line)).await??;
     write.shutdown().await
 }
 
@@ -346,7 +374,7 @@ mod tests {
                 json!({ "request": "end_sessions_of", "node": node.to_string() }),
             ),
         ] {
-            assert_eq!(serde_json::to_value(request).unwrap(), value);
+            assert_eq!(serde_json::to_value(&request).unwrap(), value);
             assert_eq!(serde_json::from_value::<Request>(value).unwrap(), request);
         }
         let fault = json!({ "request": "end_session", "session": "a5" });
@@ -377,7 +405,7 @@ mod tests {
         let path = directory.path().join("admin.sock");
         let (sender, _receiver) = mpsc::channel(1);
         tokio::spawn(AdminSocket::bind(&path).unwrap().serve(sender));
-        for line in ["{\"request\":\"reboot\"}\n".to_owned(), "x".repeat(10_000)] {
+        for line in ["{\"request\":\"reboot\"}\n".to_owned(), "x".repeat(100_000)] {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             // The daemon may hang up on a long line before it is written whole.
             let _hung_up = stream.write_all(line.as_bytes()).await;

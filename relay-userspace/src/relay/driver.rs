@@ -203,6 +203,11 @@ impl Driver {
             }
             Request::Settings => serde_json::to_value(self.reconfiguration.settings()),
             Request::Reload => return self.reconfiguration.begin(answer),
+            Request::Send { .. } => {
+                let sends = "this daemon is a relay: run this with an agent's ATLAS_ROOT".to_owned();
+                let _asker_gone = answer.send(Err(sends));
+                return;
+            }
             Request::EndSession { session } => {
                 if !self.rendezvous.end_by_operator(session, &mut self.packets.flows, now) {
                     let none = format!("no session {session} here: `net sessions` shows those there are");

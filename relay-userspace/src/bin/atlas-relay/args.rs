@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use relay_userspace::config::{DatapathMode, HostPort};
 use relay_userspace::identity::NodeId;
+use relay_userspace::protocol::SessionId;
 use relay_userspace::relay::bans::BanSubject;
 use relay_userspace::relay::datapath::OBJECT;
 
@@ -62,6 +63,69 @@ Columns at an agent:
   SENT, RECEIVED       datagrams, and under BYTES their UDP payload
   LIMITED, its BYTES   what the relay says it has dropped for the limit, of both sides
   REFUSED              what this agent has refused since it started, by reason";
+
+const CONNECT: &str = "\
+Example:
+  atlas-relay net connect atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3
+
+It prints the name that the agent gives itself, which proves nothing, and [TRUST via PATH]:
+  TRUST  unknown: who runs the agent is not looked up here; that it has the key of its id is proved
+  PATH   relay: end to end, through a relay that cannot read it";
+
+const PING: &str = "\
+Example:
+  atlas-relay net ping atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3 --count 10
+
+Lines:
+  Peer, Path   whom, and through what: relay is end to end, through a relay that cannot read it
+  Ping, Pong   when the first was sent, by this clock, and answered, by the peer's: seconds since 1970
+  N of COUNT   a round trip, end to end";
+
+const SEND: &str = "\
+Example:
+  atlas-relay net send atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3 '{\"question\": 42}' \\
+    --topic tasks
+
+The other agent accepts it if its configuration names this node:
+  [agent]
+  accept = [\"atlas_<this node>\"]
+It goes through this node's daemon if one runs, which prints `Queued` and `Target`, else by itself, which prints `Sent to`
+and `Msg ID`. Either waits for the answer, `Ack`.";
+
+const FORWARD: &str = "\
+Example:
+  atlas-relay net forward --listen 127.0.0.1:8080 --peer atlas_70b4... --to 127.0.0.1:80
+  atlas-relay net forward --udp --listen 127.0.0.1:5300 --peer atlas_70b4... --to 127.0.0.1:53
+
+The other agent's configuration permits it with:
+  [agent]
+  accept = [\"atlas_<this node>\"]
+
+  [[agent.allow]]
+  peer = \"atlas_<this node>\"
+  to = \"127.0.0.1:80\"
+  protocol = \"tcp\"      # or udp; tcp if it is not there
+
+Of UDP each program that sends is carried apart, 200 at a time, until it has been quiet for two minutes. A datagram must fit
+one of the connection to the peer, some 40 bytes less than the session carries (1420 of 1500 on Ethernet, 1150 in the first
+moments); larger ones are dropped, counted and told once for each program. A daemon does the same by [[agent.forward]].";
+
+const DISCONNECT: &str = "\
+Example:
+  atlas-relay net disconnect atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3
+  atlas-relay net disconnect 0f1e2d3c4b5a69788796a5b4c3d2e1f0
+
+At a relay it ends the sessions of a node, or one session; at an agent those with a peer, or one. Both sides are told, and
+may connect again: who may not is a matter of [agent] accept, or of [access] at the relay.";
+
+const ROTATE: &str = "\
+Example:
+  atlas-relay id rotate
+  atlas-relay id rotate --yes
+
+Without --yes it says what would break and changes nothing. The old key stays beside the new one, under a name with the time.
+The node id changes with the key, so whatever names the old one has to be told the new: [agent] accept, [[agent.allow]] and
+[[agent.forward]] of peers, [access] of relays, and of a relay network.relays and state/known_relays of its agents.";
 
 const STATUS: &str = "\
 Example:
@@ -127,6 +191,9 @@ pub enum IdCommand {
     /// Shows who this node is.
     #[command(after_help = "Example:\n  atlas-relay id show --json")]
     Show(Format),
+    /// Puts another key, and so another node id, in the place of this node's. The old key is kept.
+    #[command(after_help = ROTATE)]
+    Rotate(Rotate),
     /// Gives this node a name for people to read. Others see it in `net peers`; it proves nothing.
     #[command(after_help = "Example:\n  atlas-relay id set-name relay-01")]
     SetName {
@@ -143,25 +210,26 @@ pub enum NetCommand {
     /// Lists whom the running daemon is connected with: a relay's agents, an agent's relays.
     #[command(after_help = PEERS)]
     Peers(Format),
-    /// Lists the running daemon's sessions. `net forward`, `net ping` and `net connect` have sessions of their own: ask
-    /// the relay or the peer for those.
+    /// Lists the running daemon's sessions. `net forward`, `net ping`, `net connect` and, without a daemon, `net send` have
+    /// sessions of their own: ask the relay or the peer for those.
     #[command(after_help = SESSIONS)]
     Sessions(Format),
     /// Checks the path to another agent.
-    #[command(after_help = "Example:\n  atlas-relay net connect atlas_70b499d01e2464e3...")]
+    #[command(after_help = CONNECT)]
     Connect(Connect),
     /// Pings another agent, end to end through a relay.
-    #[command(after_help = "Example:\n  atlas-relay net ping atlas_70b499d01e2464e3... --count 10")]
+    #[command(after_help = PING)]
     Ping(Ping),
-    /// Forwards a local TCP port to one that the other agent permits, until stopped. Whether it is permitted is asked
-    /// for each TCP connection: a refusal shows when the first one comes.
-    #[command(
-        after_help = "Example:\n  atlas-relay net forward --listen 127.0.0.1:8080 --peer atlas_70b4... --to 127.0.0.1:80\n\n\
-                      The other agent's configuration permits it with:\n  \
-                      [agent]\n  accept = [\"atlas_<this node>\"]\n\n  \
-                      [[agent.allow]]\n  peer = \"atlas_<this node>\"\n  to = \"127.0.0.1:80\""
-    )]
+    /// Sends a message to another agent's application, and waits until its agent has taken it.
+    #[command(after_help = SEND)]
+    Send(Send),
+    /// Forwards a local TCP or UDP port to one that the other agent permits, until stopped. Whether it is permitted is asked
+    /// for each TCP connection and each UDP client: a refusal shows when the first one comes.
+    #[command(after_help = FORWARD)]
     Forward(Forward),
+    /// Ends sessions of the running daemon.
+    #[command(after_help = DISCONNECT)]
+    Disconnect(Disconnect),
 }
 
 #[derive(Debug, Subcommand)]
@@ -271,6 +339,65 @@ pub struct Connect {
     /// The other agent's node id.
     #[arg(value_name = "NODE")]
     pub node: NodeId,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Rotate {
+    /// Do it.
+    #[arg(long)]
+    pub yes: bool,
+    /// Also while a daemon runs, which keeps the old key until it is restarted.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Send {
+    /// The other agent's node id.
+    #[arg(value_name = "NODE")]
+    pub node: NodeId,
+    /// The content: JSON; any other text is sent as a JSON string. At most 64 KiB.
+    #[arg(value_name = "JSON")]
+    pub body: String,
+    /// What it is about, for the application there.
+    #[arg(long, value_name = "T")]
+    pub topic: Option<String>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Disconnect {
+    /// A node's id, for all its sessions here, or a session's, as `net sessions` shows it.
+    #[arg(value_name = "TARGET", value_parser = ended)]
+    pub target: Ended,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+/// What `net disconnect` ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Ended {
+    /// All sessions with or of a node.
+    Node(NodeId),
+    /// One session.
+    Session(SessionId),
+}
+
+fn ended(text: &str) -> Result<Ended, String> {
+    if text.starts_with(NodeId::PREFIX) {
+        text.parse()
+            .map(Ended::Node)
+            .map_err(|error: relay_userspace::identity::NodeIdError| error.to_string())
+    } else {
+        text.parse().map(Ended::Session).map_err(|_| {
+            format!("expected a node id (atlas_ and 64 hexadecimal digits) or a session's (32), not {text:?}")
+        })
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -290,13 +417,16 @@ pub struct Ping {
 
 #[derive(Debug, ClapArgs)]
 pub struct Forward {
-    /// The local TCP address to listen on; port 0: any.
+    /// Forward datagrams instead of TCP connections.
+    #[arg(long)]
+    pub udp: bool,
+    /// The local address to listen on; port 0: any.
     #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
     pub listen: SocketAddr,
     /// The other agent's node id.
     #[arg(long, value_name = "NODE")]
     pub peer: NodeId,
-    /// The TCP address to reach there, as in its [[agent.allow]].
+    /// The address to reach there, as in its [[agent.allow]].
     #[arg(long, value_name = "HOST:PORT")]
     pub to: HostPort,
     #[command(flatten)]
@@ -313,4 +443,33 @@ pub enum XdpMode {
     Native,
     /// In the network stack.
     Generic,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        let mut program = Args::command();
+        program.build();
+        let mut checked = 0;
+        let mut groups = vec![program];
+        while let Some(group) = groups.pop() {
+            for command in group.get_subcommands().filter(|command| command.get_name() != "help") {
+                if command.has_subcommands() {
+                    groups.push(command.clone());
+                    continue;
+                }
+                let words = command.get_bin_name().unwrap_or_default().to_owned();
+                let help = command.clone().render_long_help().to_string();
+                assert!(help.contains(&format!("Example:\n  {words}")), "{words}: {help}");
+                assert!(command.get_about().is_some(), "{words}");
+                checked += 1;
+            }
+        }
+        assert!(checked >= 17, "{checked} commands");
+    }
 }

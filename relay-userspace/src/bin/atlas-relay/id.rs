@@ -1,4 +1,4 @@
-//! `id init`, `id show`, `id set-name`.
+//! `id init`, `id show`, `id set-name`; `id rotate` is `id_rotate`.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,13 +9,14 @@ use relay_userspace::identity::NodeKey;
 use serde_json::json;
 
 use crate::args::{Format, IdCommand};
-use crate::output;
+use crate::{id_rotate, output};
 
 pub fn run(command: &IdCommand) -> anyhow::Result<()> {
     let root = AtlasRoot::from_env()?;
     match command {
         IdCommand::Init => init(&root),
         IdCommand::Show(format) => show(&root, *format),
+        IdCommand::Rotate(options) => id_rotate::run(&root, options),
         IdCommand::SetName { name } => set_name(&root, name),
     }
 }

@@ -3,17 +3,22 @@
 //! Results go to stdout, the log and errors to stderr. Exit codes: 0 done, 1 failed (one line says why and what to do),
 //! 2 the command line was not understood.
 
+mod agent_forwards;
 mod args;
 mod bans;
 mod config_check;
 mod config_reload;
 mod config_show;
+mod connected_peer;
 mod id;
+mod id_rotate;
 mod net_connect;
+mod net_disconnect;
 mod net_forward;
 mod net_listen;
 mod net_peers;
 mod net_ping;
+mod net_send;
 mod net_sessions;
 mod node;
 mod output;
@@ -45,7 +50,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Net(NetCommand::Sessions(options)) => net_sessions::run(options),
         Command::Net(NetCommand::Connect(options)) => net_connect::run(&options),
         Command::Net(NetCommand::Ping(options)) => net_ping::run(&options),
+        Command::Net(NetCommand::Send(options)) => net_send::run(options),
         Command::Net(NetCommand::Forward(options)) => net_forward::run(options),
+        Command::Net(NetCommand::Disconnect(options)) => net_disconnect::run(&options),
         Command::Xdp(command) => xdp::run(command),
         Command::Bans(options) => bans::run(options),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),

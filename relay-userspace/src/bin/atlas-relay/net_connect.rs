@@ -3,6 +3,7 @@
 use relay_userspace::agent::Agent;
 
 use crate::args::Connect;
+use crate::connected_peer::brackets;
 use crate::node::{Node, runtime};
 use crate::output;
 
@@ -11,11 +12,14 @@ pub fn run(options: &Connect) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let agent = Agent::spawn(settings);
         let connection = agent.connect(options.node).await?;
-        let peer = connection.peer();
-        output::line(format_args!("Connected to {}", peer.node_id.short()));
-        output::line(format_args!("{} [via relay; the name is the peer's own word]", peer.name));
+        let peer = connection.snapshot();
         connection.close().await;
         agent.shutdown().await;
+        if options.format.json {
+            return output::json(&peer);
+        }
+        output::line(format_args!("Connected to {}", options.node.short()));
+        output::line(format_args!("{} {}", peer.name, brackets(&peer)));
         Ok(())
     })
 }

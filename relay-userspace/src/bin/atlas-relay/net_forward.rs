@@ -1,4 +1,6 @@
-//! `net forward`: a local TCP port comes out at another agent, until SIGINT or SIGTERM.
+//! `net forward`: a local TCP or UDP port comes out at another agent, until SIGINT or SIGTERM.
+
+use std::collections::BTreeMap;
 
 use relay_userspace::agent::{Agent, ForwardEvent, ForwardListener, SessionSnapshot, SessionTraffic};
 use relay_userspace::identity::NodeId;
@@ -13,7 +15,10 @@ pub fn run(options: Forward) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let mut stop = StopSignals::listen()?;
         // Before the relay is dialled: a port in use is no reason to trouble it.
-        let listener = ForwardListener::bind(options.listen).await?;
+        let listener = match options.udp {
+            true => ForwardListener::bind_udp(options.listen).await?,
+            false => ForwardListener::bind(options.listen).await?,
+        };
         let agent = Agent::spawn(settings);
         let outcome = forward(&agent, listener, options, &mut stop).await;
         agent.shutdown().await;
@@ -31,7 +36,7 @@ async fn forward(
     let starting = agent.forward_from(listener, peer, to.clone());
     let mut forwarding = tokio::select! {
         forwarding = starting => forwarding?,
-        _ = stop.next() => return ended(format, &SessionTraffic::default()),
+        _ = stop.next() => return ended(format, &SessionTraffic::default(), &BTreeMap::new()),
     };
     let address = forwarding.local_addr();
     show(format, &json!({ "event": "listening", "address": address }), || {
@@ -46,7 +51,9 @@ async fn forward(
             },
         }
     }
-    ended(format, &forwarding.traffic())
+    let refused: BTreeMap<&str, u64> =
+        agent.sessions().await.refused.into_iter().filter(|(_, times)| *times > 0).collect();
+    ended(format, &forwarding.traffic(), &refused)
 }
 
 fn show_event(format: Format, peer: NodeId, event: &ForwardEvent) -> anyhow::Result<()> {
@@ -58,16 +65,17 @@ fn show_event(format: Format, peer: NodeId, event: &ForwardEvent) -> anyhow::Res
             show(format, &value, || format!("Session {id} through relay {relay}"))
         }
         ForwardEvent::Lost { why } => show(format, &json!({ "event": "lost", "why": why }), || {
-            format!("Connection to the peer lost: {why}; the next TCP connection makes a new one")
+            format!("Connection to the peer lost: {why}; the next client makes a new one")
         }),
         ForwardEvent::Failed { client, why } => {
             let value = json!({ "event": "failed", "client": client, "why": why });
-            show(format, &value, || format!("Connection of {client} failed: {why}"))
+            show(format, &value, || format!("Client {client} failed: {why}"))
         }
     }
 }
 
-fn ended(format: Format, traffic: &SessionTraffic) -> anyhow::Result<()> {
+/// `refused` is what was, by reason: of a UDP forward, the datagrams that were dropped here.
+fn ended(format: Format, traffic: &SessionTraffic, refused: &BTreeMap<&str, u64>) -> anyhow::Result<()> {
     let SessionTraffic { datagrams_sent, datagrams_received, bytes_sent, bytes_received, .. } = traffic;
     let value = json!({
         "event": "ended",
@@ -75,11 +83,14 @@ fn ended(format: Format, traffic: &SessionTraffic) -> anyhow::Result<()> {
         "datagrams_received": datagrams_received,
         "bytes_sent": bytes_sent,
         "bytes_received": bytes_received,
+        "refused": refused,
     });
     show(format, &value, || {
+        let dropped = refused.iter().map(|(reason, times)| format!("; {reason}: {times}"));
         format!(
             "Ended: {datagrams_sent} datagrams ({bytes_sent} bytes) sent, \
-             {datagrams_received} ({bytes_received} bytes) received"
+             {datagrams_received} ({bytes_received} bytes) received{}",
+            dropped.collect::<String>()
         )
     })
 }

@@ -2,17 +2,23 @@
 
 use anyhow::Context as _;
 use relay_userspace::admin::{AdminSocket, Asked, Request};
-use relay_userspace::agent::{Agent, AgentSettings, Inspector};
+use relay_userspace::agent::{
+    Agent, AgentSettings, Delivery, DeliverySnapshot, IncomingMessage, Inspector, OutgoingMessage, Whom,
+};
 use relay_userspace::bootstrap::{OwnAddress, Registrant, Registrations};
 use relay_userspace::config::{Config, ConfigSource, Reading, Readings, Reloaded, Role};
+use relay_userspace::identity::NodeId;
+use relay_userspace::protocol::body::Body;
+use relay_userspace::protocol::handshake::printable;
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent_forwards;
 use crate::args::Listen;
 use crate::node::{Node, StopSignals, runtime};
 
@@ -86,16 +92,26 @@ async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyho
     let mut stop = StopSignals::listen()?;
     let (accept, allow) = (node.config.agent.accept.clone(), node.config.agent.allow.clone());
     let settings = AgentSettings { announce: true, accept, allow, ..node.agent()? };
+    let forwards = agent_forwards::listen(&node.config.agent.forward).await?;
     let admin = AdminSocket::bind(&node.config.admin.socket)?;
     let (asked, questions) = mpsc::channel(1);
     tracing::info!(node = %node.key.node_id(), name = node.name(), relays = settings.relays.len(), "agent starting");
     let agent = Agent::spawn(settings);
     let _registrations = register(node, OwnAddress::OfConnection { port: None });
+    let _forwarding = agent_forwards::start(&agent, forwards);
     let serving = tokio::spawn(admin.serve(asked));
     let answers =
         Answers { agent: agent.inspector(), readings: Readings::of(source), present: node.config.clone() };
     let answering = tokio::spawn(answers.serve(questions, reload));
-    tracing::info!(signal = stop.next().await, "stopping");
+    loop {
+        tokio::select! {
+            signal = stop.next() => {
+                tracing::info!(signal, "stopping");
+                break;
+            }
+            Some(message) = agent.accept_message() => log_message(&message),
+        }
+    }
     agent.shutdown().await;
     answering.abort();
     // Its end removes the socket.
@@ -109,6 +125,24 @@ fn register(node: &Node, address: OwnAddress) -> Registrations {
     let registrant = Registrant { key: node.key.clone(), name: node.name().to_owned(), address };
     Registrations::keep(registrant, node.config.network.bootstrap.clone())
 }
+
+/// One line of the log for each.
+fn log_message(message: &IncomingMessage) {
+    let IncomingMessage { id, from, reply_to, topic, body, .. } = message;
+    let shown = |text: &Option<String>| text.as_deref().map(|text| printable(text, 64)).unwrap_or_default();
+    tracing::info!(
+        %from,
+        id,
+        topic = shown(topic),
+        reply_to = shown(reply_to),
+        body = printable(body.as_str(), SHOWN_CHARS),
+        body_bytes = body.as_str().len(),
+        "a message has come"
+    );
+}
+
+/// Characters of a message's body that the log shows.
+const SHOWN_CHARS: usize = 256;
 
 /// What an agent's admin socket is answered with.
 struct Answers {
@@ -132,12 +166,26 @@ impl Answers {
 
     async fn answer(&mut self, Asked { request, answer }: Asked) {
         let value = match request {
+            Request::Send { target, topic, body } => {
+                // It may take long: others are answered meanwhile. Asked by so many at once as the socket serves.
+                let agent = self.agent.clone();
+                tokio::spawn(async move {
+                    let sent = send(&agent, target, topic, &body).await.and_then(|sent| json(&sent));
+                    let _asker_gone = answer.send(sent);
+                });
+                return;
+            }
+            Request::EndSession { session } => match self.agent.disconnect(Whom::Session(session)).await {
+                0 => Err(format!("no session {session} here: `net sessions` shows those there are")),
+                sessions => Ok(json!({ "sessions": sessions })),
+            },
+            Request::EndSessionsOf { node } => {
+                Ok(json!({ "sessions": self.agent.disconnect(Whom::Peer(node)).await }))
+            }
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
             Request::Settings => json(&self.present.settings()),
-            Request::Status | Request::EndSession { .. } | Request::EndSessionsOf { .. } | Request::Drain => {
-                Err("this daemon is an agent: it relays nothing".to_owned())
-            }
+            Request::Status | Request::Drain => Err("this daemon is an agent: it relays nothing".to_owned()),
             Request::Reload => return self.readings.ask(answer),
             Request::Bans | Request::AddBan { .. } | Request::LiftBan { .. } => {
                 Err("this daemon is an agent: it bans nobody".to_owned())
@@ -155,6 +203,20 @@ impl Answers {
         }
         reading.answer(&json(&reloaded));
     }
+}
+
+async fn send(
+    agent: &Inspector,
+    target: NodeId,
+    topic: Option<String>,
+    body: &Value,
+) -> Result<DeliverySnapshot, String> {
+    let body = Body::of(body).map_err(|error| error.to_string())?;
+    let connection = agent.connect(target).await.map_err(|error| error.to_string())?;
+    let sent = connection.send(OutgoingMessage { topic, reply_to: None, body }).await;
+    connection.close().await;
+    let Delivery { msg_id, status } = sent.map_err(|error| error.to_string())?;
+    Ok(DeliverySnapshot { msg_id, ack: status.to_string(), peer: connection.snapshot() })
 }
 
 fn json(value: &impl Serialize) -> Result<Value, String> {

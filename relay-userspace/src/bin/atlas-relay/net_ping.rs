@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use relay_userspace::agent::{Agent, PingError, PingSample};
-use relay_userspace::identity::NodeId;
+use relay_userspace::agent::{Agent, PeerSnapshot, PingError, PingSample};
 use serde::Serialize;
 
 use crate::args::Ping;
@@ -27,7 +26,7 @@ async fn ping(agent: &Agent, options: &Ping, stop: &mut StopSignals) -> anyhow::
         connected = agent.connect(options.node) => connected?,
         signal = stop.next() => bail!("stopped by {signal} before there was a path"),
     };
-    let Ping { node, count, .. } = *options;
+    let (peer, count) = (connection.snapshot(), options.count);
     let for_people = !options.format.json;
     let (mut sent, mut samples, mut failure) = (0, Vec::new(), None);
     let mut pause = tokio::time::interval(Duration::from_millis(options.interval_ms.max(1)));
@@ -43,7 +42,7 @@ async fn ping(agent: &Agent, options: &Ping, stop: &mut StopSignals) -> anyhow::
         };
         sent += 1;
         if for_people {
-            show(node, sent, count, &answer);
+            show(&peer, sent, count, &answer);
         }
         match answer {
             Ok(sample) => samples.push(sample),
@@ -51,7 +50,7 @@ async fn ping(agent: &Agent, options: &Ping, stop: &mut StopSignals) -> anyhow::
         }
     }
     connection.close().await;
-    let report = Report::of(node, sent, &samples);
+    let report = Report::of(&peer, sent, &samples);
     if for_people {
         output::line(report.summary());
     } else {
@@ -64,14 +63,14 @@ async fn ping(agent: &Agent, options: &Ping, stop: &mut StopSignals) -> anyhow::
 }
 
 /// One line for each; the first has upstream's four before it.
-fn show(peer: NodeId, number: u32, count: u32, answer: &Result<PingSample, PingError>) {
+fn show(peer: &PeerSnapshot, number: u32, count: u32, answer: &Result<PingSample, PingError>) {
     match answer {
         Ok(PingSample { round_trip, sent_unix_s, answered_unix_s }) => {
             if number == 1 {
-                output::line(format_args!("Peer : {}", peer.short()));
-                output::line("Path : relay");
-                output::line(format_args!("Ping : {sent_unix_s} s since 1970, by this clock"));
-                output::line(format_args!("Pong : {answered_unix_s} s since 1970, by the peer's clock"));
+                output::line(format_args!("Peer : {}", output::short_id(&peer.node_id)));
+                output::line(format_args!("Path : {}", peer.path));
+                output::line(format_args!("Ping : {sent_unix_s}"));
+                output::line(format_args!("Pong : {answered_unix_s}"));
             }
             output::line(format_args!("{number} of {count}: {}", milliseconds(micros(*round_trip))));
         }
@@ -81,8 +80,8 @@ fn show(peer: NodeId, number: u32, count: u32, answer: &Result<PingSample, PingE
 
 #[derive(Serialize)]
 struct Report {
-    peer: NodeId,
-    path: &'static str,
+    peer: String,
+    path: String,
     sent: u32,
     received: usize,
     /// None if nothing was received.
@@ -93,23 +92,25 @@ struct Report {
 #[derive(Clone, Copy, Serialize)]
 struct RoundTrips {
     min: u64,
+    avg: u64,
     p50: u64,
     p99: u64,
     max: u64,
 }
 
 impl Report {
-    fn of(peer: NodeId, sent: u32, samples: &[PingSample]) -> Report {
+    fn of(PeerSnapshot { node_id, path, .. }: &PeerSnapshot, sent: u32, samples: &[PingSample]) -> Report {
         let mut sorted: Vec<u64> = samples.iter().map(|sample| micros(sample.round_trip)).collect();
         sorted.sort_unstable();
-        Report { peer, path: "relay", sent, received: samples.len(), rtt_us: RoundTrips::of(&sorted) }
+        let (peer, path) = (node_id.clone(), path.clone());
+        Report { peer, path, sent, received: samples.len(), rtt_us: RoundTrips::of(&sorted) }
     }
 
     fn summary(&self) -> String {
         let counts = format!("{} sent, {} received", self.sent, self.received);
-        let Some(RoundTrips { min, p50, p99, max }) = self.rtt_us else { return counts };
-        let [min, p50, p99, max] = [min, p50, p99, max].map(milliseconds);
-        format!("{counts}; round trip min {min}, median {p50}, p99 {p99}, max {max}")
+        let Some(RoundTrips { min, avg, p50, p99, max }) = self.rtt_us else { return counts };
+        let [min, avg, p50, p99, max] = [min, avg, p50, p99, max].map(milliseconds);
+        format!("{counts}; round trip min {min}, avg {avg}, max {max}, median {p50}, p99 {p99}")
     }
 }
 
@@ -117,7 +118,14 @@ impl RoundTrips {
     /// Of sorted samples: the smallest that at least the given share does not exceed.
     fn of(sorted: &[u64]) -> Option<RoundTrips> {
         let share = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied();
-        Some(RoundTrips { min: *sorted.first()?, p50: share(50)?, p99: share(99)?, max: *sorted.last()? })
+        let avg = sorted.iter().sum::<u64>().checked_div(sorted.len() as u64)?;
+        Some(RoundTrips {
+            min: *sorted.first()?,
+            avg,
+            p50: share(50)?,
+            p99: share(99)?,
+            max: *sorted.last()?,
+        })
     }
 }
 
@@ -136,10 +144,10 @@ mod tests {
     #[test]
     fn shares_are_taken_from_the_samples_themselves() {
         let hundred: Vec<u64> = (1..=100).collect();
-        let RoundTrips { min, p50, p99, max } = RoundTrips::of(&hundred).unwrap();
-        assert_eq!([min, p50, p99, max], [1, 50, 99, 100]);
-        let RoundTrips { min, p50, p99, max } = RoundTrips::of(&[7]).unwrap();
-        assert_eq!([min, p50, p99, max], [7; 4]);
+        let RoundTrips { min, avg, p50, p99, max } = RoundTrips::of(&hundred).unwrap();
+        assert_eq!([min, avg, p50, p99, max], [1, 50, 50, 99, 100]);
+        let RoundTrips { min, avg, p50, p99, max } = RoundTrips::of(&[7]).unwrap();
+        assert_eq!([min, avg, p50, p99, max], [7; 5]);
         assert!(RoundTrips::of(&[]).is_none());
     }
 }

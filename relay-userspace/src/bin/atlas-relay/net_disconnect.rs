@@ -1,0 +1,27 @@
+//! `net disconnect`: ends sessions of the running daemon, relay or agent.
+
+use relay_userspace::admin::{self, Request};
+use serde::Deserialize;
+
+use crate::args::{Disconnect, Ended};
+use crate::{node, output};
+
+/// What the daemon answers.
+#[derive(Deserialize)]
+struct Answer {
+    sessions: u64,
+}
+
+pub fn run(options: &Disconnect) -> anyhow::Result<()> {
+    let request = match options.target {
+        Ended::Node(node) => Request::EndSessionsOf { node },
+        Ended::Session(session) => Request::EndSession { session },
+    };
+    let answer = admin::ask(&node::admin_socket()?, request)?;
+    if options.format.json {
+        return output::json(&answer);
+    }
+    let Answer { sessions } = serde_json::from_value(answer)?;
+    output::line(format_args!("Ended    : {sessions} session{}", if sessions == 1 { "" } else { "s" }));
+    Ok(())
+}
