@@ -1,5 +1,7 @@
 //! What must not leave the key file.
 
+use std::process::Child;
+
 use super::*;
 
 #[test]

@@ -25,7 +25,6 @@ reasons! {
         MessageRate = "message_rate": "More control messages of one agent in a minute than `rate_limit.per_peer_per_minute`.",
         SlowReader = "slow_reader": "An agent does not read what it is sent.",
         PingUnanswered = "ping_unanswered": "Three Pings in a row got no Pong.",
-        AccessDenied = "access_denied": "A node that `[access]` does not permit here.",
         AnnouncedFull = "announced_full": "`quotas.announced_agents` agents are announced.",
         ReplacedTooOften = "replaced_too_often": "An announce on a newer connection, of a node that was replaced 6 times within the hour.",
         ForeignIdentity = "foreign_identity": "An announce or connect in another node's name.",
