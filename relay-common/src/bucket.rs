@@ -8,7 +8,7 @@
 use crate::word::{Word32, Word64};
 
 /// Ticks of the bucket per nanosecond.
-pub(crate) const TICKS_PER_NS: u64 = 64;
+pub const TICKS_PER_NS: u64 = 64;
 
 /// Fractional bits of [`Allowance::cost_per_byte`].
 const COST_FRACTION_BITS: u32 = 18;
@@ -163,7 +163,7 @@ impl Allowance {
     /// So over any interval, and whatever changes fall into it, a bucket grants no more than the sum of rate x time over
     /// the pieces between the changes, and the burst of the piece it begins in: what is left when the interval begins is
     /// at most that burst, each piece adds at most its rate x time, and a change adds nothing.
-    pub(crate) fn carry(self, arrival: u64, new: Allowance, now: u64) -> u64 {
+    pub fn carry(self, arrival: u64, new: Allowance, now: u64) -> u64 {
         if self.cost_per_byte == 0 || new.cost_per_byte == 0 {
             // Nothing was charged, or nothing will be.
             return 0;

@@ -36,6 +36,8 @@ pub enum ErrorCode {
     Draining = 3006,
     /// Ours: the two sides did not both bind in time.
     OfferExpired = 3007,
+    /// Ours: the target knows only the documented messages, so the relay could read what the agents say to each other.
+    DocumentedOnly = 3008,
     /// Too many messages, or replacements of a node; or, with `session`, datagrams dropped for the session's limit.
     RateLimited = 4001,
     /// A fault of the sender of this code.
@@ -44,7 +46,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 16] = [
+    pub const ALL: [ErrorCode; 17] = [
         ErrorCode::ProtocolVersion,
         ErrorCode::HandshakeFailed,
         ErrorCode::HandshakeTimeout,
@@ -59,6 +61,7 @@ impl ErrorCode {
         ErrorCode::Limited,
         ErrorCode::Draining,
         ErrorCode::OfferExpired,
+        ErrorCode::DocumentedOnly,
         ErrorCode::RateLimited,
         ErrorCode::Internal,
     ];
@@ -90,6 +93,7 @@ impl ErrorCode {
             ErrorCode::Limited => "ERR_LIMITED",
             ErrorCode::Draining => "ERR_DRAINING",
             ErrorCode::OfferExpired => "ERR_OFFER_EXPIRED",
+            ErrorCode::DocumentedOnly => "ERR_DOCUMENTED_ONLY",
             ErrorCode::RateLimited => "ERR_RATE_LIMITED",
             ErrorCode::Internal => "ERR_INTERNAL",
         }

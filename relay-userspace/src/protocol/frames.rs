@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::envelope::{HEADER_LEN, Header, WireError};
@@ -58,6 +58,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The stream, after the last frame.
     pub fn into_inner(self) -> R {
         self.stream
+    }
+
+    /// The stream, and what was read of it after the last frame: the beginning of one that is not whole.
+    pub fn into_parts(self) -> (R, Bytes) {
+        (self.stream, self.frame.freeze())
     }
 
     fn header(&self) -> Result<Header, WireError> {

@@ -10,13 +10,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::bans::{BanCause, BanStatus, BanSubject};
-use super::control::{ControlEvent, ControlPolicy, Rules, StreamNumber, ToAgent, unix_seconds};
+use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::packet_path::PacketPath;
 use super::reconfiguration::Reconfiguration;
-use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings};
+use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings, StreamEnd};
 use super::report;
+use super::splice::Splicer;
 use crate::admin::{Asked, Request};
 use crate::clock::MonoTime;
 use crate::config::Reading;
@@ -39,6 +40,7 @@ pub struct Inputs {
 pub struct Driver {
     rendezvous: Rendezvous,
     packets: PacketPath,
+    splicer: Splicer,
     /// Whom the control connections' listener lets in.
     rules: Arc<Rules>,
     reconfiguration: Reconfiguration,
@@ -57,7 +59,8 @@ impl Driver {
     ) -> Driver {
         let mut randomness = SystemRandomness;
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
-        Driver { rendezvous, packets, rules, reconfiguration, randomness, outboxes: BTreeMap::new() }
+        let (splicer, outboxes) = (Splicer::default(), BTreeMap::new());
+        Driver { rendezvous, packets, splicer, rules, reconfiguration, randomness, outboxes }
     }
 
     /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
@@ -73,17 +76,20 @@ impl Driver {
     async fn turn(&mut self, inputs: &mut Inputs) -> bool {
         self.waiting_binds(&mut inputs.binds);
         let deadline = self.rendezvous.next_deadline();
-        let mut answer_on = None;
+        let mut asker = None;
         tokio::select! {
             () = inputs.shutdown.cancelled() => return false,
             Some(bind) = inputs.binds.recv() => self.bind(&bind),
-            Some(event) = inputs.control.recv() => answer_on = self.control(event),
+            Some(event) = inputs.control.recv() => asker = self.control(event),
             Some(asked) = inputs.admin.recv() => self.answer(asked),
             reading = self.reconfiguration.read() => self.reconfigure(reading),
+            (session, reason, traffic) = self.splicer.over() => {
+                self.rendezvous.spliced_over(session, reason, traffic, MonoTime::now());
+            }
             change = self.packets.network_change() => self.packets.follow(&change),
             () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
         }
-        self.carry_out(answer_on);
+        self.carry_out(asker);
         true
     }
 
@@ -103,22 +109,25 @@ impl Driver {
         self.rendezvous.bind(*from, *to, bytes, &mut self.packets.flows, &mut self.randomness, now);
     }
 
-    /// The stream of the connection that answers belong on, if the event is a message.
-    fn control(&mut self, event: ControlEvent) -> Option<(ConnId, StreamNumber)> {
+    /// Whom answers are for, if the event is a message.
+    fn control(&mut self, event: ControlEvent) -> Option<Asker> {
         let now = MonoTime::now();
         match event {
             ControlEvent::Connected { agent, outbox } => {
                 self.outboxes.insert(agent.conn, outbox);
                 self.rendezvous.connected(agent, now);
             }
-            ControlEvent::Message { conn, stream, message } => {
-                let flows = &mut self.packets.flows;
-                self.rendezvous.received(conn, message, flows, &mut self.randomness, now);
-                return Some((conn, stream));
+            ControlEvent::Message { conn, stream, message, held } => {
+                let (end, flows) = (StreamEnd { conn, stream }, &mut self.packets.flows);
+                self.rendezvous.received_on(end, message, flows, &mut self.randomness, now);
+                return Some(Asker { end, held });
             }
             ControlEvent::NotTaken { conn, stream, message } => {
                 self.rendezvous.not_taken(conn, message, now);
-                return Some((conn, stream));
+                return Some(Asker { end: StreamEnd { conn, stream }, held: None });
+            }
+            ControlEvent::StreamOver { conn, stream } => {
+                self.rendezvous.stream_over(StreamEnd { conn, stream });
             }
             ControlEvent::Moved { conn, remote } => self.rendezvous.moved(conn, remote),
             ControlEvent::Closed { conn, reason } => {
@@ -132,8 +141,8 @@ impl Driver {
         None
     }
 
-    /// Does what the rendezvous says. What it says to the connection in `answer_on` goes to the stream named there.
-    fn carry_out(&mut self, answer_on: Option<(ConnId, StreamNumber)>) {
+    /// Does what the rendezvous says. What it says to the connection of `asker` goes to the stream named there.
+    fn carry_out(&mut self, mut asker: Option<Asker>) {
         while let Some(output) = self.rendezvous.next_output() {
             let (conn, message) = match output {
                 Output::Send { conn, message } => (conn, message),
@@ -149,12 +158,29 @@ impl Driver {
                     self.packets.send_bind(from, to, &bytes);
                     continue;
                 }
+                Output::Splice { session, ends: [connector, target], ready, limit, idle_timeout } => {
+                    let ready = ready.into();
+                    let [to_connector, to_target] = self.splicer.join(session, ready, limit, idle_timeout);
+                    // It is the connector that has asked.
+                    let held = asker.as_mut().and_then(|asker| asker.held.take());
+                    let stream = connector.stream;
+                    self.send(connector.conn, ToAgent::HandOver { stream, held, to: to_connector });
+                    let stream = target.stream;
+                    self.send(target.conn, ToAgent::HandOver { stream, held: None, to: to_target });
+                    continue;
+                }
+                Output::Unsplice { session, reason } => {
+                    let traffic = self.splicer.end(session);
+                    self.rendezvous.spliced_over(session, reason, traffic, MonoTime::now());
+                    continue;
+                }
                 Output::Event(event) => {
                     event_log::log(&event);
                     continue;
                 }
             };
-            let stream = answer_on.filter(|(asker, _)| *asker == conn).map(|(_, stream)| stream);
+            let end = asker.as_ref().map(|asker| asker.end).filter(|end| end.conn == conn);
+            let stream = end.map(|end| end.stream);
             self.send(conn, ToAgent::Message { stream: stream.unwrap_or_default(), message });
         }
     }
@@ -170,12 +196,14 @@ impl Driver {
     }
 
     fn reconfigure(&mut self, reading: Reading) {
-        let Driver { rendezvous, packets, rules, reconfiguration, .. } = self;
+        let Driver { rendezvous, packets, splicer, rules, reconfiguration, .. } = self;
         reconfiguration.finish(reading, |before, present| {
             rules.set_policy(ControlPolicy::of(present));
             let limit = present.transport.relay_bandwidth_limit;
             if limit != before.transport.relay_bandwidth_limit {
-                rendezvous.set_limit(limit, &mut packets.flows, MonoTime::now());
+                let now = MonoTime::now();
+                rendezvous.set_limit(limit, &mut packets.flows, now);
+                splicer.set_limit(limit, now);
             }
             rendezvous.set_policy(super::policy(present), &mut packets.flows, MonoTime::now());
         });
@@ -198,8 +226,11 @@ impl Driver {
         let value = match request {
             Request::Peers => serde_json::to_value(report::Peers::from(self.rendezvous.peers(now))),
             Request::Sessions => {
-                let sessions = self.rendezvous.sessions(&self.packets.flows, now);
-                serde_json::to_value(report::Sessions::from(sessions))
+                let mut all = report::Sessions::from(self.rendezvous.sessions(&self.packets.flows, now));
+                let spliced = self.rendezvous.splices(now);
+                let spliced = spliced.iter().map(|it| (it, self.splicer.traffic(it.session)));
+                all.sessions.extend(spliced.map(report::Session::from));
+                serde_json::to_value(all)
             }
             Request::Settings => serde_json::to_value(self.reconfiguration.settings()),
             Request::Reload => return self.reconfiguration.begin(answer),
@@ -258,6 +289,13 @@ impl Driver {
     }
 }
 
+/// Who has sent the message that is being answered.
+struct Asker {
+    end: StreamEnd,
+    /// Keeps the stream from being read further.
+    held: Option<Held>,
+}
+
 /// Bind datagrams handled before each turn of the loop, at most: as many as can wait.
 const BINDS_AT_ONCE: usize = BIND_QUEUE_LEN;
 
@@ -301,7 +339,7 @@ mod tests {
     use crate::protocol::bind::BindMagic;
     use crate::relay::forwarder::RelayPort;
     use crate::relay::packet_path::Opened;
-    use crate::relay::rendezvous::{Authenticated, Refusal};
+    use crate::relay::rendezvous::{Authenticated, Refusal, StreamNumber};
 
     /// A relay that carries nothing yet.
     fn driver(config: &Config, source: Option<ConfigSource>) -> Driver {
@@ -380,15 +418,16 @@ mod tests {
         let most = driver.rendezvous.most_waiting();
         let given_up = |driver: &Driver| driver.rendezvous.refusals().of(Refusal::SlowReader);
         for _ in 0..most {
-            let message = Ping { ts: 0 }.into();
-            driver.control(ControlEvent::Message { conn, stream: StreamNumber(0), message });
+            let (stream, message) = (StreamNumber::FIRST, Ping { ts: 0 }.into());
+            driver.control(ControlEvent::Message { conn, stream, message, held: None });
             driver.carry_out(None);
         }
         assert_eq!((given_up(&driver), driver.outboxes.len()), (0, 1));
         driver.control(ControlEvent::Message {
             conn,
-            stream: StreamNumber(0),
+            stream: StreamNumber::FIRST,
             message: Ping { ts: 0 }.into(),
+            held: None,
         });
         driver.carry_out(None);
         assert_eq!((given_up(&driver), driver.outboxes.len()), (1, 0));

@@ -47,6 +47,12 @@ pub fn log(event: &Event) {
                 "session paired"
             );
         }
+        Event::Spliced { session, connector, target, limit } => {
+            tracing::info!(
+                %session, %connector, %target, bytes_per_s = limit.bytes_per_s,
+                "session paired by streams: this relay can read it"
+            );
+        }
         Event::Limited { session, packets, bytes } => {
             // The whole is in the line of the session's end; at a busy relay this one would come too often.
             tracing::debug!(%session, packets, bytes, "dropped for the limit");

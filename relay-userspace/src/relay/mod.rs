@@ -19,6 +19,7 @@ mod packet_path;
 mod reconfiguration;
 mod remembered;
 mod sliding_count;
+mod splice;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

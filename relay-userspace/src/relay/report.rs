@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bans::{BanStatus, BanSubject};
 use super::datapath::Traffic;
-use super::rendezvous::{PeerStatus, SessionState, SessionStatus, SideStatus};
+use super::rendezvous::{PeerStatus, SessionState, SessionStatus, SideStatus, SpliceStatus};
 
 /// `net peers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct Session {
     pub target: String,
     /// `offered`, `half` or `paired`.
     pub state: String,
+    /// [`DATAGRAMS`] or [`STREAM`].
+    pub path: String,
     /// Its limit; 0: unlimited.
     pub rate_bytes_per_s: u64,
     /// Seconds since it was offered.
@@ -64,10 +66,16 @@ pub struct Session {
     pub marked_packets: u64,
 }
 
+/// The path of a session of agents that bind data sockets.
+pub const DATAGRAMS: &str = "datagrams";
+
+/// The path of a session of agents that know only the documented messages.
+pub const STREAM: &str = "stream (readable by the relay)";
+
 /// One side of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionSide {
-    /// The agent's tuple, once proved.
+    /// The agent's tuple, once proved; of a stream: its control connection's.
     pub agent: Option<String>,
     /// The relay address it uses.
     pub relay: Option<String>,
@@ -75,7 +83,7 @@ pub struct SessionSide {
     pub packets_kernel: u64,
     /// Packets of this side that the userspace forwarder forwarded.
     pub packets_userspace: u64,
-    /// UDP payload bytes of both.
+    /// UDP payload bytes of both; of a stream: its bytes.
     pub bytes: u64,
     /// Seconds since its last proof.
     pub last_proof_s: Option<u64>,
@@ -210,6 +218,7 @@ impl From<&SessionStatus> for Session {
             connector: status.connector.to_string(),
             target: status.target.to_string(),
             state: state.to_owned(),
+            path: DATAGRAMS.to_owned(),
             rate_bytes_per_s: status.limit.bytes_per_s,
             age_s: status.age.as_secs(),
             sides: [
@@ -219,6 +228,29 @@ impl From<&SessionStatus> for Session {
             limited_packets: status.traffic.limited_packets,
             limited_bytes: status.traffic.limited_bytes,
             marked_packets: status.traffic.marked_packets,
+        }
+    }
+}
+
+impl From<(&SpliceStatus, Traffic)> for Session {
+    fn from((status, traffic): (&SpliceStatus, Traffic)) -> Session {
+        let [connector, target] =
+            status.addresses.map(|agent| SideStatus { agent, relay: None, last_proof: None });
+        Session {
+            session: status.session.to_string(),
+            connector: status.connector.to_string(),
+            target: status.target.to_string(),
+            state: "paired".to_owned(),
+            path: STREAM.to_owned(),
+            rate_bytes_per_s: status.limit.bytes_per_s,
+            age_s: status.age.as_secs(),
+            sides: [
+                SessionSide::of(&connector, &traffic, Side::Connector),
+                SessionSide::of(&target, &traffic, Side::Target),
+            ],
+            limited_packets: traffic.limited_packets,
+            limited_bytes: traffic.limited_bytes,
+            marked_packets: traffic.marked_packets,
         }
     }
 }

@@ -55,6 +55,7 @@ fn relay_table(sessions: &[Session]) {
         "CONNECTOR",
         "TARGET",
         "STATE",
+        "PATH",
         "AGE",
         "RATE",
         "KERNEL",
@@ -72,6 +73,7 @@ fn relay_table(sessions: &[Session]) {
             output::short_id(&session.connector),
             output::short_id(&session.target),
             session.state.clone(),
+            session.path.clone(),
             output::seconds(session.age_s),
             match session.rate_bytes_per_s {
                 0 => "unlimited".to_owned(),

@@ -5,20 +5,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::{Connection, SendStream, VarInt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::frames::{LAST_WORDS, Reader, frame_refusal, refusal_code};
 use super::introduction::Introduced;
 use super::message_rate::{MessageRates, MessageVerdict};
-use super::{ControlEvent, Listener, Rules, StreamNumber, ToAgent, lock};
+use super::{ControlEvent, Held, Listener, RECEIVE_WINDOW, Rules, ToAgent, lock};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::ErrorMessage;
+use crate::protocol::flow_terms::{ErrorMessage, FLOW};
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
-use crate::relay::rendezvous::{Authenticated, ConnId, MOST_SESSIONS_PER_NODE, Refusal};
+use crate::relay::rendezvous::{Authenticated, ConnId, MOST_SESSIONS_PER_NODE, Refusal, StreamNumber};
+use crate::relay::splice::{Half, ReceiveWindow, STREAM_WINDOW};
 
 /// Messages that an agent's outbox has room for, which takes memory as they come. The driver gives up an agent that does
 /// not read long before, by what the policy of the day permits: see `Rendezvous::most_waiting`.
@@ -41,7 +43,10 @@ impl Listener {
         if self.events.send(ControlEvent::Connected { agent, outbox }).await.is_err() {
             return connection.close(VarInt::from_u32(0), b"the relay stops");
         }
-        let mut streams = BTreeMap::from([(StreamNumber(0), send)]);
+        let window = ReceiveWindow::new(connection.clone(), RECEIVE_WINDOW, STREAM_WINDOW);
+        let mut streams = Streams::default();
+        // Streams that are given away as soon as their readers have let go.
+        let mut leaving = BTreeMap::new();
         let mut readers = JoinSet::new();
         let (over_limit, mut too_many) = mpsc::channel(1);
         let intake = Intake {
@@ -52,7 +57,8 @@ impl Listener {
             rates: Arc::clone(&self.rates),
             over_limit,
         };
-        readers.spawn(intake.clone().read(StreamNumber(0), reader));
+        let recall = streams.add(StreamNumber::FIRST, send);
+        readers.spawn(intake.clone().read(StreamNumber::FIRST, reader, recall));
         // Another address is believed once it is still there at the next look: anybody who forges a packet can make it
         // change until QUIC has validated the path.
         let mut seen = remote;
@@ -67,6 +73,13 @@ impl Listener {
                             self.refused(Refusal::SlowReader, Some(peer.node_id), remote).await;
                             connection.close(VarInt::from_u32(0), b"what was sent was not read");
                             break "it does not read what it is sent".to_owned();
+                        }
+                    }
+                    Some(ToAgent::HandOver { stream, held, to }) => {
+                        if let Some(open) = streams.0.remove(&stream).filter(|open| open.is_read) {
+                            open.recall.cancel();
+                            // It is held until the reader has let go: else that might still read on.
+                            leaving.insert(stream, (open.send, to, held));
                         }
                     }
                     Some(ToAgent::Close { code, reason }) => {
@@ -95,13 +108,22 @@ impl Listener {
                     }
                 }
                 Some(ended) = readers.join_next() => match ended {
-                    Ok((stream, Ok(()))) => {
-                        // The agent has finished its direction. On the first stream it says nothing more then.
-                        if stream != StreamNumber(0) {
-                            streams.remove(&stream);
+                    Ok(Ended { stream, reader, result: Ok(()) }) => {
+                        if let Some((send, to, _held)) = leaving.remove(&stream) {
+                            let (receive, unread) = reader.into_parts();
+                            let _not_wanted_any_more = to.send(Half::new(send, receive, unread, window.widen()));
+                            continue;
                         }
+                        // The agent has finished its direction. On the first stream it says nothing more then.
+                        if stream != StreamNumber::FIRST {
+                            streams.0.remove(&stream);
+                        } else if let Some(open) = streams.0.get_mut(&stream) {
+                            open.is_read = false;
+                        }
+                        let _driver_gone = self.events.send(ControlEvent::StreamOver { conn, stream }).await;
                     }
-                    Ok((stream, Err(error))) => {
+                    Ok(Ended { stream, result: Err(error), .. }) => {
+                        leaving.remove(&stream);
                         if let Some(code) = refusal_code(&error) {
                             self.blame(Some(peer.node_id), remote, frame_refusal(&error));
                             self.refused(frame_refusal(&error), Some(peer.node_id), remote).await;
@@ -110,7 +132,8 @@ impl Listener {
                             finish_and_close(&connection, &mut streams, code.number(), "bad frame").await;
                             break error.to_string();
                         }
-                        streams.remove(&stream);
+                        streams.0.remove(&stream);
+                        let _driver_gone = self.events.send(ControlEvent::StreamOver { conn, stream }).await;
                     }
                     Err(_) => {
                         connection.close(VarInt::from_u32(ErrorCode::Internal.number()), b"internal error");
@@ -121,9 +144,9 @@ impl Listener {
                     Ok((send, receive)) => {
                         opened += 1;
                         let stream = StreamNumber(opened);
-                        streams.insert(stream, send);
+                        let recall = streams.add(stream, send);
                         let reader = Reader::new(receive, &unfinished);
-                        readers.spawn(intake.clone().read(stream, reader));
+                        readers.spawn(intake.clone().read(stream, reader, recall));
                     }
                     Err(error) => break error.to_string(),
                 },
@@ -144,6 +167,34 @@ impl Listener {
 /// What an agent is told that sends too many messages.
 const TOO_MANY_MESSAGES: &str = "more control messages in a minute than this relay takes";
 
+/// The streams that are answered on.
+#[derive(Default)]
+struct Streams(BTreeMap<StreamNumber, Open>);
+
+struct Open {
+    send: SendStream,
+    /// Has its reader let go of it.
+    recall: CancellationToken,
+    /// Whether it has one.
+    is_read: bool,
+}
+
+impl Streams {
+    /// One more. What is returned has its reader let go of it.
+    fn add(&mut self, stream: StreamNumber, send: SendStream) -> CancellationToken {
+        let recall = CancellationToken::new();
+        self.0.insert(stream, Open { send, recall: recall.clone(), is_read: true });
+        recall
+    }
+}
+
+/// A stream that is no longer read.
+struct Ended {
+    stream: StreamNumber,
+    reader: Reader,
+    result: Result<(), FrameError>,
+}
+
 /// Where the messages of one connection go.
 #[derive(Clone)]
 struct Intake {
@@ -157,23 +208,34 @@ struct Intake {
 }
 
 impl Intake {
-    /// Passes the messages of one stream on to the driver, at the driver's pace.
-    async fn read(self, stream: StreamNumber, mut reader: Reader) -> (StreamNumber, Result<(), FrameError>) {
-        loop {
-            let event = match reader.next_event(self.conn, stream).await {
-                Ok(Some(event)) => event,
-                Ok(None) => return (stream, Ok(())),
-                Err(error) => return (stream, Err(error)),
-            };
-            let passed_on = match self.judge() {
-                MessageVerdict::Taken => self.events.send(event).await.is_ok(),
-                verdict => self.over_limit.send((stream, verdict)).await.is_ok(),
-            };
-            if !passed_on {
-                return (stream, Ok(()));
+    /// Passes the messages of one stream on to the driver, at the driver's pace, until its end or until it is recalled.
+    async fn read(self, stream: StreamNumber, mut reader: Reader, recall: CancellationToken) -> Ended {
+        let passing_on = async {
+            while let Some(mut event) = reader.next_event(self.conn, stream).await? {
+                let passed_on = match self.judge() {
+                    MessageVerdict::Taken => {
+                        let released = event.hold();
+                        let passed_on = self.events.send(event).await.is_ok();
+                        if let Some(released) = released {
+                            let _dropped = released.await;
+                        }
+                        passed_on
+                    }
+                    verdict => self.over_limit.send((stream, verdict)).await.is_ok(),
+                };
+                if !passed_on {
+                    break;
+                }
+                reader.settle();
             }
-            reader.settle();
-        }
+            Ok(())
+        };
+        let result = tokio::select! {
+            biased;
+            () = recall.cancelled() => Ok(()),
+            result = passing_on => result,
+        };
+        Ended { stream, reader, result }
     }
 
     fn judge(&self) -> MessageVerdict {
@@ -182,20 +244,31 @@ impl Intake {
     }
 }
 
+impl ControlEvent {
+    /// If what follows the message on its stream may be for a peer: keeps it from being read until the driver has decided.
+    fn hold(&mut self) -> Option<oneshot::Receiver<()>> {
+        let ControlEvent::Message { message: Message::RelayConnect(connect), held, .. } = self else {
+            return None;
+        };
+        if connect.flow == Some(FLOW) {
+            return None;
+        }
+        let (hold, released) = oneshot::channel();
+        *held = Some(Held(hold));
+        Some(released)
+    }
+}
+
 /// Writes to a stream, or to the first if that one is gone. A stream that fails is dropped; the connection tells when it
 /// is over. False if the agent does not read.
-async fn write(
-    streams: &mut BTreeMap<StreamNumber, SendStream>,
-    stream: StreamNumber,
-    message: &Message,
-) -> bool {
-    let stream = if streams.contains_key(&stream) { stream } else { StreamNumber(0) };
-    let Some(send) = streams.get_mut(&stream) else { return true };
-    match timeout(WRITE_PATIENCE, write_frame(send, message)).await {
+async fn write(streams: &mut Streams, stream: StreamNumber, message: &Message) -> bool {
+    let stream = if streams.0.contains_key(&stream) { stream } else { StreamNumber::FIRST };
+    let Some(open) = streams.0.get_mut(&stream) else { return true };
+    match timeout(WRITE_PATIENCE, write_frame(&mut open.send, message)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
             tracing::debug!(%error, message = message.name(), "a message was not sent");
-            streams.remove(&stream);
+            streams.0.remove(&stream);
             true
         }
         Err(_) => false,
@@ -203,14 +276,9 @@ async fn write(
 }
 
 /// Closes a connection once the agent has everything that was written, or after [`LAST_WORDS`].
-async fn finish_and_close(
-    connection: &Connection,
-    streams: &mut BTreeMap<StreamNumber, SendStream>,
-    code: u32,
-    reason: &str,
-) {
+async fn finish_and_close(connection: &Connection, streams: &mut Streams, code: u32, reason: &str) {
     let arrived = async {
-        for send in streams.values_mut() {
+        for Open { send, .. } in streams.0.values_mut() {
             let _already_finished = send.finish();
             let _stopped_or_arrived = send.stopped().await;
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
@@ -36,6 +37,13 @@ impl Reader {
         message
     }
 
+    /// The stream, and what was read of it that was no whole frame.
+    pub fn into_parts(self) -> (RecvStream, Bytes) {
+        self.share.settle();
+        let (stream, unread) = self.frames.into_parts();
+        (stream.into_inner(), unread)
+    }
+
     /// The next message after the handshake; None at the stream's end. Only what the rendezvous takes is read whole. It
     /// stays on the account until it is [settled](Self::settle).
     pub async fn next_event(
@@ -45,7 +53,7 @@ impl Reader {
     ) -> Result<Option<ControlEvent>, FrameError> {
         let Some((type_byte, payload)) = self.frames.next_payload().await? else { return Ok(None) };
         Ok(Some(if Rendezvous::takes(type_byte) {
-            ControlEvent::Message { conn, stream, message: Message::decode(type_byte, &payload)? }
+            ControlEvent::Message { conn, stream, message: Message::decode(type_byte, &payload)?, held: None }
         } else {
             ControlEvent::NotTaken { conn, stream, message: NotTaken::read(type_byte, &payload)? }
         }))

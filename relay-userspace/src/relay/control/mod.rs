@@ -22,7 +22,7 @@ use quinn::{
     Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, ValidationTokenConfig,
     VarInt,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +37,8 @@ use self::seats::Seats;
 use super::bans::BanSubject;
 use super::forwarder::{ConnectionIds, QuicSocket};
 use super::prefix::Prefix;
-use super::rendezvous::{Authenticated, ConnId, Refusal};
+use super::rendezvous::{Authenticated, ConnId, Refusal, StreamNumber};
+use super::splice::{Half, SEND_WINDOW, STREAM_WINDOW};
 use crate::clock::MonoTime;
 use crate::control_transport::control_transport;
 use crate::identity::{NodeId, NodeKey};
@@ -65,6 +66,15 @@ pub enum ControlEvent {
         stream: StreamNumber,
         /// The message.
         message: Message,
+        /// Nothing more is read of the stream until this is dropped: what follows may be for a peer.
+        held: Option<Held>,
+    },
+    /// The agent has finished or reset a stream.
+    StreamOver {
+        /// The connection.
+        conn: ConnId,
+        /// The stream.
+        stream: StreamNumber,
     },
     /// A message has come of a type that the rendezvous does not take.
     NotTaken {
@@ -110,6 +120,15 @@ pub enum ToAgent {
         /// The message.
         message: Message,
     },
+    /// Give a stream away, once what was sent before is on its way. What was not read of it as a whole frame goes with it.
+    HandOver {
+        /// The stream.
+        stream: StreamNumber,
+        /// What keeps it from being read.
+        held: Option<Held>,
+        /// Where it goes. Dropped if the stream is gone.
+        to: oneshot::Sender<Half>,
+    },
     /// The end, once what was sent before has arrived.
     Close {
         /// QUIC application close code.
@@ -119,9 +138,9 @@ pub enum ToAgent {
     },
 }
 
-/// A stream of one connection, in the order the agent opened them. 0 is the handshake's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StreamNumber(pub u32);
+/// Keeps a stream from being read further, until it is dropped.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "it is there to be dropped")] oneshot::Sender<()>);
 
 /// What the listener goes by as long as it runs; the rest is [`Rules`].
 #[derive(Clone, Debug)]
@@ -136,8 +155,8 @@ pub struct ControlSettings {
     pub idle_timeout: Duration,
 }
 
-/// Unread bytes that a connection may have on its way to us.
-const RECEIVE_WINDOW: VarInt = VarInt::from_u32(256 * 1024);
+/// Unread bytes that a connection may have on its way to us, those of joined streams apart.
+const RECEIVE_WINDOW: u32 = 256 * 1024;
 
 /// The relay's QUIC endpoint over the port that the forwarder shares with it.
 ///
@@ -167,9 +186,9 @@ fn transport(settings: &ControlSettings) -> Result<TransportConfig, EndpointErro
     let mut transport = control_transport();
     transport
         .max_concurrent_bidi_streams(settings.max_streams_per_conn.into())
-        .receive_window(RECEIVE_WINDOW)
-        .stream_receive_window(RECEIVE_WINDOW)
-        .send_window(256 * 1024)
+        .receive_window(RECEIVE_WINDOW.into())
+        .stream_receive_window(STREAM_WINDOW.into())
+        .send_window(SEND_WINDOW.into())
         .max_idle_timeout(Some(settings.idle_timeout.try_into().map_err(|_| EndpointError::IdleTimeout)?));
     Ok(transport)
 }

@@ -71,6 +71,13 @@ pub struct Metered<R> {
     share: Share,
 }
 
+impl<R> Metered<R> {
+    /// The stream, off the account.
+    pub fn into_inner(self) -> R {
+        self.stream
+    }
+}
+
 impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,

@@ -9,6 +9,7 @@ use relay_common::Side;
 use super::nodes::{Announcement, Nodes};
 use super::policy::NOT_PERMITTED;
 use super::refusal::Refusal;
+use super::splices::StreamNumber;
 use super::{EndReason, Event, Output, PeerStatus, Rendezvous, goodbye};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
@@ -60,6 +61,10 @@ pub(super) struct Agent {
     pub relay: Option<IpAddr>,
     pub since: MonoTime,
     pub unanswered_pings: u8,
+    /// The stream that its present message has come on.
+    pub speaks_on: StreamNumber,
+    /// Its first stream waits for a peer, or was given to one: no Ping can be sent on it any more.
+    pub gave_first_stream: bool,
     /// Errors it has reported.
     pub reports: Tally,
     /// Its announcements that changed something.
@@ -163,6 +168,8 @@ impl Rendezvous {
                 relay,
                 since: now,
                 unanswered_pings: 0,
+                speaks_on: StreamNumber::FIRST,
+                gave_first_stream: false,
                 reports: Tally::default(),
                 announcements: Tally::default(),
                 connects_until: now,
@@ -218,9 +225,15 @@ impl Rendezvous {
             },
         };
         let flow = announce.flow == Some(FLOW);
-        let allowed = allow.as_ref().map(BTreeSet::len);
-        let announcement = Announcement { conn, speaks_flow: flow, allow };
         let present = self.nodes.by_id(&node).and_then(|node| node.announcement.as_ref());
+        let announcement = match present.filter(|present| !flow && present.conn == conn) {
+            // A stream that waits adds to what was announced on the connection.
+            Some(Announcement { speaks_flow, allow: before, .. }) => {
+                Announcement { conn, speaks_flow: *speaks_flow, allow: allow.or_else(|| before.clone()) }
+            }
+            None => Announcement { conn, speaks_flow: flow, allow },
+        };
+        let allowed = announcement.allow.as_ref().map(BTreeSet::len);
         let is_new = present != Some(&announcement);
         let older = match present.map(|present| present.conn) {
             None if self.nodes.announced() >= self.settings.policy.announced_agents => {
@@ -233,6 +246,9 @@ impl Rendezvous {
         if older.is_some() && !self.nodes.may_be_replaced(&node, now) {
             let text = "this node was replaced 6 times within the hour: does another host use its identity?";
             return self.expel(conn, ErrorCode::RateLimited, Refusal::ReplacedTooOften, text, now);
+        }
+        if !flow && !self.wait_on_stream(conn, now) {
+            return;
         }
         self.nodes.announce(&node, announcement);
         // An agent may announce itself all the time, and change its mind as often: that must not fill the log.
@@ -261,6 +277,11 @@ impl Rendezvous {
     /// Asks for a sign of life if it is time, or gives up after three questions without an answer.
     pub(super) fn ping_or_give_up(&mut self, conn: ConnId, now: MonoTime) {
         let Some(agent) = self.agents.get_mut(conn).filter(|agent| agent.ping_at <= now) else { return };
+        if agent.gave_first_stream {
+            // QUIC tells whether it is still there.
+            agent.ping_at = now + PING_EVERY;
+            return self.pings.add(conn, now + PING_EVERY);
+        }
         if agent.unanswered_pings >= MAX_UNANSWERED_PINGS {
             let node = agent.node;
             self.refuse(conn, Refusal::PingUnanswered, now);
@@ -299,6 +320,7 @@ impl Rendezvous {
     /// Forgets a connection; its sessions go to the newest other connection of the node, if there is one.
     fn forget(&mut self, conn: ConnId) {
         let Some(agent) = self.agents.remove(conn) else { return };
+        self.unsplice_on(conn);
         self.nodes.disconnected(&agent.node, conn);
         let other = self.nodes.newest(&agent.node);
         let number = self.nodes.number(&agent.node);

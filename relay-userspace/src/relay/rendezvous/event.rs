@@ -116,6 +116,17 @@ pub enum Event {
         /// The session's limit.
         limit: Limit,
     },
+    /// The streams of two agents are joined. The relay can read what they say.
+    Spliced {
+        /// The session.
+        session: SessionId,
+        /// Who asked.
+        connector: NodeId,
+        /// Who was asked for.
+        target: NodeId,
+        /// The session's limit.
+        limit: Limit,
+    },
     /// Packets were dropped for the session's limit.
     Limited {
         /// The session.

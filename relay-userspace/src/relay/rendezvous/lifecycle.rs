@@ -104,7 +104,7 @@ impl Rendezvous {
         let of_node = self.sessions.of_node(node, &self.nodes);
         let sessions: Vec<SessionId> = of_node.map(|(session, _)| session.id).collect();
         sessions.iter().for_each(|session| self.end(*session, reason, flows, now));
-        sessions.len()
+        sessions.len() + self.unsplice_node(node, reason)
     }
 
     /// Tells both sides how large their datagrams may be, if that has changed.

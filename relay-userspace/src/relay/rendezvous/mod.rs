@@ -26,6 +26,7 @@ mod refusal;
 mod session;
 mod sessions;
 mod slab;
+mod splices;
 mod throughput;
 mod timers;
 
@@ -44,17 +45,19 @@ pub use event::{EndReason, Event};
 pub use policy::{Access, MOST_SESSIONS_PER_NODE, Policy};
 pub use refusal::Refusal;
 pub use session::{SessionState, SessionStatus, SideStatus};
+pub use splices::{SpliceStatus, StreamEnd, StreamNumber};
 
 use self::agents::Agents;
 use self::nodes::Nodes;
 use self::session::Session;
 use self::sessions::Sessions;
+use self::splices::Splices;
 use self::throughput::Throughput;
 use self::timers::Timers;
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindKeys, BindMagic, CookieSecrets};
-use crate::protocol::flow_terms::{Disconnect, ErrorMessage, RelayConnect, disconnect_reason};
+use crate::protocol::flow_terms::{Disconnect, ErrorMessage, RelayConnect, RelayReady, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, SessionId};
@@ -159,6 +162,27 @@ pub enum Output {
         /// The whole datagram.
         bytes: [u8; BIND_LEN],
     },
+    /// Join two streams, byte for byte. Nothing of the relay's may follow on them. Once that is over:
+    /// [`Rendezvous::spliced_over`].
+    Splice {
+        /// The session.
+        session: SessionId,
+        /// The streams, indexed by [`Side`](relay_common::Side).
+        ends: [StreamEnd; 2],
+        /// What the connector is told on its stream once nothing more is read of either.
+        ready: RelayReady,
+        /// The limit of both directions together.
+        limit: Limit,
+        /// It ends once nothing has passed for so long.
+        idle_timeout: Duration,
+    },
+    /// End such a pairing, and tell [`Rendezvous::spliced_over`] so with the same reason.
+    Unsplice {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        reason: EndReason,
+    },
     /// Something happened that belongs in the log.
     Event(Event),
 }
@@ -188,6 +212,7 @@ pub struct Rendezvous {
     nodes: Nodes,
     agents: Agents,
     sessions: Sessions,
+    splices: Splices,
     /// When connections are to be asked for a sign of life.
     pings: Timers<ConnId>,
     /// When sessions, by number, are to be looked at.
@@ -214,6 +239,7 @@ impl Rendezvous {
             nodes: Nodes::new(randomness.hash_key()),
             agents: Agents::default(),
             sessions: Sessions::new(randomness.hash_key()),
+            splices: Splices::default(),
             pings: Timers::default(),
             looks: Timers::default(),
             refusals: Refusals::default(),
@@ -329,7 +355,7 @@ impl Rendezvous {
     pub fn end_by_operator(&mut self, session: SessionId, flows: &mut impl Flows, now: MonoTime) -> bool {
         let is_there = self.sessions.get(session).is_some();
         self.end(session, EndReason::Operator, flows, now);
-        is_there
+        is_there || self.unsplice(session, EndReason::Operator)
     }
 
     /// The operator ends all sessions and offers of a node. How many there were.
@@ -348,6 +374,7 @@ impl Rendezvous {
         for session in self.sessions.ids() {
             self.end(session, EndReason::Shutdown, flows, now);
         }
+        self.unsplice_all(EndReason::Shutdown);
         for conn in self.agents.ids() {
             self.send(conn, goodbye(disconnect_reason::SHUTDOWN, None, None));
             self.close(conn, 0, "the relay stops");

@@ -144,9 +144,15 @@ impl Nodes {
         let Some(number) = self.number(id) else { return };
         let Some(node) = self.get_mut(number) else { return };
         node.conns.retain(|other| *other != conn);
-        let silenced = node.announcement.take_if(|announcement| announcement.conn == conn).is_some();
-        self.announced -= u32::from(silenced);
+        self.withdraw(id, |announcement| announcement.conn == conn);
         self.forget_if_gone(number);
+    }
+
+    /// A node cannot be reached any more in the way it has announced, if it is this one.
+    pub fn withdraw(&mut self, id: &NodeId, it: impl FnOnce(&Announcement) -> bool) {
+        let Some(node) = self.number(id).and_then(|number| self.get_mut(number)) else { return };
+        let is_withdrawn = node.announcement.take_if(|announcement| it(announcement)).is_some();
+        self.announced -= u32::from(is_withdrawn);
     }
 
     /// Forgets a node that has neither connections nor sessions.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use relay_common::Side;
 
 use super::agents::{ConnId, own_id};
-use super::nodes::NodeNumber;
+use super::nodes::{Announcement, NodeNumber};
 use super::refusal::Refusal;
 use super::session::{Party, Session};
 use super::{EndReason, Event, MAX_OFFERS_PER_PAIR, MAX_SESSIONS_PER_PAIR, Randomness, Rendezvous};
@@ -51,7 +51,10 @@ impl Rendezvous {
             return self.decline(conn, &target, Refusal::Draining, now);
         }
         let prefix = Prefix::of(remote.ip());
-        let reachable = self.reachable(connect, &source, &target, is_banned);
+        if connect.flow != Some(FLOW) {
+            return self.splice(conn, [source, target], is_banned, prefix, randomness, now);
+        }
+        let reachable = self.reachable(&source, &target, is_banned);
         let room = reachable.and_then(|reached| Ok((reached, self.room(&source, &target, prefix, now)?)));
         let ((target_conn, target_remote), displaced) = match room {
             Ok(room) => room,
@@ -75,17 +78,13 @@ impl Rendezvous {
         self.send_terms(id, false);
     }
 
-    /// Whether `source` may be offered to `target` now; if so, the target's connection and where it comes from.
-    fn reachable(
+    /// How `target` can be reached by `source`, if it can.
+    pub(super) fn announced(
         &self,
-        connect: &RelayConnect,
         source: &NodeId,
         target: &NodeId,
         is_banned: bool,
-    ) -> Result<(ConnId, SocketAddr), Refusal> {
-        if connect.flow != Some(FLOW) {
-            return Err(Refusal::DocumentedOnly);
-        }
+    ) -> Result<&Announcement, Refusal> {
         // Absent, banned and not allowed look the same from outside, whatever else is the matter with the target.
         let node = self.nodes.by_id(target).ok_or(Refusal::TargetAbsent)?;
         let announcement = node.announcement.as_ref().ok_or(Refusal::TargetAbsent)?;
@@ -95,6 +94,17 @@ impl Rendezvous {
         if is_banned {
             return Err(Refusal::TargetBanned);
         }
+        Ok(announcement)
+    }
+
+    /// Whether `source` may be offered to `target` now; if so, the target's connection and where it comes from.
+    fn reachable(
+        &self,
+        source: &NodeId,
+        target: &NodeId,
+        is_banned: bool,
+    ) -> Result<(ConnId, SocketAddr), Refusal> {
+        let announcement = self.announced(source, target, is_banned)?;
         if !announcement.speaks_flow {
             return Err(Refusal::DocumentedOnly);
         }
@@ -111,11 +121,10 @@ impl Rendezvous {
         prefix: Prefix,
         now: MonoTime,
     ) -> Result<Option<SessionId>, Refusal> {
-        let policy = &self.settings.policy;
-        let total_limit = policy.relay_total_limit;
-        if total_limit > 0 && self.throughput.bytes_per_s(now) > total_limit {
+        if self.carries_too_much(now) {
             return Err(Refusal::TotalLimit);
         }
+        let policy = &self.settings.policy;
         let is_offer = |session: &&Session| session.is_offer();
         let [from, to] = [source, target].map(|id| self.nodes.number(id));
         let of_pair = || self.sessions.of_pair(from, to, &self.nodes);
@@ -136,7 +145,7 @@ impl Rendezvous {
             }
             return Ok(oldest.map(|offer| offer.id));
         }
-        if of_pair().count() >= MAX_SESSIONS_PER_PAIR {
+        if of_pair().count() + self.splices.between(from, to) >= MAX_SESSIONS_PER_PAIR {
             return Err(Refusal::PairSessions);
         }
         if source.open_offers(Side::Connector) >= policy.offers_per_source {
@@ -157,6 +166,12 @@ impl Rendezvous {
         Ok(None)
     }
 
+    /// Whether all sessions together carry more than they may.
+    pub(super) fn carries_too_much(&mut self, now: MonoTime) -> bool {
+        let most = self.settings.policy.relay_total_limit;
+        most > 0 && self.throughput.bytes_per_s(now) > most
+    }
+
     /// The offer to a target that goes for one more. Whoever means it binds within a second or two, so it is one whose
     /// connector has not bound yet: identities made only to fill the target's offers do not keep others out. Of the prefix
     /// that has asked for most of them it is the oldest: who makes many identities in one place is in his own way first.
@@ -172,7 +187,7 @@ impl Rendezvous {
     }
 
     /// Answers RelayConnect with an error; the connection stays.
-    fn decline(&mut self, conn: ConnId, target: &NodeId, refusal: Refusal, now: MonoTime) {
+    pub(super) fn decline(&mut self, conn: ConnId, target: &NodeId, refusal: Refusal, now: MonoTime) {
         self.refuse(conn, refusal, now);
         let (code, text) = match refusal {
             Refusal::TargetAbsent | Refusal::TargetDenies | Refusal::TargetBanned => (
@@ -208,7 +223,12 @@ impl Rendezvous {
             Refusal::TargetRate => {
                 (ErrorCode::Busy, "that agent is asked for too often: try again in a second")
             }
-            _ => (ErrorCode::Refused, "this relay pairs only agents that bind data sockets (flow: 1)"),
+            Refusal::DocumentedOnly => (
+                ErrorCode::DocumentedOnly,
+                "that agent knows only the documented messages: connect without flow, to be joined by streams that \
+                 this relay can read",
+            ),
+            _ => (ErrorCode::Refused, "that agent takes only sessions with flow: 1"),
         };
         self.send(
             conn,

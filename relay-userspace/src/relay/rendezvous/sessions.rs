@@ -131,6 +131,11 @@ impl Sessions {
         &self.prefixes
     }
 
+    /// To count what is no session of these.
+    pub fn prefixes_mut(&mut self) -> &mut Prefixes {
+        &mut self.prefixes
+    }
+
     /// Puts in an offer that a node of `prefix` has asked for.
     pub fn insert(&mut self, offer: impl FnOnce(PrefixNumber) -> Session, prefix: Prefix, nodes: &mut Nodes) {
         let session = offer(self.prefixes.add(prefix));

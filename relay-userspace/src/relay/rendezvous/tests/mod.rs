@@ -10,6 +10,7 @@ mod popularity;
 mod replacement;
 mod sessions;
 mod soak;
+mod splices;
 mod total_limit;
 mod unreachable;
 
@@ -21,13 +22,13 @@ use relay_common::{BIND_LEN, Side};
 
 use super::{
     Authenticated, ConnId, EndReason, Event, KEEPALIVE, Output, Policy, Randomness, Refusal, Rendezvous,
-    SessionState, Settings,
+    SessionState, Settings, StreamEnd,
 };
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindDatagram, BindKind, BindMagic, Cookie, PairState, UnverifiedBind};
 use crate::protocol::flow_terms::{
-    Disconnect, ErrorMessage, FLOW, FlowTerms, RelayAnnounce, RelayConnect, RelayError,
+    Disconnect, ErrorMessage, FLOW, FlowTerms, RelayAnnounce, RelayConnect, RelayError, RelayReady,
 };
 use crate::protocol::message::Pong;
 use crate::protocol::{Message, SessionId};
@@ -194,6 +195,10 @@ struct World {
     pongs: Vec<(ConnId, i64)>,
     closed: Vec<(ConnId, u32)>,
     events: Vec<Event>,
+    /// Streams that were joined, in pairs of connector and target.
+    splices: Vec<(SessionId, [StreamEnd; 2])>,
+    /// What their connectors are told.
+    ready: Vec<RelayReady>,
 }
 
 impl World {
@@ -219,6 +224,8 @@ impl World {
             pongs: Vec::new(),
             closed: Vec::new(),
             events: Vec::new(),
+            splices: Vec::new(),
+            ready: Vec::new(),
         }
     }
 
@@ -237,6 +244,13 @@ impl World {
                     assert_eq!(from, relay_of(to));
                     self.binds.push((to, bytes));
                 }
+                Output::Splice { session, ends, ready, .. } => {
+                    self.splices.push((session, ends));
+                    self.ready.push(ready);
+                }
+                Output::Unsplice { session, reason } => {
+                    self.rendezvous.spliced_over(session, reason, Traffic::default(), self.now);
+                }
                 Output::Event(event) => self.events.push(event),
             }
         }
@@ -249,6 +263,8 @@ impl World {
         self.pings.clear();
         self.pongs.clear();
         self.closed.clear();
+        self.splices.clear();
+        self.ready.clear();
     }
 
     /// The operator changes the policy.

@@ -93,15 +93,16 @@ fn a_target_whose_connection_is_lost_is_absent() {
 }
 
 #[test]
-fn agents_that_speak_only_documented_messages_are_refused() {
+fn an_agent_that_speaks_flows_and_one_that_does_not_are_told_that_of_each_other() {
     let mut world = World::new();
     let source = world.connect(1);
-    let target = world.reachable(2);
+    world.reachable(2);
     world.message(source, RelayConnect { flow: None, ..connect(1, 2) });
-    world.message(target, RelayAnnounce { flow: None, ..announce(2) });
-    world.message(source, connect(1, 2));
-    assert_eq!(world.relay_error_codes(source), [3003, 3003]);
-    assert_eq!(world.refusals(Refusal::DocumentedOnly), 2);
+    let documented = world.connect(3);
+    world.message(documented, RelayAnnounce { flow: None, ..announce(3) });
+    world.message(source, connect(1, 3));
+    assert_eq!(world.relay_error_codes(source), [3003, 3008]);
+    assert_eq!((world.refusals(Refusal::FlowOnly), world.refusals(Refusal::DocumentedOnly)), (1, 1));
 }
 
 #[test]

@@ -43,6 +43,9 @@ impl Simulation {
                     assert!(self.sources.contains(&to), "nothing is sent where no datagram came from");
                     self.transmit(Transit::BindToAgent(to, bytes));
                 }
+                Output::Splice { .. } | Output::Unsplice { .. } => {
+                    panic!("nobody here has announced itself or asked without `flow`")
+                }
                 Output::Event(event) => self.take_down(&event),
             }
         }
