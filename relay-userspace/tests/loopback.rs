@@ -425,6 +425,7 @@ impl TestRelay {
             incoming: Incoming::EndToEnd,
             sessions_per_peer: 4,
             congestion: CongestionSettings::default(),
+            allow_readable_relay: false,
         }
     }
 

@@ -25,6 +25,7 @@ use super::refusal::{Refusal, RefusalLog};
 use super::session::{Session, SessionNews, SessionUser};
 use super::settings::{AgentSettings, Incoming};
 use super::snapshot::{PeersSnapshot, RelayPeer, SessionsSnapshot};
+use super::splice::{ReadableRelay, Waiting};
 use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, Use, Whom};
 use super::verification::unix_s;
 use crate::clock::MonoTime;
@@ -38,12 +39,30 @@ use crate::protocol::{Message, SessionId};
 /// What the agent's handle asks for.
 #[derive(Debug)]
 pub(super) enum Command {
-    Connect { peer: NodeId, answer: oneshot::Sender<Result<EndToEndPath, ConnectError>> },
-    ConnectRaw { peer: NodeId, answer: oneshot::Sender<Result<RawSession, ConnectError>> },
-    Peers { answer: oneshot::Sender<PeersSnapshot> },
-    Sessions { answer: oneshot::Sender<SessionsSnapshot> },
+    Connect {
+        peer: NodeId,
+        answer: oneshot::Sender<Result<EndToEndPath, ConnectError>>,
+    },
+    ConnectRaw {
+        peer: NodeId,
+        answer: oneshot::Sender<Result<RawSession, ConnectError>>,
+    },
+    Peers {
+        answer: oneshot::Sender<PeersSnapshot>,
+    },
+    Sessions {
+        answer: oneshot::Sender<SessionsSnapshot>,
+    },
     Permit(config::Agent),
-    Disconnect { whom: Whom, answer: oneshot::Sender<usize> },
+    Disconnect {
+        whom: Whom,
+        answer: oneshot::Sender<usize>,
+    },
+    /// The relays through which a peer can be reached that knows only the documented messages.
+    ReadableRelays {
+        peer: NodeId,
+        answer: oneshot::Sender<Result<Vec<ReadableRelay>, ConnectError>>,
+    },
 }
 
 /// A changed route is noticed within this time.
@@ -53,6 +72,7 @@ const ADDRESS_CHECK: Duration = Duration::from_secs(2);
 pub(super) struct Driver {
     settings: AgentSettings,
     serving: Serving,
+    waiting: Waiting,
     state: State,
     commands: mpsc::Receiver<Command>,
     stop: CancellationToken,
@@ -75,6 +95,7 @@ struct UpLink {
     address: SocketAddr,
     since: Instant,
     outgoing: mpsc::Sender<Message>,
+    connection: quinn::Connection,
 }
 
 struct LiveSession {
@@ -136,7 +157,9 @@ impl Driver {
             inbox,
             news: news_in,
         };
+        let waiting = Waiting::new(&settings, &serving);
         Driver {
+            waiting,
             links: settings.relays.iter().map(|_| None).collect(),
             settings,
             serving,
@@ -199,10 +222,11 @@ impl Driver {
 
     fn take_link_event(&mut self, LinkEvent { relay, what }: LinkEvent) {
         match what {
-            LinkChange::Up { peer, address, outgoing } => {
+            LinkChange::Up { peer, address, outgoing, connection } => {
                 tracing::info!(relay = %address, node = %peer.node_id, name = %peer.name, "connected to the relay");
+                self.waiting.wait_on(&connection);
                 if let Some(link) = self.links.get_mut(relay.0) {
-                    *link = Some(UpLink { peer, address, since: Instant::now(), outgoing });
+                    *link = Some(UpLink { peer, address, since: Instant::now(), outgoing, connection });
                 }
                 self.state.relay_up(relay, now());
             }
@@ -237,6 +261,7 @@ impl Driver {
             // How it sends stays: that needs a restart.
             Command::Permit(config::Agent { accept, allow, .. }) => {
                 self.serving.permitted.send_replace(Arc::new(Permitted { accept: accept.clone(), allow }));
+                self.waiting.accept(&accept);
                 self.state.set_accept(accept.iter().copied().collect(), now());
                 self.settings.accept = accept;
             }
@@ -244,6 +269,8 @@ impl Driver {
                 // Whoever has stopped waiting needs no answer.
                 let _asker_gone = answer.send(self.state.disconnect(whom, now()));
             }
+            Command::ReadableRelays { peer, answer } => drop(answer.send(self.readable_relays(peer))),
+            // Whoever has stopped waiting needs no answer.
             Command::Peers { answer } => drop(answer.send(self.peers())),
             Command::Sessions { answer } => {
                 let sessions = self.sessions.values().map(|live| live.session.snapshot()).collect();
@@ -258,6 +285,19 @@ impl Driver {
         self.next_request += 1;
         self.requests.insert(id, asker);
         id
+    }
+
+    fn readable_relays(&self, peer: NodeId) -> Result<Vec<ReadableRelay>, ConnectError> {
+        if !self.settings.allow_readable_relay {
+            let error = ConnectError::ReadableRelay { peer };
+            self.serving.refusals.refuse(Refusal::ReadableRelay, &peer, &error);
+            return Err(error);
+        }
+        let relay = |link: &UpLink| ReadableRelay {
+            name: link.address.to_string(),
+            connection: link.connection.clone(),
+        };
+        Ok(self.links.iter().flatten().map(relay).collect())
     }
 
     fn peers(&self) -> PeersSnapshot {
@@ -488,6 +528,7 @@ impl Driver {
         // The links send what is queued, then close.
         self.links.clear();
         self.link_events.close();
+        self.waiting.stop();
         while self.link_tasks.join_next().await.is_some() {}
     }
 }

@@ -31,6 +31,15 @@ pub enum ConnectError {
         /// The relay's words.
         message: String,
     },
+    /// The peer knows only the documented messages, and what the relay could read is not allowed.
+    #[error(
+        "{} knows only the documented messages: the relay could read and alter what is sent to it. To permit that: \
+         [agent] allow_readable_relay = true", peer.short()
+    )]
+    ReadableRelay {
+        /// The peer.
+        peer: NodeId,
+    },
     /// The relay's terms cannot be used.
     #[error("relay {relay} cannot be used: {fault}")]
     Terms {
@@ -221,6 +230,7 @@ fn refusal_hint(code: u32) -> &'static str {
             "; try again later, or another relay"
         }
         Some(ErrorCode::Draining) => "; use another relay",
+        Some(ErrorCode::DocumentedOnly) => "; to permit that: [agent] allow_readable_relay = true",
         _ => "",
     }
 }

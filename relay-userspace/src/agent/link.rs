@@ -55,6 +55,8 @@ pub enum LinkChange {
         address: SocketAddr,
         /// Messages for the relay go here. Dropping it closes the connection.
         outgoing: mpsc::Sender<Message>,
+        /// For streams that are joined to a peer's.
+        connection: quinn::Connection,
     },
     /// The relay has sent a message.
     Message(Message),
@@ -209,8 +211,12 @@ impl Connected {
         stop: &CancellationToken,
     ) -> LinkError {
         let (outgoing, mut to_send) = mpsc::channel(64);
-        let up =
-            LinkChange::Up { peer: self.peer.clone(), address: self.connection.remote_address(), outgoing };
+        let up = LinkChange::Up {
+            peer: self.peer.clone(),
+            address: self.connection.remote_address(),
+            outgoing,
+            connection: self.connection.clone(),
+        };
         if events.send(LinkEvent { relay, what: up }).await.is_err() {
             return LinkError::Quic("the agent is being stopped".to_owned());
         }

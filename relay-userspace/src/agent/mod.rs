@@ -35,12 +35,14 @@ mod peer;
 mod peer_address;
 mod permitted;
 mod raw;
+mod reached;
 mod refusal;
 mod remedy;
 mod request;
 mod session;
 mod settings;
 mod snapshot;
+mod splice;
 mod state;
 mod streams;
 mod verification;
@@ -64,6 +66,7 @@ pub use known_relays::{KnownRelays, PinError};
 pub use peer::{PING_TIMEOUT, PeerConnection, PingError, PingSample};
 pub use peer_address::peer_address;
 pub use raw::{RawSendError, RawSession};
+pub use reached::{Path, Reached};
 pub use refusal::Refusal;
 pub use remedy::Remedy;
 pub use request::{Delivery, MessageError, OutgoingMessage};
@@ -73,6 +76,7 @@ pub use snapshot::{
     DeliverySnapshot, PeerSnapshot, PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic,
     SessionsSnapshot,
 };
+pub use splice::{ReadableConnection, ReadableError};
 pub use state::Whom;
 
 // Registration with bootstrap nodes dials, proves itself and waits as a link does.
@@ -83,6 +87,7 @@ pub(crate) use verification::{initiate, unix_s};
 
 use crate::config::{self, HostPort};
 use crate::identity::{NodeId, NodeKey};
+use crate::protocol::ErrorCode;
 use driver::{Command, Driver};
 use event::SessionEventSender;
 use peer::EndToEndPath;
@@ -129,6 +134,15 @@ impl Agent {
     /// No path within 10 seconds, or the peer is not who it should be.
     pub async fn connect(&self, peer: NodeId) -> Result<PeerConnection, ConnectError> {
         self.dialler.connect(peer).await
+    }
+
+    /// As [`Agent::connect`]; a peer that knows only the documented messages is reached through a relay that can read what
+    /// is sent, if [`AgentSettings::allow_readable_relay`] says so.
+    ///
+    /// # Errors
+    /// As [`Agent::connect`]; [`ConnectError::ReadableRelay`] if it does not.
+    pub async fn reach(&self, peer: NodeId) -> Result<Reached, ConnectError> {
+        self.dialler.reach(peer).await
     }
 
     /// A session of its own with another agent, for the application's datagrams. The peer must take it with
@@ -297,6 +311,17 @@ impl Dialler {
         self.command(Command::Connect { peer, answer }).await?;
         let path: EndToEndPath = answered.await.unwrap_or(Err(ConnectError::Stopped))?;
         peer::dial(&self.key, &self.name, path).await
+    }
+
+    async fn reach(&self, peer: NodeId) -> Result<Reached, ConnectError> {
+        match self.connect(peer).await {
+            Err(ConnectError::Refused { code, .. }) if code == ErrorCode::DocumentedOnly.number() => {}
+            connected => return connected.map(Reached::EndToEnd),
+        }
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::ReadableRelays { peer, answer }).await?;
+        let relays = answered.await.unwrap_or(Err(ConnectError::Stopped))?;
+        splice::dial(&self.key, &self.name, peer, relays).await.map(Reached::Readable)
     }
 
     async fn peers(&self) -> PeersSnapshot {

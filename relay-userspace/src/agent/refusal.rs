@@ -35,6 +35,7 @@ reasons! {
         RelayKey = "relay_key": "A relay that shows another key than the configured or remembered one.",
         RelayHandshake = "relay_handshake": "A relay whose handshake does not hold.",
         RelayTerms = "relay_terms": "A session whose terms from the relay cannot be used.",
+        ReadableRelay = "readable_relay": "A session that the relay could read, without `[agent] allow_readable_relay`.",
         ForeignMagic = "foreign_magic": "A session whose bind magic does not follow from the relay's key.",
     }
 }

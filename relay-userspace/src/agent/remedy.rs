@@ -5,6 +5,7 @@ use super::forward::ForwardError;
 use super::peer::PingError;
 use super::raw::RawSendError;
 use super::request::MessageError;
+use super::splice::ReadableError;
 use crate::protocol::ErrorCode;
 use crate::protocol::handshake::HandshakeError;
 
@@ -25,7 +26,9 @@ impl ConnectError {
     /// What helps.
     pub fn remedy(&self) -> Remedy {
         match self {
-            ConnectError::NoRelay | ConnectError::Terms { .. } => Remedy::Operator,
+            ConnectError::NoRelay | ConnectError::Terms { .. } | ConnectError::ReadableRelay { .. } => {
+                Remedy::Operator
+            }
             ConnectError::Itself(_) | ConnectError::Stopped => Remedy::Application,
             ConnectError::RelaysUnreachable(_)
             | ConnectError::RelaySilent { .. }
@@ -88,6 +91,16 @@ impl MessageError {
     }
 }
 
+impl ReadableError {
+    /// What helps: the same message again, perhaps on another connection.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            ReadableError::Refused { code, .. } => of_code(*code),
+            ReadableError::Timeout | ReadableError::Gone(_) => Remedy::TryAgain,
+        }
+    }
+}
+
 impl ForwardError {
     /// What helps.
     pub fn remedy(&self) -> Remedy {
@@ -119,7 +132,8 @@ fn of_code(number: u32) -> Remedy {
             | ErrorCode::NotVerified
             | ErrorCode::PayloadTooLarge
             | ErrorCode::MessageRejected
-            | ErrorCode::Refused,
+            | ErrorCode::Refused
+            | ErrorCode::DocumentedOnly,
         )
         | None => Remedy::Operator,
     }

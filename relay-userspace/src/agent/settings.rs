@@ -29,6 +29,9 @@ pub struct AgentSettings {
     pub sessions_per_peer: usize,
     /// How its own QUIC meets the session's limit (`[agent] pacing` and `ecn`).
     pub congestion: CongestionSettings,
+    /// Whether relays may carry what they can read, to and from peers that know only the documented messages
+    /// (`[agent] allow_readable_relay`).
+    pub allow_readable_relay: bool,
 }
 
 /// How the agents' QUIC meets the limit of a session. Both are on by default.
@@ -65,6 +68,7 @@ impl AgentSettings {
             incoming: Incoming::EndToEnd,
             sessions_per_peer: 4,
             congestion: CongestionSettings::default(),
+            allow_readable_relay: false,
         }
     }
 }

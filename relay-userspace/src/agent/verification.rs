@@ -39,14 +39,38 @@ pub async fn initiate(
 /// # Errors
 /// The handshake's. The peer has been told.
 pub async fn respond(
+    responder: Responder,
+    to_peer: &mut quinn::SendStream,
+    from_peer: &mut FrameReader<quinn::RecvStream>,
+) -> Result<Peer, HandshakeError> {
+    answer(None, responder, to_peer, from_peer).await
+}
+
+/// The answering side, of which the first message has come already.
+///
+/// # Errors
+/// The handshake's. The peer has been told.
+pub async fn respond_to(
+    first: Message,
+    responder: Responder,
+    to_peer: &mut quinn::SendStream,
+    from_peer: &mut FrameReader<quinn::RecvStream>,
+) -> Result<Peer, HandshakeError> {
+    answer(Some(first), responder, to_peer, from_peer).await
+}
+
+async fn answer(
+    mut first: Option<Message>,
     mut responder: Responder,
     to_peer: &mut quinn::SendStream,
     from_peer: &mut FrameReader<quinn::RecvStream>,
 ) -> Result<Peer, HandshakeError> {
     let exchange = async {
         loop {
-            let message =
-                from_peer.next().await.map_err(broken)?.ok_or_else(|| broken("the stream ended"))?;
+            let message = match first.take() {
+                Some(first) => first,
+                None => from_peer.next().await.map_err(broken)?.ok_or_else(|| broken("the stream ended"))?,
+            };
             match responder.handle(message, MonoTime::now(), unix_s())? {
                 Progress::Send(message) => write_frame(to_peer, &message).await.map_err(broken)?,
                 Progress::Done { send, peer } => {

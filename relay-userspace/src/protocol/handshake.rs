@@ -29,6 +29,24 @@ pub struct Peer {
     pub name: String,
 }
 
+/// What is known of the peer before the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The key that its TLS certificate has proved.
+    Key(PublicKey),
+    /// Whom it was asked for. Without TLS between the two, only the initiator proves its key: whoever carries the messages
+    /// can answer for a responder, and alter everything that follows.
+    Node(NodeId),
+    /// Nothing.
+    Nothing,
+}
+
+impl From<PublicKey> for Known {
+    fn from(key: PublicKey) -> Known {
+        Known::Key(key)
+    }
+}
+
 /// A peer's name is cut to so many characters.
 pub const MAX_NAME_CHARS: usize = 64;
 
@@ -50,7 +68,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Initiator {
     key: NodeKey,
-    tls_peer: PublicKey,
+    known: Known,
     deadline: MonoTime,
     state: InitiatorState,
 }
@@ -63,12 +81,12 @@ enum InitiatorState {
 }
 
 impl Initiator {
-    /// Begins a handshake with the holder of `tls_peer`, and gives the Hello to send. `unix_s` is the wall clock in
-    /// seconds since the Unix epoch.
+    /// Begins a handshake with a peer of which so much is `known`, and gives the Hello to send. `unix_s` is the wall clock
+    /// in seconds since the Unix epoch.
     pub fn new(
         key: &NodeKey,
         name: &str,
-        tls_peer: PublicKey,
+        known: impl Into<Known>,
         now: MonoTime,
         unix_s: i64,
     ) -> (Self, Message) {
@@ -83,7 +101,7 @@ impl Initiator {
             timestamp: unix_s,
         };
         let state = InitiatorState::AwaitHelloAck;
-        (Initiator { key: key.clone(), tls_peer, deadline: now + TIMEOUT, state }, hello.into())
+        (Initiator { key: key.clone(), known: known.into(), deadline: now + TIMEOUT, state }, hello.into())
     }
 
     /// When the handshake fails for lack of time: drop it and send [`HandshakeError::Timeout`]'s refusal.
@@ -102,8 +120,7 @@ impl Initiator {
         }
         match (state, message) {
             (InitiatorState::AwaitHelloAck, Message::HelloAck(ack)) => {
-                let peer =
-                    identified(&ack.node_id, &ack.name, &ack.public_key, ack.protocol_v, self.tls_peer)?;
+                let peer = identified(&ack.node_id, &ack.name, &ack.public_key, ack.protocol_v, self.known)?;
                 let signature = Bytes(self.key.sign(&ack.challenge.0).to_vec());
                 self.state = InitiatorState::AwaitVerifyAck(peer);
                 Ok(Progress::Send(Verify { signature, challenge: ack.challenge }.into()))
@@ -124,7 +141,7 @@ impl Initiator {
 #[derive(Debug)]
 pub struct Responder {
     answer: HelloAck,
-    tls_peer: PublicKey,
+    known: Known,
     max_clock_drift: Duration,
     deadline: MonoTime,
     state: ResponderState,
@@ -138,11 +155,11 @@ enum ResponderState {
 }
 
 impl Responder {
-    /// Waits for the Hello of the holder of `tls_peer`. `challenge` is random.
+    /// Waits for the Hello of a peer of which so much is `known`. `challenge` is random.
     pub fn new(
         key: &NodeKey,
         name: &str,
-        tls_peer: PublicKey,
+        known: impl Into<Known>,
         challenge: [u8; CHALLENGE_LEN],
         max_clock_drift: Duration,
         now: MonoTime,
@@ -159,7 +176,7 @@ impl Responder {
         };
         Responder {
             answer,
-            tls_peer,
+            known: known.into(),
             max_clock_drift,
             deadline: now + TIMEOUT,
             state: ResponderState::AwaitHello,
@@ -187,13 +204,8 @@ impl Responder {
         }
         match (state, message) {
             (ResponderState::AwaitHello, Message::Hello(hello)) => {
-                let peer = identified(
-                    &hello.node_id,
-                    &hello.name,
-                    &hello.public_key,
-                    hello.protocol_v,
-                    self.tls_peer,
-                )?;
+                let peer =
+                    identified(&hello.node_id, &hello.name, &hello.public_key, hello.protocol_v, self.known)?;
                 let drift_s = hello.timestamp.abs_diff(unix_s);
                 if drift_s > self.max_clock_drift.as_secs() {
                     return Err(HandshakeError::ClockDrift {
@@ -318,23 +330,24 @@ fn identified(
     name: &str,
     public_key: &Bytes,
     protocol_v: u32,
-    tls_peer: PublicKey,
+    known: Known,
 ) -> Result<Box<Peer>, HandshakeError> {
     if protocol_v != PROTOCOL_V {
         return Err(HandshakeError::Version(protocol_v));
     }
-    if public_key.0 != tls_peer.as_bytes() {
-        return Err(match PublicKey::parse(&public_key.0) {
-            Ok(_another) => HandshakeError::KeyMismatch,
-            Err(fault) => HandshakeError::Identity(fault.to_string()),
-        });
+    let key = PublicKey::parse(&public_key.0).map_err(|fault| HandshakeError::Identity(fault.to_string()))?;
+    if matches!(known, Known::Key(proved) if proved != key) {
+        return Err(HandshakeError::KeyMismatch);
     }
     let claimed: NodeId = node_id.parse().map_err(|fault| HandshakeError::Identity(format!("{fault}")))?;
-    if claimed != tls_peer.node_id() {
+    if claimed != key.node_id() {
         return Err(HandshakeError::Identity(format!("{claimed} is not the id of its key")));
     }
+    if matches!(known, Known::Node(asked_for) if asked_for != claimed) {
+        return Err(HandshakeError::Identity(format!("{claimed} answers where another was asked for")));
+    }
     let name = printable(name, MAX_NAME_CHARS);
-    Ok(Box::new(Peer { node_id: claimed, public_key: tls_peer, name }))
+    Ok(Box::new(Peer { node_id: claimed, public_key: key, name }))
 }
 
 fn out_of_order(message: Message) -> HandshakeError {

@@ -45,7 +45,8 @@ impl Node {
         let relays = self.config.network.relays.clone();
         let dialer = AgentSettings::dialer(self.key.clone(), self.name(), relays, self.root.known_relays());
         let (pacing, ecn) = (self.config.agent.pacing, self.config.agent.ecn);
-        Ok(AgentSettings { congestion: CongestionSettings { pacing, ecn }, ..dialer })
+        let allow_readable_relay = self.config.agent.allow_readable_relay;
+        Ok(AgentSettings { congestion: CongestionSettings { pacing, ecn }, allow_readable_relay, ..dialer })
     }
 }
 
