@@ -321,7 +321,8 @@ impl Dialler {
         let (answer, answered) = oneshot::channel();
         self.command(Command::ReadableRelays { peer, answer }).await?;
         let relays = answered.await.unwrap_or(Err(ConnectError::Stopped))?;
-        splice::dial(&self.key, &self.name, peer, relays).await.map(Reached::Readable)
+        let connection = splice::dial(&self.key, &self.name, peer, relays).await?;
+        Ok(Reached::Readable(connection.into()))
     }
 
     async fn peers(&self) -> PeersSnapshot {

@@ -12,7 +12,7 @@ pub enum Reached {
     /// End to end: a relay sees only encrypted datagrams.
     EndToEnd(PeerConnection),
     /// Through a relay that can read it, to a peer that knows only the documented messages.
-    Readable(ReadableConnection),
+    Readable(Box<ReadableConnection>),
 }
 
 /// How another agent is reached. It shows as the words that commands print.
