@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt to reach a relay.
+//! How long to wait before the next attempt: to reach a relay, or to find a session another path.
 
 use std::time::Duration;
 
@@ -13,6 +13,9 @@ impl Backoff {
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(30);
 
+    /// What lasts for so long has succeeded.
+    pub const STEADY: Duration = Duration::from_secs(60);
+
     /// The wait after one more failure. `chance` is a random number.
     pub fn next(&mut self, chance: u64) -> Duration {
         let whole = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::LONGEST);
@@ -22,9 +25,17 @@ impl Backoff {
         half + Duration::from_nanos(chance % half_ns)
     }
 
-    /// The attempt has succeeded.
-    pub fn reset(&mut self) {
-        self.failures = 0;
+    /// What was reached has lasted for `span`. Only if that is long are earlier failures forgotten: what comes and goes
+    /// is not tried ever again at once.
+    pub fn lasted(&mut self, span: Duration) {
+        if span >= Self::STEADY {
+            self.failures = 0;
+        }
+    }
+
+    /// Whether nothing has failed yet.
+    pub fn is_fresh(&self) -> bool {
+        self.failures == 0
     }
 }
 
@@ -33,12 +44,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_to_half_a_minute_and_start_over_after_success() {
+    fn waits_double_to_half_a_minute_and_start_over_after_lasting_success() {
         let mut backoff = Backoff::default();
         let waits: Vec<u128> = (0..9).map(|_| backoff.next(0).as_millis()).collect();
         assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]);
-        backoff.reset();
+        backoff.lasted(Backoff::STEADY - Duration::from_millis(1));
+        assert!(!backoff.is_fresh(), "what has lasted for less is one more failure");
+        assert!(backoff.next(0) >= Duration::from_secs(15));
+        backoff.lasted(Backoff::STEADY);
+        assert!(backoff.is_fresh());
         assert!(backoff.next(u64::MAX) <= Duration::from_millis(500));
+    }
+
+    #[test]
+    fn a_minute_has_at_most_nine_attempts_whatever_chance_says() {
+        for chance in [0, u64::MAX] {
+            let mut backoff = Backoff::default();
+            let (mut attempts, mut passed) = (1, Duration::ZERO);
+            while passed < Duration::from_secs(60) {
+                passed += backoff.next(chance);
+                attempts += usize::from(passed < Duration::from_secs(60));
+            }
+            assert!(attempts <= 9, "{attempts} attempts");
+        }
     }
 
     #[test]

@@ -6,23 +6,24 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::data_address::data_address;
-use super::data_socket::{DataSocket, local_address_towards};
+use super::data_socket::local_address_towards;
 use super::error::{ConnectError, LinkError, SessionEnd};
 use super::event::{SessionEvent, SessionEventSender};
 use super::inbox::IncomingMessage;
 use super::known_relays::{KnownRelays, PinError};
 use super::link::{self, LinkChange, LinkEvent, LinkSettings};
+use super::live_session::{LiveSession, Opening};
 use super::peer::{self, EndToEndPath, PeerEndpoint, Serving};
 use super::permitted::Permitted;
-use super::raw::{self, RawSession};
+use super::raw::RawSession;
 use super::refusal::{Refusal, RefusalLog};
 use super::session::{Session, SessionNews, SessionUser};
+use super::session_path::{RelayRoundTrip, SessionPath};
 use super::settings::{AgentSettings, Incoming};
 use super::snapshot::{PeersSnapshot, RelayPeer, SessionsSnapshot};
 use super::splice::{ReadableRelay, Waiting};
@@ -79,6 +80,7 @@ pub(super) struct Driver {
     link_tasks: JoinSet<()>,
     link_events: mpsc::Receiver<LinkEvent>,
     links: Vec<Option<UpLink>>,
+    round_trips: Vec<RelayRoundTrip>,
     news: mpsc::UnboundedReceiver<SessionNews>,
     sessions: HashMap<SessionId, LiveSession>,
     endpoints: HashMap<NodeId, Arc<PeerEndpoint>>,
@@ -94,17 +96,9 @@ struct UpLink {
     peer: Peer,
     address: SocketAddr,
     since: Instant,
+    address_changed: Arc<Notify>,
     outgoing: mpsc::Sender<Message>,
     connection: quinn::Connection,
-}
-
-struct LiveSession {
-    session: Session,
-    carries: Use,
-    /// Datagrams for the application, until it takes them over.
-    received: Option<mpsc::Receiver<Bytes>>,
-    /// Ends the session's tasks.
-    _tasks: DropGuard,
 }
 
 enum Asker {
@@ -161,6 +155,7 @@ impl Driver {
         Driver {
             waiting,
             links: settings.relays.iter().map(|_| None).collect(),
+            round_trips: settings.relays.iter().map(|_| RelayRoundTrip::default()).collect(),
             settings,
             serving,
             state,
@@ -206,30 +201,42 @@ impl Driver {
     fn take_news(&mut self, news: SessionNews) {
         match news {
             SessionNews::Bind(id, event) => {
-                if let Some(live) = self.sessions.get(&id) {
-                    log_bind_event(&live.session, event);
-                    if let BindEvent::Moved { reflexive } = event {
-                        let relay = live.session.socket().relay();
+                if let Some(live) = self.sessions.get_mut(&id) {
+                    live.take(event);
+                    if let BindEvent::Moved { reflexive } = event
+                        && live.is_used()
+                    {
+                        let relay = live.path.socket().relay();
                         self.session_events.tell(&live.session, SessionEvent::Moved { relay, reflexive });
                     }
                 }
                 self.state.bind_event(id, event, now());
             }
-            SessionNews::UserCame(id) => self.state.user_came(id),
-            SessionNews::UserGone(id) => self.state.user_gone(id, now()),
+            SessionNews::UserCame(origin) => self.state.user_came(origin),
+            SessionNews::UserGone(origin) => self.state.user_gone(origin, now()),
         }
     }
 
     fn take_link_event(&mut self, LinkEvent { relay, what }: LinkEvent) {
         match what {
-            LinkChange::Up { peer, address, outgoing, connection } => {
+            LinkChange::Up { peer, address, round_trip, address_changed, outgoing, connection } => {
                 tracing::info!(relay = %address, node = %peer.node_id, name = %peer.name, "connected to the relay");
                 self.waiting.wait_on(&connection);
                 if let Some(link) = self.links.get_mut(relay.0) {
-                    *link = Some(UpLink { peer, address, since: Instant::now(), outgoing, connection });
+                    *link = Some(UpLink {
+                        peer,
+                        address,
+                        since: Instant::now(),
+                        address_changed,
+                        outgoing,
+                        connection,
+                    });
                 }
+                self.local_addresses.entry(address).or_insert_with(|| local_address_towards(address));
+                self.measured(relay, round_trip);
                 self.state.relay_up(relay, now());
             }
+            LinkChange::RoundTrip(round_trip) => self.measured(relay, round_trip),
             LinkChange::Message(message) => self.state.message(relay, message, now()),
             LinkChange::Down(error) => {
                 // The link has logged it: of keys both, and how to accept the new one.
@@ -245,6 +252,15 @@ impl Driver {
                 self.drop_link(relay);
                 self.state.relay_down(relay, error.to_string(), now());
             }
+        }
+    }
+
+    fn measured(&mut self, relay: RelayIndex, round_trip: Duration) {
+        self.state.round_trip(relay, round_trip);
+        if let (Some(shown), Some(smoothed)) =
+            (self.round_trips.get(relay.0), self.state.smoothed_round_trip(relay))
+        {
+            shown.set(smoothed);
         }
     }
 
@@ -273,7 +289,9 @@ impl Driver {
             // Whoever has stopped waiting needs no answer.
             Command::Peers { answer } => drop(answer.send(self.peers())),
             Command::Sessions { answer } => {
-                let sessions = self.sessions.values().map(|live| live.session.snapshot()).collect();
+                // A session that moves shows once: as the path that is sent on.
+                let used = self.sessions.values().filter(|live| live.is_used());
+                let sessions = used.map(|live| live.session.snapshot()).collect();
                 let refused = self.serving.refusals.counts().into_iter().collect();
                 drop(answer.send(SessionsSnapshot { sessions, refused }));
             }
@@ -309,6 +327,7 @@ impl Driver {
             address: link.address.to_string(),
             announced: self.state.is_announced(relay),
             connected_s: link.since.elapsed().as_secs(),
+            round_trip_us: self.round_trips.get(relay.0).and_then(RelayRoundTrip::us),
         });
         PeersSnapshot { peers: peers.collect() }
     }
@@ -318,9 +337,9 @@ impl Driver {
             match output {
                 Output::Send(relay, message) => self.send(relay, message),
                 Output::Reconnect(relay) => self.drop_link(relay),
-                Output::Start { relay, terms, carries } => {
+                Output::Start { relay, terms, carries, succeeds } => {
                     let id = terms.session;
-                    if let Err(end) = self.start(relay, &terms, carries) {
+                    if let Err(end) = self.start(relay, &terms, carries, succeeds) {
                         tracing::warn!(session = %id, peer = %terms.peer, why = %end, "the session cannot begin");
                         self.state.start_failed(id, end, now());
                     }
@@ -333,10 +352,16 @@ impl Driver {
                             max_datagram_bytes = terms.max_datagram_bytes,
                             "new terms"
                         );
-                        live.session.set_terms(&terms);
+                        live.path.set_terms(&terms);
                     }
                 }
                 Output::Paired(id) => self.paired(id),
+                Output::Moved { from, to } => self.moved(from, to),
+                Output::Probe(id) => {
+                    if let Some(live) = self.sessions.get(&id) {
+                        live.path.socket().bind_now();
+                    }
+                }
                 Output::Connected(request, id) => self.connected(request, id),
                 Output::Failed(request, error) => {
                     // Whoever has stopped waiting needs no answer.
@@ -379,7 +404,13 @@ impl Driver {
         }
     }
 
-    fn start(&mut self, relay: RelayIndex, terms: &FlowTerms, carries: Use) -> Result<(), SessionEnd> {
+    fn start(
+        &mut self,
+        relay: RelayIndex,
+        terms: &FlowTerms,
+        carries: Use,
+        succeeds: Option<SessionId>,
+    ) -> Result<(), SessionEnd> {
         let failed = |why: &dyn fmt::Display| SessionEnd::DataSocket(why.to_string());
         let Some(Some(link)) = self.links.get(relay.0) else { return Err(failed(&"the relay is gone")) };
         // With a magic of its choice it could take datagrams of our own, or have us send some that look like others.
@@ -389,42 +420,30 @@ impl Driver {
             return Err(end);
         }
         let data = data_address(&terms.data_addresses, link.address);
-        let socket = DataSocket::open(data, terms, self.settings.congestion, MonoTime::now())
-            .map_err(|error| failed(&error))?;
-        let session = Session::new(terms, socket.clone());
-        let received = match carries {
-            Use::EndToEnd => {
-                self.endpoint(&session).map_err(|error| failed(&error))?;
-                None
-            }
-            Use::Raw => Some(mpsc::channel(RawSession::QUEUE)),
+        let opening = Opening {
+            terms,
+            data,
+            carries,
+            congestion: self.settings.congestion,
+            round_trip: self.round_trips.get(relay.0).cloned().unwrap_or_default(),
         };
-        let stop = CancellationToken::new();
-        let (id, news, stopped) = (terms.session, self.serving.news.clone(), stop.clone());
-        let bound = socket.clone();
-        tokio::spawn(async move {
-            let binding = bound.keep_bound(|event| {
-                // Without a driver there is nobody to tell.
-                let _told = news.send(SessionNews::Bind(id, event));
-            });
-            stopped.run_until_cancelled(binding).await
-        });
-        let received = received.map(|(taken, received)| {
-            let stopped = stop.clone();
-            tokio::spawn(async move { stopped.run_until_cancelled(raw::receive_all(socket, taken)).await });
-            received
-        });
+        let before = succeeds.and_then(|id| self.sessions.get(&id));
+        let live = LiveSession::open(opening, before, &self.serving.news).map_err(|error| failed(&error))?;
+        if carries == Use::EndToEnd {
+            self.endpoint(&live.session, &live.path).map_err(|error| failed(&error))?;
+        }
+        let id = terms.session;
         tracing::info!(session = %id, peer = %terms.peer, relay = %data, side = ?terms.side, "a session begins: binding");
         self.local_addresses.entry(data).or_insert_with(|| local_address_towards(data));
-        self.sessions.insert(id, LiveSession { session, carries, received, _tasks: stop.drop_guard() });
+        self.sessions.insert(id, live);
         Ok(())
     }
 
     /// Adds the session to the peer's endpoint, which is made if there is none.
-    fn endpoint(&mut self, session: &Session) -> Result<(), peer::EndpointError> {
+    fn endpoint(&mut self, session: &Session, path: &SessionPath) -> Result<(), peer::EndpointError> {
         let peer = session.peer();
         if let Some(endpoint) = self.endpoints.get(&peer) {
-            endpoint.add_path(session.id(), session.side(), session.socket().clone());
+            endpoint.add_path(path.id(), session.side(), path.socket().clone());
             return Ok(());
         }
         let serve = self.settings.announce && self.settings.accept.contains(&peer);
@@ -455,10 +474,33 @@ impl Driver {
         }
     }
 
+    /// What used `from` uses `to` from now on.
+    fn moved(&mut self, from: SessionId, to: SessionId) {
+        let Some(before) = self.sessions.get(&from) else { return };
+        let (session, queue) = (before.session.clone(), before.queue.clone());
+        let Some(after) = self.sessions.get_mut(&to) else { return };
+        // A session that the peer asked for was one of its own until now.
+        if let (Some(own), Some(queue), Some(kept)) = (&after.queue, &queue, after.received.take()) {
+            own.join(queue, kept);
+        }
+        after.session = session.clone();
+        session.move_to(after.path.clone());
+        let relay = after.path.socket().relay();
+        tracing::info!(session = %to, peer = %session.peer(), was = %from, %relay, "the session has moved to another path");
+        if let Some(reflexive) = after.reflexive {
+            self.session_events.tell(&session, SessionEvent::Moved { relay, reflexive });
+        }
+        if after.carries == Use::EndToEnd
+            && let Some(endpoint) = self.endpoints.get(&session.peer())
+        {
+            endpoint.move_to_path(to);
+        }
+    }
+
     fn connected(&mut self, request: RequestId, id: SessionId) {
-        // Dropped on every way out but an answer that is taken, and then the session may end.
-        let user = SessionUser::counted(id, &self.serving.news);
         let Some(live) = self.sessions.get_mut(&id) else { return };
+        // Dropped on every way out but an answer that is taken, and then the session may end.
+        let user = SessionUser::counted(live.session.origin(), &self.serving.news);
         // Whoever has stopped waiting gives the user back.
         match self.requests.remove(&request) {
             Some(Asker::EndToEnd(answer)) => {
@@ -476,7 +518,7 @@ impl Driver {
 
     fn end(&mut self, id: SessionId, end: SessionEnd) {
         let Some(live) = self.sessions.remove(&id) else { return };
-        let traffic = live.session.traffic();
+        let traffic = live.path.socket().traffic();
         tracing::info!(
             session = %id,
             peer = %live.session.peer(),
@@ -494,26 +536,32 @@ impl Driver {
         {
             self.endpoints.remove(&peer);
         }
-        live.session.set_end(end.clone());
-        self.session_events.tell(&live.session, SessionEvent::Ended { why: end });
+        if live.is_used() {
+            live.session.set_end(end.clone());
+            self.session_events.tell(&live.session, SessionEvent::Ended { why: end });
+        } else {
+            live.session.forget_path(id);
+        }
     }
 
     /// A socket that is bound to no address sends from whatever address the route says: if that has changed, so has the
     /// tuple.
     fn check_addresses(&mut self) {
-        let Driver { local_addresses, sessions, .. } = self;
-        local_addresses
-            .retain(|relay, _| sessions.values().any(|live| live.session.socket().relay() == *relay));
+        let Driver { local_addresses, sessions, links, .. } = self;
+        let data = |relay: SocketAddr| {
+            sessions.values().map(|live| live.path.socket()).filter(move |socket| socket.relay() == relay)
+        };
+        let control = |relay: SocketAddr| links.iter().flatten().filter(move |link| link.address == relay);
+        local_addresses.retain(|relay, _| data(*relay).next().is_some() || control(*relay).next().is_some());
         for (relay, known) in local_addresses {
             let present = local_address_towards(*relay);
             if present.is_none() || present == *known {
                 continue;
             }
-            tracing::info!(%relay, from = ?known, to = ?present, "the local address has changed: binding again");
+            tracing::info!(%relay, from = ?known, to = ?present, "the local address has changed: telling the relay");
             *known = present;
-            for live in sessions.values().filter(|live| live.session.socket().relay() == *relay) {
-                live.session.socket().bind_now();
-            }
+            data(*relay).for_each(|socket| socket.bind_now());
+            control(*relay).for_each(|link| link.address_changed.notify_one());
         }
     }
 
@@ -530,20 +578,6 @@ impl Driver {
         self.link_events.close();
         self.waiting.stop();
         while self.link_tasks.join_next().await.is_some() {}
-    }
-}
-
-fn log_bind_event(session: &Session, event: BindEvent) {
-    let (id, peer) = (session.id(), session.peer());
-    match event {
-        BindEvent::Half { reflexive } => {
-            tracing::debug!(session = %id, %peer, %reflexive, "bound; the other side is not yet");
-        }
-        BindEvent::Paired { reflexive } => tracing::info!(session = %id, %peer, %reflexive, "paired"),
-        BindEvent::Moved { reflexive } => {
-            tracing::info!(session = %id, %peer, %reflexive, "the relay sees us at another address: the session has moved");
-        }
-        BindEvent::Lost => tracing::warn!(session = %id, %peer, "consent is lost"),
     }
 }
 

@@ -110,6 +110,9 @@ pub enum SessionEnd {
     /// The relay is about to stop.
     #[error("the relay is stopping; connect again when it is back, or through another")]
     RelayStops,
+    /// Another session, mostly over another relay, has taken over from it.
+    #[error("the session has moved to another path")]
+    Moved,
     /// Nothing was relayed for too long.
     #[error(
         "the relay has ended the session because nothing was sent for too long; connect again when needed"

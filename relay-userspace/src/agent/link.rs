@@ -1,10 +1,11 @@
 //! The control connection to one relay: dialled, verified, kept, and dialled again.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
@@ -32,6 +33,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A relay that says nothing for so long is gone.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The round trip is told this often. QUIC measures it with every acknowledgement, at least with each sign of life.
+const ROUND_TRIP_SAMPLE: Duration = Duration::from_secs(5);
+
 /// A closing connection gets this long to tell its peer.
 const GOODBYE: Duration = Duration::from_millis(250);
 
@@ -53,6 +57,10 @@ pub enum LinkChange {
         peer: Peer,
         /// Where it was reached: data goes there too unless it says otherwise.
         address: SocketAddr,
+        /// The round trip of the handshake.
+        round_trip: Duration,
+        /// To be notified when the local address towards the relay has changed.
+        address_changed: Arc<Notify>,
         /// Messages for the relay go here. Dropping it closes the connection.
         outgoing: mpsc::Sender<Message>,
         /// For streams that are joined to a peer's.
@@ -60,6 +68,8 @@ pub enum LinkChange {
     },
     /// The relay has sent a message.
     Message(Message),
+    /// The round trip of the connection, as QUIC has it at present.
+    RoundTrip(Duration),
     /// Not connected, or no more.
     Down(LinkError),
 }
@@ -92,8 +102,10 @@ pub async fn keep_connected(
         };
         let error = match connected {
             Ok(link) => {
-                backoff.reset();
-                link.serve(relay, &events, &stop).await
+                let since = Instant::now();
+                let error = link.serve(relay, &events, &stop).await;
+                backoff.lasted(since.elapsed());
+                error
             }
             Err(error) => error,
         };
@@ -150,11 +162,7 @@ pub async fn dial(
     key: &NodeKey,
     remote: SocketAddr,
 ) -> Result<(quinn::Endpoint, quinn::Connection), LinkError> {
-    let any: IpAddr = match remote {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = std::net::UdpSocket::bind((any, 0)).map_err(LinkError::Socket)?;
+    let socket = socket_towards(remote).map_err(LinkError::Socket)?;
     let mut endpoint_config = quinn::EndpointConfig::default();
     // The relay tells QUIC from bind datagrams by this bit.
     endpoint_config.grease_quic_bit(false);
@@ -175,6 +183,15 @@ pub async fn dial(
         .map_err(|_| LinkError::DialTimeout)?
         .map_err(|error| LinkError::Quic(error.to_string()))?;
     Ok((endpoint, connection))
+}
+
+/// A socket on any local port.
+fn socket_towards(remote: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    std::net::UdpSocket::bind((any, 0))
 }
 
 async fn verify(
@@ -211,9 +228,12 @@ impl Connected {
         stop: &CancellationToken,
     ) -> LinkError {
         let (outgoing, mut to_send) = mpsc::channel(64);
+        let address_changed = Arc::new(Notify::new());
         let up = LinkChange::Up {
             peer: self.peer.clone(),
             address: self.connection.remote_address(),
+            round_trip: self.connection.rtt(),
+            address_changed: address_changed.clone(),
             outgoing,
             connection: self.connection.clone(),
         };
@@ -259,8 +279,21 @@ impl Connected {
             let _finished = self.to_relay.finish();
             let _delivered = tokio::time::timeout(GOODBYE, self.to_relay.stopped()).await;
         };
+        let measuring = async {
+            loop {
+                tokio::time::sleep(ROUND_TRIP_SAMPLE).await;
+                let event = LinkEvent { relay, what: LinkChange::RoundTrip(self.connection.rtt()) };
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let following = follow_address(&self.endpoint, self.connection.remote_address(), &address_changed);
         let error = tokio::select! {
             error = reading => error,
+            // The driver is gone, and stops everything.
+            () = measuring => LinkError::Quic("the agent is being stopped".to_owned()),
+            never = following => match never {},
             () = writing => if stop.is_cancelled() {
                 LinkError::Quic("closed here".to_owned())
             } else {
@@ -270,6 +303,17 @@ impl Connected {
         self.connection.close(0_u8.into(), b"");
         drained(&self.endpoint).await;
         error
+    }
+}
+
+/// Gives the control connection another local port whenever the local address has changed: what lies between may remember
+/// the old one for the old address. The ping that QUIC sends after it tells the relay at once.
+async fn follow_address(endpoint: &quinn::Endpoint, relay: SocketAddr, changed: &Notify) -> Infallible {
+    loop {
+        changed.notified().await;
+        if let Err(error) = socket_towards(relay).and_then(|socket| endpoint.rebind(socket)) {
+            tracing::debug!(%relay, %error, "the control connection keeps its socket");
+        }
     }
 }
 

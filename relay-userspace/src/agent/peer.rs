@@ -1,5 +1,6 @@
 //! QUIC between two agents, over whatever path there is.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -230,7 +231,7 @@ impl PeerEndpoint {
     pub fn new(key: &NodeKey, session: &Session, serve: bool) -> Result<Arc<Self>, EndpointError> {
         let peer = session.peer();
         let socket =
-            VirtualSocket::new(&key.node_id(), &peer, session.id(), session.side(), session.socket().clone());
+            VirtualSocket::new(&key.node_id(), &peer, session.id(), session.side(), session.socket());
         let mut config = quinn::EndpointConfig::default();
         // Relay and packet path tell QUIC from bind datagrams by this bit.
         config.grease_quic_bit(false);
@@ -262,6 +263,15 @@ impl PeerEndpoint {
 
     pub fn prefer_path(&self, session: SessionId) {
         self.socket.prefer(session);
+    }
+
+    /// Sends on that session's path from now on, and something at once: the peer learns of the path from what comes by it.
+    pub fn move_to_path(&self, session: SessionId) {
+        self.socket.prefer(session);
+        // To QUIC it is a change of its own address, after which every connection pings.
+        if let Err(error) = self.endpoint.rebind_abstract(self.socket.clone()) {
+            tracing::debug!(peer = %self.peer, %error, "the peer was not pinged");
+        }
     }
 
     /// Drops a path; with the last, everything on the endpoint ends. True if it was the last.
@@ -415,9 +425,43 @@ async fn serve_connection(
         }
         Err(error) => return Err(error.to_string()),
     };
-    let Some(session) = endpoint.socket.session() else { return Err("the session is over".to_owned()) };
-    let _user = SessionUser::come(session, &serving.news);
-    let key = match tls::peer_key(&connection) {
+    tokio::select! {
+        outcome = serve_connected(endpoint, &connection, serving) => outcome,
+        never = keep_in_use(endpoint, &connection, &serving.news) => match never {},
+    }
+}
+
+/// A connection that has moved to another session's path is noticed within this time. QUIC does not tell.
+const PATH_CHECK: Duration = Duration::from_secs(1);
+
+/// Keeps the session in use that a peer's connection comes by at present.
+async fn keep_in_use(
+    endpoint: &PeerEndpoint,
+    connection: &quinn::Connection,
+    news: &mpsc::UnboundedSender<SessionNews>,
+) -> Infallible {
+    let mut check = tokio::time::interval(PATH_CHECK);
+    let mut user: Option<(SessionId, SessionUser)> = None;
+    loop {
+        check.tick().await;
+        // A session that is over takes its users with it.
+        let Some(session) = endpoint.socket.session_of(connection.remote_address()) else { continue };
+        if user.as_ref().is_none_or(|(known, _)| *known != session) {
+            user = Some((session, SessionUser::come(session, news)));
+        }
+    }
+}
+
+async fn serve_connected(
+    endpoint: &Arc<PeerEndpoint>,
+    connection: &quinn::Connection,
+    serving: &Serving,
+) -> Result<String, String> {
+    let refused = |refusal: Refusal, why: String| {
+        serving.refusals.refuse(refusal, &endpoint.peer, &why);
+        Err(why)
+    };
+    let key = match tls::peer_key(connection) {
         Ok(key) => key,
         Err(error) => return refused(Refusal::TlsFailed, error.to_string()),
     };
@@ -447,13 +491,13 @@ async fn serve_connection(
         let why = format!("handshake: {fault}");
         return if fault.is_ours() { refused(Refusal::HandshakeFailed, why) } else { Err(why) };
     }
-    tracing::info!(peer = %endpoint.peer, %session, "the peer is connected, end to end");
+    tracing::info!(peer = %endpoint.peer, "the peer is connected, end to end");
     tokio::select! {
         why = answer_pings(endpoint.peer, &serving.refusals, &mut to_peer, &mut from_peer) => {
             connection.close(0_u8.into(), b"closed");
             Ok(why)
         }
-        error = serve_streams(endpoint, &connection, serving) => Ok(endpoint.why_gone(&error)),
+        error = serve_streams(endpoint, connection, serving) => Ok(endpoint.why_gone(&error)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A session's datagrams for the application itself: any protocol over UDP that encrypts end to end.
 
 use std::io::IoSliceMut;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use quinn::udp::{BATCH_SIZE, RecvMeta};
@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::data_socket::{DataSocket, Pace};
 use super::error::SessionEnd;
+use super::lock;
 use super::session::{Session, SessionUser};
 
 /// Unencrypted, unpaced access to a session's datagrams. What is sent arrives as it is, or not at all.
@@ -86,9 +87,39 @@ pub enum RawSendError {
     Ended(SessionEnd),
 }
 
+/// Where a path's datagrams go. The paths of a session that moves have one in common.
+#[derive(Clone, Debug)]
+pub(super) struct RawQueue(Arc<Mutex<mpsc::Sender<Bytes>>>);
+
+impl RawQueue {
+    /// A queue, and the end that the application takes from.
+    pub fn new() -> (Self, mpsc::Receiver<Bytes>) {
+        let (queue, taken) = mpsc::channel(RawSession::QUEUE);
+        (RawQueue(Arc::new(queue.into())), taken)
+    }
+
+    /// What comes from now on, and what has come and was `kept`, goes into `other`.
+    pub fn join(&self, other: &RawQueue, mut kept: mpsc::Receiver<Bytes>) {
+        let queue = lock(&other.0).clone();
+        *lock(&self.0) = queue.clone();
+        while let Ok(datagram) = kept.try_recv() {
+            // Into a full queue it is lost, as it would be had it come by the other path.
+            let _taken = queue.try_send(datagram);
+        }
+    }
+
+    fn put(&self, datagram: &[u8], socket: &DataSocket) {
+        match lock(&self.0).try_send(Bytes::copy_from_slice(datagram)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => socket.count_untaken(1),
+            Err(mpsc::error::TrySendError::Closed(_)) => {}
+        }
+    }
+}
+
 /// Reads a data socket for an application. Reading also keeps the tuple bound, so it goes on whether or not datagrams
 /// are taken.
-pub(super) async fn receive_all(socket: Arc<DataSocket>, taken: mpsc::Sender<Bytes>) {
+pub(super) async fn receive_all(socket: Arc<DataSocket>, queue: RawQueue) {
     let mut buffers = vec![vec![0; MAX_RECEIVE]; BATCH_SIZE];
     let mut metas = [RecvMeta::default(); BATCH_SIZE];
     loop {
@@ -99,11 +130,7 @@ pub(super) async fn receive_all(socket: Arc<DataSocket>, taken: mpsc::Sender<Byt
         for (buffer, meta) in slices.iter().zip(&metas).take(count) {
             let filled = buffer.get(..meta.len).unwrap_or_default();
             for datagram in filled.chunks(meta.stride.max(1)) {
-                match taken.try_send(Bytes::copy_from_slice(datagram)) {
-                    Ok(()) => {}
-                    Err(mpsc::error::TrySendError::Full(_)) => socket.count_untaken(1),
-                    Err(mpsc::error::TrySendError::Closed(_)) => {}
-                }
+                queue.put(datagram, &socket);
             }
         }
     }

@@ -45,7 +45,7 @@ impl SessionEnd {
     /// What helps to have a session with the peer again.
     pub fn remedy(&self) -> Remedy {
         match self {
-            SessionEnd::Closed | SessionEnd::Stopped => Remedy::Application,
+            SessionEnd::Closed | SessionEnd::Moved | SessionEnd::Stopped => Remedy::Application,
             SessionEnd::NoLongerAccepted | SessionEnd::ForeignMagic { .. } => Remedy::Operator,
             SessionEnd::ByOperator
             | SessionEnd::PeerGone { .. }

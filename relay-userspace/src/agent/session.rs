@@ -1,14 +1,17 @@
 //! A session as the application sees it.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::ops::Add as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use relay_common::Side;
 use tokio::sync::{mpsc, watch};
 
 use super::data_socket::DataSocket;
 use super::error::SessionEnd;
+use super::lock;
+use super::session_path::SessionPath;
 use super::snapshot::{SessionSnapshot, SessionTraffic};
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
@@ -17,31 +20,43 @@ use crate::protocol::flow_terms::{FlowTerms, Role};
 
 /// One relayed connection between this agent and another. A cheap handle: the session lives on without it, and the
 /// handle stays good after the session's end.
+///
+/// If its relay dies and both agents share another, it moves there: it has another id then, and everything that uses it
+/// goes on.
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    id: SessionId,
     peer: NodeId,
     side: Side,
-    max_datagram_bytes: AtomicU32,
-    socket: Arc<DataSocket>,
+    /// The id that it began with: what its users are counted under.
+    origin: SessionId,
+    paths: Mutex<Paths>,
+    moves: AtomicU64,
     end: watch::Sender<Option<SessionEnd>>,
     limited_packets: AtomicU64,
     limited_bytes: AtomicU64,
 }
 
+struct Paths {
+    present: Arc<SessionPath>,
+    /// Left, and still received on.
+    left: Vec<Arc<SessionPath>>,
+    /// Through paths that are gone.
+    past: SessionTraffic,
+}
+
 impl Session {
-    pub(super) fn new(terms: &FlowTerms, socket: Arc<DataSocket>) -> Self {
+    pub(super) fn new(terms: &FlowTerms, path: Arc<SessionPath>) -> Self {
         Session {
             inner: Arc::new(Inner {
-                id: terms.session,
                 peer: terms.peer,
                 side: terms.side,
-                max_datagram_bytes: terms.max_datagram_bytes.into(),
-                socket,
+                origin: terms.session,
+                paths: Paths { present: path, left: Vec::new(), past: SessionTraffic::default() }.into(),
+                moves: AtomicU64::new(0),
                 end: watch::Sender::new(None),
                 limited_packets: AtomicU64::new(0),
                 limited_bytes: AtomicU64::new(0),
@@ -49,9 +64,9 @@ impl Session {
         }
     }
 
-    /// The session's id.
+    /// The session's id, at the relay that it goes through at present.
     pub fn id(&self) -> SessionId {
-        self.inner.id
+        self.path().id()
     }
 
     /// The other agent.
@@ -65,19 +80,26 @@ impl Session {
     }
 
     /// The largest UDP payload that fits the whole path, in bytes. It changes if a side goes over to the other version
-    /// of IP.
+    /// of IP, or the session to another relay.
     pub fn max_datagram(&self) -> usize {
-        self.inner.max_datagram_bytes.load(Ordering::Relaxed) as usize
+        self.path().max_datagram()
     }
 
-    /// What went through so far.
+    /// What went through so far, by whichever relay.
     pub fn traffic(&self) -> SessionTraffic {
-        self.inner.socket.traffic()
+        let paths = lock(&self.inner.paths);
+        let living = paths.left.iter().chain([&paths.present]).map(|path| path.socket().traffic());
+        living.fold(paths.past, SessionTraffic::add)
     }
 
     /// Datagrams, and their bytes, that the relay says it has dropped for the session's limit.
     pub fn limited(&self) -> (u64, u64) {
         (self.inner.limited_packets.load(Ordering::Relaxed), self.inner.limited_bytes.load(Ordering::Relaxed))
+    }
+
+    /// How often it has moved to another relay.
+    pub fn moves(&self) -> u64 {
+        self.inner.moves.load(Ordering::Relaxed)
     }
 
     /// Why the session has ended; None while it lives.
@@ -96,25 +118,49 @@ impl Session {
     /// The session in the form that is printed.
     pub fn snapshot(&self) -> SessionSnapshot {
         let (limited_packets, limited_bytes) = self.limited();
+        let path = self.path();
         SessionSnapshot {
-            session: self.id().to_string(),
+            session: path.id().to_string(),
             peer: self.peer().to_string(),
             role: Role(self.side()).to_string(),
-            relay: self.inner.socket.relay().to_string(),
+            relay: path.socket().relay().to_string(),
+            relay_round_trip_us: path.relay_round_trip_us(),
+            moves: self.moves(),
             limited_packets,
             limited_bytes,
             traffic: self.traffic(),
         }
     }
 
-    pub(super) fn socket(&self) -> &Arc<DataSocket> {
-        &self.inner.socket
+    /// The id that it began with.
+    pub(super) fn origin(&self) -> SessionId {
+        self.inner.origin
     }
 
-    /// The relay has sent the terms again.
-    pub(super) fn set_terms(&self, terms: &FlowTerms) {
-        self.inner.max_datagram_bytes.store(terms.max_datagram_bytes, Ordering::Relaxed);
-        self.inner.socket.set_terms(terms);
+    /// The socket of the path that is sent on.
+    pub(super) fn socket(&self) -> Arc<DataSocket> {
+        self.path().socket().clone()
+    }
+
+    fn path(&self) -> Arc<SessionPath> {
+        lock(&self.inner.paths).present.clone()
+    }
+
+    /// Sends on `path` from now on.
+    pub(super) fn move_to(&self, path: Arc<SessionPath>) {
+        let mut paths = lock(&self.inner.paths);
+        let before = std::mem::replace(&mut paths.present, path);
+        paths.left.push(before);
+        self.inner.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A path that was left is not received on any more.
+    pub(super) fn forget_path(&self, id: SessionId) {
+        let mut paths = lock(&self.inner.paths);
+        let (gone, left) = std::mem::take(&mut paths.left).into_iter().partition(|path| path.id() == id);
+        paths.left = left;
+        let gone: Vec<Arc<SessionPath>> = gone;
+        paths.past = gone.iter().map(|path| path.socket().traffic()).fold(paths.past, SessionTraffic::add);
     }
 
     pub(super) fn set_end(&self, end: SessionEnd) {
@@ -138,35 +184,35 @@ impl fmt::Debug for Session {
 pub(super) enum SessionNews {
     /// The bind exchange has led to something.
     Bind(SessionId, BindEvent),
-    /// One user more.
+    /// The session that began with this id has one user more.
     UserCame(SessionId),
-    /// One user less.
+    /// It has one user less.
     UserGone(SessionId),
 }
 
-/// Keeps a session in use. Dropping it lets the session end.
+/// Keeps the session that began with an id in use, wherever it moves. Dropping it lets the session end.
 #[derive(Debug)]
 pub(super) struct SessionUser {
-    session: SessionId,
+    origin: SessionId,
     news: mpsc::UnboundedSender<SessionNews>,
 }
 
 impl SessionUser {
     /// One that the state has counted already.
-    pub fn counted(session: SessionId, news: &mpsc::UnboundedSender<SessionNews>) -> Self {
-        SessionUser { session, news: news.clone() }
+    pub fn counted(origin: SessionId, news: &mpsc::UnboundedSender<SessionNews>) -> Self {
+        SessionUser { origin, news: news.clone() }
     }
 
     /// One that is to be counted now.
-    pub fn come(session: SessionId, news: &mpsc::UnboundedSender<SessionNews>) -> Self {
+    pub fn come(origin: SessionId, news: &mpsc::UnboundedSender<SessionNews>) -> Self {
         // A driver that is gone counts nobody.
-        let _told = news.send(SessionNews::UserCame(session));
-        Self::counted(session, news)
+        let _told = news.send(SessionNews::UserCame(origin));
+        Self::counted(origin, news)
     }
 }
 
 impl Drop for SessionUser {
     fn drop(&mut self) {
-        let _told = self.news.send(SessionNews::UserGone(self.session));
+        let _told = self.news.send(SessionNews::UserGone(self.origin));
     }
 }

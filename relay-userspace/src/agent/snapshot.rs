@@ -24,6 +24,8 @@ pub struct RelayPeer {
     pub announced: bool,
     /// For how many seconds it has been connected.
     pub connected_s: u64,
+    /// The smoothed round trip of its control connection, in microseconds, once it was measured.
+    pub round_trip_us: Option<u64>,
 }
 
 /// The agent at the other end of a connection: `net connect`, and part of what `net send` answers.
@@ -69,8 +71,12 @@ pub struct SessionSnapshot {
     pub peer: String,
     /// `connector` or `target`.
     pub role: String,
-    /// The relay's data address.
+    /// The data address of the relay in use.
     pub relay: String,
+    /// The smoothed round trip of the control connection to that relay, in microseconds, once it was measured.
+    pub relay_round_trip_us: Option<u64>,
+    /// How often it has moved to another relay.
+    pub moves: u64,
     /// Datagrams of either side that the relay says it has dropped for the session's limit.
     pub limited_packets: u64,
     /// Their UDP payload bytes.
@@ -130,6 +136,8 @@ mod tests {
             peer: "atlas_1".into(),
             role: "target".into(),
             relay: "192.0.2.1:4433".into(),
+            relay_round_trip_us: Some(20_000),
+            moves: 0,
             limited_packets: 2,
             limited_bytes: 2400,
             traffic: SessionTraffic { bytes_sent: 7, ..SessionTraffic::default() },

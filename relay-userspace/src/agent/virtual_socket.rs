@@ -24,7 +24,8 @@ use crate::protocol::SessionId;
 ///
 /// Sessions that this agent asked for are one address: it sends on the one it prefers, and the application does not
 /// notice which. Each session that the peer asked for is an address of its own, since another process of the same
-/// identity may be behind it: what came by it is answered on it.
+/// identity may be behind it: what came by it is answered on it. So a session that moves to another relay stays what it is
+/// for whoever has asked for it, and looks to the other side like a client that has got another address.
 #[derive(Debug)]
 pub struct VirtualSocket {
     local: SocketAddr,
@@ -100,9 +101,9 @@ impl VirtualSocket {
         })
     }
 
-    /// The session that is sent on.
-    pub fn session(&self) -> Option<SessionId> {
-        self.read_paths(|paths| paths.first().map(|path| path.session))
+    /// The session that `far_end` comes by.
+    pub fn session_of(&self, far_end: SocketAddr) -> Option<SessionId> {
+        self.read_paths(|paths| paths.iter().find(|path| path.address == far_end).map(|path| path.session))
     }
 
     /// The preferred of the paths to `destination`.

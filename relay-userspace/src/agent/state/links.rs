@@ -1,6 +1,7 @@
 //! The relays: which are connected, what is announced to them, whether they still answer.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use relay_common::Side;
 
@@ -24,6 +25,7 @@ pub(super) enum Link {
     /// No attempt has ended yet.
     Connecting,
     Up {
+        since: MonoTime,
         announced: bool,
         next_ping: MonoTime,
         unanswered_pings: u32,
@@ -33,13 +35,35 @@ pub(super) enum Link {
     },
 }
 
+impl Relay {
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
+    }
+}
+
 impl State {
     /// A relay is connected and has passed the handshake.
     pub fn relay_up(&mut self, relay: RelayIndex, now: Now) {
         let Some(entry) = self.relays.get_mut(relay.0) else { return };
-        entry.link = Link::Up { announced: false, next_ping: now.mono + PING_INTERVAL, unanswered_pings: 0 };
+        entry.link = Link::Up {
+            since: now.mono,
+            announced: false,
+            next_ping: now.mono + PING_INTERVAL,
+            unanswered_pings: 0,
+        };
         self.announce_to(relay, now);
         self.ask_for_waiting(now);
+        self.relay_came_for_moves(relay, now);
+    }
+
+    /// The round trip of the control connection to a relay was measured.
+    pub fn round_trip(&mut self, relay: RelayIndex, sample: Duration) {
+        self.preference.measured(relay, sample);
+    }
+
+    /// The smoothed round trip to a relay, once it was measured.
+    pub fn smoothed_round_trip(&self, relay: RelayIndex) -> Option<Duration> {
+        self.preference.round_trip(relay)
     }
 
     /// Others may connect from now on. Sessions that others asked for and may not have any more end.
@@ -49,7 +73,7 @@ impl State {
         }
         self.accept = accept;
         for relay in (0..self.relays.len()).map(RelayIndex) {
-            if matches!(self.relays.get(relay.0), Some(Relay { link: Link::Up { .. }, .. })) {
+            if self.relays.get(relay.0).is_some_and(Relay::is_up) {
                 self.announce_to(relay, now);
             }
         }
@@ -70,6 +94,7 @@ impl State {
             }
         }
         self.ask_for_waiting(now);
+        self.relay_left_moves(relay, now);
     }
 
     /// Whether a relay has registered this agent.

@@ -2,7 +2,10 @@
 
 mod disconnecting;
 mod links;
+mod moves;
+mod preference;
 mod requests;
+mod sessions;
 
 #[cfg(test)]
 mod tests;
@@ -10,19 +13,17 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use relay_common::Side;
-
 pub use self::disconnecting::Whom;
 use self::links::{Link, Relay};
-use self::requests::{Request, Stage};
+use self::moves::Move;
+use self::preference::Preference;
+use self::requests::Request;
+use self::sessions::Session;
 use super::error::{ConnectError, SessionEnd};
 use super::refusal::Refusal;
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::bind::BindEvent;
-use crate::protocol::flow_terms::{
-    Disconnect, ErrorMessage, FlowTerms, ReadyStatus, RelayReady, disconnect_reason,
-};
+use crate::protocol::flow_terms::{Disconnect, ErrorMessage, FlowTerms, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::{Ping, Pong};
 use crate::protocol::{ErrorCode, Message, SessionId};
@@ -77,11 +78,23 @@ pub enum Output {
         terms: Box<FlowTerms>,
         /// What it will carry.
         carries: Use,
+        /// It is to take over from that session.
+        succeeds: Option<SessionId>,
     },
     /// The relay has sent a session's terms again.
     Update(Box<FlowTerms>),
     /// Both sides are bound.
     Paired(SessionId),
+    /// Both sides of `to` are bound: whatever used `from` uses it from now on. What still comes by `from` is received
+    /// until its end.
+    Moved {
+        /// The session that was used so far.
+        from: SessionId,
+        /// The one that takes over.
+        to: SessionId,
+    },
+    /// Find out whether a session's path still does: bind at once.
+    Probe(SessionId),
     /// Hand the session to whoever asked; it has one user more.
     Connected(RequestId, SessionId),
     /// Tell whoever asked.
@@ -131,21 +144,12 @@ pub struct State {
     accept: BTreeSet<NodeId>,
     incoming: IncomingSessions,
     relays: Vec<Relay>,
+    preference: Preference,
     sessions: BTreeMap<SessionId, Session>,
     requests: BTreeMap<RequestId, Request>,
+    /// Of sessions that look for another path.
+    moves: BTreeMap<SessionId, Move>,
     outputs: VecDeque<Output>,
-}
-
-#[derive(Debug)]
-struct Session {
-    relay: RelayIndex,
-    peer: NodeId,
-    side: Side,
-    carries: Use,
-    paired: bool,
-    users: usize,
-    /// When it began, was paired, or lost its last user.
-    since: MonoTime,
 }
 
 impl State {
@@ -162,9 +166,11 @@ impl State {
             announce,
             accept: accept.into_iter().collect(),
             incoming,
+            preference: Preference::new(relays.len()),
             relays: relays.into_iter().map(|name| Relay { name, link: Link::Connecting }).collect(),
             sessions: BTreeMap::new(),
             requests: BTreeMap::new(),
+            moves: BTreeMap::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -182,7 +188,7 @@ impl State {
             Message::Disconnect(Disconnect { reason, note, session: Some(session) }) => {
                 let end = SessionEnd::told(&printable(&reason, 64), note.map(|note| printable(&note, 256)));
                 if self.sessions.get(&session).is_some_and(|entry| entry.relay == relay) {
-                    self.end(session, end, now);
+                    self.told_end(session, end, now);
                 }
             }
             Message::Error(ErrorMessage { session: Some(session), packets, bytes, .. }) => {
@@ -218,68 +224,10 @@ impl State {
         }
     }
 
-    /// The bind exchange of a session has led to something.
-    pub fn bind_event(&mut self, id: SessionId, event: BindEvent, now: Now) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        match event {
-            BindEvent::Half { .. } | BindEvent::Moved { .. } => {}
-            BindEvent::Paired { .. } => {
-                session.paired = true;
-                session.since = now.mono;
-                let waiting: Vec<RequestId> = self
-                    .requests
-                    .iter()
-                    .filter(|(_, request)| request.stage == Stage::Binding(id))
-                    .map(|(request, _)| *request)
-                    .collect();
-                session.users += waiting.len();
-                if session.users == 0 && session.side == Side::Connector {
-                    // Whoever asked has given up meanwhile.
-                    return self.end_and_tell(id, SessionEnd::Closed, disconnect_reason::SHUTDOWN, now);
-                }
-                self.outputs.push_back(Output::Paired(id));
-                for request in waiting {
-                    self.requests.remove(&request);
-                    self.outputs.push_back(Output::Connected(request, id));
-                }
-            }
-            BindEvent::Lost => {
-                let relay =
-                    self.relay_name(self.sessions.get(&id).map_or(RelayIndex(0), |entry| entry.relay));
-                self.end_and_tell(
-                    id,
-                    SessionEnd::ConsentLost { relay },
-                    disconnect_reason::CONSENT_LOST,
-                    now,
-                );
-            }
-        }
-    }
-
-    /// A session's terms cannot be used, or its data socket could not be opened.
-    pub fn start_failed(&mut self, id: SessionId, end: SessionEnd, now: Now) {
-        self.end_and_tell(id, end, disconnect_reason::SHUTDOWN, now);
-    }
-
-    /// The session has one user more, a connection that the peer has opened.
-    pub fn user_came(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.users += 1;
-        }
-    }
-
-    /// The session has one user less. A connector's session ends with its last.
-    pub fn user_gone(&mut self, id: SessionId, now: Now) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.users = session.users.saturating_sub(1);
-        session.since = now.mono;
-        if session.users == 0 && session.side == Side::Connector {
-            self.end_and_tell(id, SessionEnd::Closed, disconnect_reason::SHUTDOWN, now);
-        }
-    }
-
     /// The agent is being stopped: ends every session and request, and says goodbye.
     pub fn stop(&mut self, now: Now) {
+        // Before the sessions: nothing is looked for any more.
+        self.moves.clear();
         for id in self.sessions.keys().copied().collect::<Vec<_>>() {
             self.end_and_tell(id, SessionEnd::Stopped, disconnect_reason::SHUTDOWN, now);
         }
@@ -304,16 +252,12 @@ impl State {
             let error = self.lateness(&request);
             self.outputs.push_back(Output::Failed(id, error));
         }
-        let over: Vec<(SessionId, bool)> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.deadline().is_some_and(|at| at <= now.mono))
-            .map(|(id, session)| (*id, session.paired))
-            .collect();
-        for (id, paired) in over {
-            let end = if paired { SessionEnd::Closed } else { SessionEnd::NotPaired };
-            self.end_and_tell(id, end, disconnect_reason::SHUTDOWN, now);
+        self.pass_over_silent_relays(now);
+        let over = self.sessions.iter().filter(|(_, it)| it.deadline().is_some_and(|at| at <= now.mono));
+        for id in over.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.session_due(id, now);
         }
+        self.advance_moves(now);
         self.ping_relays(now);
     }
 
@@ -325,155 +269,7 @@ impl State {
             Link::Up { next_ping, .. } => Some(next_ping),
             _ => None,
         });
-        requests.chain(sessions).chain(pings).min()
-    }
-
-    fn ready(&mut self, relay: RelayIndex, ready: &RelayReady, now: Now) {
-        if ready.status == ReadyStatus::Waiting {
-            if let Some(Relay { name, link: Link::Up { announced, .. } }) = self.relays.get_mut(relay.0) {
-                *announced = true;
-                tracing::info!(relay = %name, "announced: other agents can find this one there");
-            }
-            return;
-        }
-        let terms = match ready.terms() {
-            Ok(terms) => terms,
-            Err(fault) => {
-                self.count(Refusal::RelayTerms, self.relay_name(relay), fault.to_string());
-                let error = ConnectError::Terms { relay: self.relay_name(relay), fault };
-                if let Some(id) = self.asked(relay, |request| Some(request.peer.to_string()) == ready.peer_id)
-                {
-                    self.refused(id, relay, error, now);
-                }
-                return;
-            }
-        };
-        let id = terms.session;
-        if let Some(known) = self.sessions.get(&id) {
-            if known.relay == relay && known.peer == terms.peer && known.side == terms.side {
-                self.outputs.push_back(Output::Update(Box::new(terms)));
-            }
-            return;
-        }
-        match terms.side {
-            Side::Connector => {
-                let Some(first) = self.asked(relay, |request| request.peer == terms.peer) else {
-                    // Another process of this identity has asked, or an earlier life of this one.
-                    tracing::debug!(relay = self.relay_name(relay), session = %id, "nobody waits for this session");
-                    return;
-                };
-                let Some(carries) = self.requests.get(&first).map(|request| request.carries) else { return };
-                for (request_id, request) in &mut self.requests {
-                    let shares = carries == Use::EndToEnd
-                        && request.carries == Use::EndToEnd
-                        && request.peer == terms.peer
-                        && !matches!(request.stage, Stage::Binding(_));
-                    if *request_id == first || shares {
-                        request.stage = Stage::Binding(id);
-                    }
-                }
-                self.start(relay, terms, carries, now);
-            }
-            Side::Target if !self.announce => {
-                tracing::debug!(relay = self.relay_name(relay), session = %id, "not announced: left to the process that is");
-            }
-            Side::Target if !self.accept.contains(&terms.peer) => {
-                let why = format!("not accepted; to accept it: [agent] accept = [\"{}\"]", terms.peer);
-                self.count(Refusal::PeerNotAccepted, terms.peer.to_string(), why);
-                self.refuse(relay, id, "not accepted");
-            }
-            Side::Target => match self.full(terms.peer) {
-                None => self.start(relay, terms, self.incoming.carries, now),
-                Some((refusal, full)) => {
-                    let why = format!("{full}; more are taken when others have ended");
-                    self.count(refusal, terms.peer.to_string(), why);
-                    self.refuse(relay, id, full);
-                }
-            },
-        }
-    }
-
-    /// Why no other session that `peer` has asked for is taken.
-    fn full(&self, peer: NodeId) -> Option<(Refusal, &'static str)> {
-        let taken = || self.sessions.values().filter(|session| session.side == Side::Target);
-        if taken().filter(|session| session.peer == peer).count() >= self.incoming.per_peer {
-            Some((Refusal::PeerSessions, "as many sessions as one peer may have"))
-        } else if taken().count() >= MAX_TARGET_SESSIONS {
-            Some((Refusal::SessionsFull, "as many sessions as this agent takes"))
-        } else {
-            None
-        }
-    }
-
-    fn count(&mut self, refusal: Refusal, whom: String, why: String) {
-        self.outputs.push_back(Output::Refused { refusal, whom, why });
-    }
-
-    /// Tells the relay that a session it offers is not taken.
-    fn refuse(&mut self, relay: RelayIndex, session: SessionId, why: &str) {
-        let refusal = Disconnect {
-            reason: disconnect_reason::SHUTDOWN.to_owned(),
-            note: Some(why.to_owned()),
-            session: Some(session),
-        };
-        self.outputs.push_back(Output::Send(relay, refusal.into()));
-    }
-
-    fn start(&mut self, relay: RelayIndex, terms: FlowTerms, carries: Use, now: Now) {
-        let session = Session {
-            relay,
-            peer: terms.peer,
-            side: terms.side,
-            carries,
-            paired: false,
-            users: 0,
-            since: now.mono,
-        };
-        self.sessions.insert(terms.session, session);
-        self.outputs.push_back(Output::Start { relay, terms: Box::new(terms), carries });
-    }
-
-    fn end_and_tell(&mut self, id: SessionId, end: SessionEnd, reason: &str, now: Now) {
-        if let Some(session) = self.sessions.get(&id) {
-            let told =
-                Disconnect { reason: reason.to_owned(), note: Some(end.to_string()), session: Some(id) };
-            self.outputs.push_back(Output::Send(session.relay, told.into()));
-            self.end(id, end, now);
-        }
-    }
-
-    fn end(&mut self, id: SessionId, end: SessionEnd, now: Now) {
-        let Some(session) = self.sessions.remove(&id) else { return };
-        let waiting: Vec<RequestId> =
-            self.requests.iter().filter(|(_, r)| r.stage == Stage::Binding(id)).map(|(id, _)| *id).collect();
-        for request_id in waiting {
-            let Some(request) = self.requests.get_mut(&request_id) else { continue };
-            // Another relay may do better.
-            request.stage = Stage::Waiting;
-            request.refusal.get_or_insert(match end {
-                SessionEnd::NotPaired => {
-                    let relay = self.relays.get(session.relay.0).map_or_else(String::new, |r| r.name.clone());
-                    ConnectError::NotPaired { relay, peer: session.peer }
-                }
-                _ => ConnectError::Ended(end.clone()),
-            });
-        }
-        self.outputs.push_back(Output::End(id, end));
-        self.ask_for_waiting(now);
-    }
-}
-
-impl Session {
-    /// Whether another connection with `peer` can use this session.
-    fn serves(&self, peer: NodeId) -> bool {
-        self.peer == peer && self.paired && self.carries == Use::EndToEnd
-    }
-
-    fn deadline(&self) -> Option<MonoTime> {
-        match (self.paired, self.side) {
-            (false, _) => Some(self.since + PAIRING_TIMEOUT),
-            (true, Side::Target) if self.users == 0 => Some(self.since + UNUSED_TARGET),
-            (true, _) => None,
-        }
+        let answers = self.next_passing_over();
+        requests.chain(sessions).chain(pings).chain(answers).chain(self.next_move()).min()
     }
 }

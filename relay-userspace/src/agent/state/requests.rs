@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::links::Link;
+use super::links::{Link, Relay};
+use super::moves::{ANSWER_WITHIN, PAIRED_WITHIN};
 use super::{Now, Output, PAIRING_TIMEOUT, RelayIndex, RequestId, State, Use};
 use crate::agent::error::{ConnectError, SessionEnd};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError};
+use crate::protocol::flow_terms::{FLOW, RelayConnect, RelayError, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::{ErrorCode, SessionId};
 
@@ -18,6 +19,8 @@ pub(super) struct Request {
     pub deadline: MonoTime,
     pub tried: BTreeSet<RelayIndex>,
     pub stage: Stage,
+    /// When the relay was asked that is asked now.
+    pub asked_at: MonoTime,
     /// The first refusal, told if no relay does better.
     pub refusal: Option<ConnectError>,
 }
@@ -53,6 +56,7 @@ impl State {
             deadline: now.mono + PAIRING_TIMEOUT,
             tried: BTreeSet::new(),
             stage: Stage::Waiting,
+            asked_at: now.mono,
             refusal: None,
         };
         self.requests.insert(id, request);
@@ -72,9 +76,11 @@ impl State {
             }
             return;
         }
-        let Some(id) = self
-            .asked(relay, |r| error.target_id.as_deref().is_none_or(|target| r.peer.to_string() == target))
-        else {
+        let about = |peer: NodeId| error.target_id.as_deref().is_none_or(|it| peer.to_string() == it);
+        let Some(id) = self.asked(relay, |request| about(request.peer)) else {
+            if let Some(moving) = self.asked_to_move(relay, about) {
+                return self.ask_next_for_move(moving, now);
+            }
             tracing::debug!(
                 relay = self.relay_name(relay),
                 code = error.code,
@@ -125,24 +131,20 @@ impl State {
                         && other.stage != Stage::Waiting
                 })
             });
-            let joined = joined.map(|other| (other.stage, other.tried.clone()));
+            let joined = joined.map(|other| (other.stage, other.asked_at, other.tried.clone()));
             let Some(request) = self.requests.get_mut(&id) else { continue };
-            if let Some((stage, tried)) = joined {
-                request.stage = stage;
+            if let Some((stage, asked_at, tried)) = joined {
+                (request.stage, request.asked_at) = (stage, asked_at);
                 request.tried.extend(tried);
                 continue;
             }
-            let untried = |relay: &RelayIndex| !request.tried.contains(relay);
-            let up = self
-                .relays
-                .iter()
-                .enumerate()
-                .filter(|(_, relay)| matches!(relay.link, Link::Up { .. }))
-                .map(|(at, _)| RelayIndex(at))
-                .find(untried);
+            let is_up = |relay: &RelayIndex| self.relays.get(relay.0).is_some_and(Relay::is_up);
+            let untried = |relay: &RelayIndex| is_up(relay) && !request.tried.contains(relay);
+            let up = self.preference.order().find(untried);
             if let Some(relay) = up {
                 request.tried.insert(relay);
                 request.stage = Stage::Asked(relay);
+                request.asked_at = now.mono;
                 let connect = RelayConnect {
                     source_id: self.me.to_string(),
                     target_id: request.peer.to_string(),
@@ -155,6 +157,43 @@ impl State {
                 let error = request.refusal.unwrap_or_else(|| self.unreachable());
                 self.outputs.push_back(Output::Failed(id, error));
             }
+        }
+    }
+
+    /// Relays that do not answer in time, or over which the session is not paired in time, are passed over where there is
+    /// another to ask.
+    pub(super) fn pass_over_silent_relays(&mut self, now: Now) {
+        let silent = self
+            .requests
+            .iter()
+            .filter(|(_, request)| self.passed_over_at(request).is_some_and(|at| at <= now.mono));
+        for (id, stage) in silent.map(|(id, request)| (*id, request.stage)).collect::<Vec<_>>() {
+            match stage {
+                Stage::Waiting => {}
+                Stage::Asked(relay) => {
+                    let error = ConnectError::RelaySilent { relay: self.relay_name(relay) };
+                    self.refused(id, relay, error, now);
+                }
+                Stage::Binding(session) => {
+                    self.end_and_tell(session, SessionEnd::NotPaired, disconnect_reason::SHUTDOWN, now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn next_passing_over(&self) -> Option<MonoTime> {
+        self.requests.values().filter_map(|request| self.passed_over_at(request)).min()
+    }
+
+    /// Until when a request waits for its relay, if there is another that it could ask.
+    fn passed_over_at(&self, request: &Request) -> Option<MonoTime> {
+        let another =
+            |(at, relay): (usize, &Relay)| relay.is_up() && !request.tried.contains(&RelayIndex(at));
+        self.relays.iter().enumerate().find(|relay| another(*relay))?;
+        match request.stage {
+            Stage::Waiting => None,
+            Stage::Asked(_) => Some(request.asked_at + ANSWER_WITHIN),
+            Stage::Binding(session) => Some(self.sessions.get(&session)?.since + PAIRED_WITHIN),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use relay_common::{BIND_LEN, Side};
 
 use super::datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, UnverifiedBind};
+use super::path_health::{PathHealth, PathWatch};
 use super::secrets::{BindKey, BindMagic, Cookie};
 use crate::clock::MonoTime;
 use crate::protocol::flow_terms::FlowTerms;
@@ -45,6 +46,8 @@ pub struct BindClient {
     /// Since when data has been sent without any being heard.
     unheard_since: Option<MonoTime>,
     unheard_patience: Duration,
+    /// Of a paired session.
+    path: PathWatch,
     events: VecDeque<BindEvent>,
 }
 
@@ -77,6 +80,8 @@ pub enum BindEvent {
         /// The agent's address as the relay sees it.
         reflexive: SocketAddr,
     },
+    /// The path of the paired session does better or worse than before.
+    Path(PathHealth),
     /// No proof was accepted for as long as consent lasts: the relay forwards nothing any more. Final.
     Lost,
 }
@@ -126,6 +131,7 @@ impl BindClient {
             data_sent_at: now,
             unheard_since: None,
             unheard_patience: Self::UNHEARD,
+            path: PathWatch::new(),
             events: VecDeque::new(),
         }
     }
@@ -138,6 +144,11 @@ impl BindClient {
             self.proof = None;
             self.events.push_back(BindEvent::Lost);
         }
+        if self.phase == Phase::Paired
+            && let Some(health) = self.path.news(now)
+        {
+            self.events.push_back(BindEvent::Path(health));
+        }
         if let Some(event) = self.events.pop_front() {
             return BindOutput::Event(event);
         }
@@ -146,6 +157,7 @@ impl BindClient {
         }
         if let Some(proof) = self.proof.take() {
             self.bind_sent_at = Some(now);
+            self.path.asked(now);
             return BindOutput::Send(proof.seal(&self.magic, &self.key));
         }
         let due = self.next_bind(now);
@@ -162,6 +174,7 @@ impl BindClient {
         }
         self.counter = unix_us.max(self.counter.saturating_add(1));
         self.bind_sent_at = Some(now);
+        self.path.asked(now);
         self.unanswered = true;
         self.bind_now = false;
         BindOutput::Send(
@@ -196,11 +209,13 @@ impl BindClient {
     /// Data was sent from the data socket.
     pub fn note_sent(&mut self, now: MonoTime) {
         self.data_sent_at = now;
+        self.path.sent(now);
         self.unheard_since.get_or_insert(now);
     }
 
     /// Data was heard on the data socket.
     pub fn note_heard(&mut self) {
+        self.path.heard();
         self.unheard_since = None;
         self.unheard_patience = Self::UNHEARD;
     }
@@ -245,6 +260,7 @@ impl BindClient {
             self.unanswered = false;
             self.retry = Self::RETRY;
             self.unheard_since = None;
+            self.path.answered();
         }
         let moved = self.reflexive.replace(reflexive).is_some_and(|before| before != reflexive);
         match (self.phase, state) {
@@ -255,6 +271,7 @@ impl BindClient {
             }
             (Phase::Unbound | Phase::Half, PairState::Paired) => {
                 self.phase = Phase::Paired;
+                self.path = PathWatch::new();
                 self.events.push_back(BindEvent::Paired { reflexive });
             }
             (Phase::Half, PairState::Half) | (Phase::Paired, PairState::Paired) => {
@@ -376,7 +393,8 @@ mod tests {
         for _ in 0..740 {
             events.extend(pair.pass(Duration::from_millis(100)));
         }
-        assert_eq!(events, []);
+        assert_eq!(events, [BindEvent::Path(PathHealth::Silent)], "it is told long before");
+        events.clear();
         assert!(pair.relay.received.len() < 90, "{}", pair.relay.received.len());
         for _ in 0..10 {
             events.extend(pair.pass(Duration::from_millis(100)));

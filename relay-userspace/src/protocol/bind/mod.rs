@@ -39,10 +39,12 @@
 
 mod client;
 mod datagram;
+mod path_health;
 mod secrets;
 
 pub use client::{BindClient, BindEvent, BindOutput};
 pub use datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, SessionIdError, UnverifiedBind};
+pub use path_health::PathHealth;
 pub use secrets::{
     BindKey, BindKeys, BindMagic, COOKIE_PERIOD, Cookie, CookieCarrier, CookieSecrets, CookieSubject,
 };

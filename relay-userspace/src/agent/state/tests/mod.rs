@@ -1,7 +1,15 @@
 //! Tests under simulated time.
 
+mod moves;
+mod two_agents;
+
+use relay_common::Side;
+
+use super::moves::MOVE_WITHIN;
+use super::sessions::Part;
 use super::*;
-use crate::protocol::flow_terms::{RelayConnect, RelayError};
+use crate::protocol::bind::{BindEvent, PathHealth};
+use crate::protocol::flow_terms::{RelayConnect, RelayError, RelayReady};
 
 #[test]
 fn an_announcing_agent_announces_its_accept_list_and_takes_a_session_from_it() {
@@ -206,7 +214,8 @@ fn a_session_outlives_its_relay_connection_and_ends_when_consent_does() {
     let mut agent = connected();
     agent.state.relay_down(RelayIndex(0), "idle".into(), NOW);
     assert!(agent.outputs().is_empty());
-    agent.state.bind_event(SESSION, BindEvent::Lost, NOW);
+    agent.state.bind_event(SESSION, BindEvent::Path(PathHealth::Silent), NOW);
+    agent.state.bind_event(SESSION, BindEvent::Lost, later(MOVE_WITHIN));
     let outputs = agent.outputs();
     assert!(
         matches!(&outputs[1], Output::End(SESSION, SessionEnd::ConsentLost { relay }) if relay == "relay0:4433")
@@ -225,6 +234,8 @@ fn disconnect_with_a_session_ends_that_one_and_says_why() {
         let mut agent = connected();
         let told = Disconnect { reason: reason.into(), note: Some("n".into()), session: Some(SESSION) };
         agent.state.message(RelayIndex(0), told.into(), NOW);
+        // A relay that stops may be back in a moment.
+        agent.state.tick(later(MOVE_WITHIN));
         let [Output::End(SESSION, ended)] = &agent.outputs()[..] else { panic!() };
         assert_eq!(*ended, end);
     }
