@@ -44,6 +44,9 @@ impl Network {
     /// That of the relay's second interface.
     pub const RELAY_SECOND: Network = Network::on_internet(100);
 
+    /// The other relay's.
+    pub const OTHER_RELAY: Network = Network::on_internet(101);
+
     /// The relay's behind a one to one NAT.
     pub const RELAY_PRIVATE: Network = Network { v4: [172, 16, 0], v6: [0xfd09, 0x172, 0, 0] };
 

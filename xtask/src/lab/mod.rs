@@ -10,7 +10,7 @@
 //! ```
 //!
 //! This is the default [`LabPlan`]; others have the agents behind one NAT or behind two, the relay behind one of its own
-//! or on two uplinks, and other MTUs. The router has no route to the private networks, so agents of different NATs reach
+//! or on two uplinks, another relay, and other MTUs. The router has no route to the private networks, so agents of different NATs reach
 //! each other through the relay or not at all.
 //!
 //! Dropping a [`Lab`] removes every trace of it; what a killed process left behind is removed when the next lab comes
@@ -44,10 +44,13 @@ pub const RELAY_ADDRESSES: AddressPair = Network::RELAY.guest();
 /// Where it is reached over its second interface, if it has one.
 pub const RELAY_SECOND_ADDRESSES: AddressPair = Network::RELAY_SECOND.guest();
 
+/// Where the other relay is reached, if there is one.
+pub const OTHER_RELAY_ADDRESSES: AddressPair = Network::OTHER_RELAY.guest();
+
 /// The relay's gateways: the router, on the first and the second interface.
 pub const RELAY_GATEWAYS: [AddressPair; 2] = [Network::RELAY.gateway(), Network::RELAY_SECOND.gateway()];
 
-/// The relay's first interface besides `lo`.
+/// The relay's first interface besides `lo`; the other relay's too.
 pub const RELAY_INTERFACE: &str = "r0";
 
 /// The relay's second interface, if it has one.
@@ -58,6 +61,9 @@ pub const RELAY_GATEWAY_DEVICE: &str = "ir";
 
 /// The router's device towards the relay's second interface.
 pub const RELAY_SECOND_GATEWAY_DEVICE: &str = "ir1";
+
+/// The router's device towards the other relay.
+const OTHER_RELAY_GATEWAY_DEVICE: &str = "io";
 
 /// An agent's only interface besides `lo`.
 pub const AGENT_INTERFACE: &str = "e0";
@@ -74,6 +80,8 @@ pub struct Lab {
     pub lines: Vec<DelayLine>,
     /// The relay's host.
     pub relay: Namespace,
+    /// The other relay's host, if there is one.
+    pub other_relay: Option<Namespace>,
     /// The relay's own NAT, if it is behind one.
     pub relay_nat: Option<Namespace>,
     /// The router between the relay and the NATs.
@@ -109,6 +117,7 @@ impl Lab {
         let mut lab = Lab {
             lines: Vec::new(),
             relay: namespace("relay")?,
+            other_relay: plan.other_relay.then(|| namespace("other")).transpose()?,
             relay_nat: has_nat.then(|| namespace("cloud")).transpose()?,
             router: namespace("router")?,
             nats: numbered("nat", plan.nats.len())?,

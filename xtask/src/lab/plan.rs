@@ -13,6 +13,8 @@ pub struct LabPlan {
     pub agents: Vec<usize>,
     /// How the relay is connected.
     pub relay: RelayPlan,
+    /// Whether there is a host for another relay, with public addresses.
+    pub other_relay: bool,
     /// The largest IP packet of every link but the relay's.
     pub mtu: u32,
     /// The largest IP packet of the relay's links.
@@ -107,6 +109,7 @@ impl Default for LabPlan {
             nats: vec![NatPlan::on_internet(MappedPorts::Random), NatPlan::on_internet(MappedPorts::Kept)],
             agents: vec![0, 1],
             relay: RelayPlan::Public,
+            other_relay: false,
             mtu: LabPlan::ETHERNET_MTU,
             relay_mtu: LabPlan::ETHERNET_MTU,
         }

@@ -6,8 +6,8 @@ use super::address::{AddressPair, Network};
 use super::delay::DelayLine;
 use super::plan::{LabPlan, RelayPlan};
 use super::{
-    AGENT_INTERFACE, Lab, Namespace, RELAY_GATEWAY_DEVICE, RELAY_INTERFACE, RELAY_SECOND_GATEWAY_DEVICE,
-    RELAY_SECOND_INTERFACE, WAN,
+    AGENT_INTERFACE, Lab, Namespace, OTHER_RELAY_GATEWAY_DEVICE, RELAY_GATEWAY_DEVICE, RELAY_INTERFACE,
+    RELAY_SECOND_GATEWAY_DEVICE, RELAY_SECOND_INTERFACE, WAN,
 };
 use crate::tool::Tool;
 
@@ -15,7 +15,7 @@ impl Lab {
     /// Lays everything; what takes time on the way is given back, to be kept.
     pub(super) fn wire(&self, plan: &LabPlan) -> anyhow::Result<Vec<DelayLine>> {
         let hosts = self.agents.iter().chain(&self.nats).chain([&self.relay, &self.router]);
-        for host in hosts.chain(&self.relay_nat) {
+        for host in hosts.chain(&self.other_relay).chain(&self.relay_nat) {
             have_addresses_at_once(host)?;
         }
         for (number, (agent, nat)) in self.agents.iter().zip(&plan.agents).enumerate() {
@@ -46,6 +46,13 @@ impl Lab {
             }
         }
         self.wire_relay(plan)?;
+        if let Some(host) = &self.other_relay {
+            let near = End { host, device: RELAY_INTERFACE, addresses: Network::OTHER_RELAY.guest() };
+            let gateway = Network::OTHER_RELAY.gateway();
+            let there = End { host: &self.router, device: OTHER_RELAY_GATEWAY_DEVICE, addresses: gateway };
+            connect(&near, &there, plan.relay_mtu)?;
+            like_a_wire(&there)?;
+        }
         for host in self.nats.iter().chain([&self.router]).chain(&self.relay_nat) {
             forward(host)?;
         }

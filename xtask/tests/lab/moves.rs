@@ -6,8 +6,8 @@ use std::time::Duration;
 use xtask::answers::RelaySession;
 use xtask::deployment::Reached;
 use xtask::lab::{
-    Family, LabPlan, MappedPorts, NatPlan, RELAY_ADDRESSES, RELAY_GATEWAY_DEVICE, RELAY_GATEWAYS,
-    RELAY_SECOND_ADDRESSES, RELAY_SECOND_GATEWAY_DEVICE, RelayPlan,
+    AGENT_INTERFACE, Family, LabPlan, MappedPorts, NatPlan, Process, RELAY_ADDRESSES, RELAY_GATEWAY_DEVICE,
+    RELAY_GATEWAYS, RELAY_SECOND_ADDRESSES, RELAY_SECOND_GATEWAY_DEVICE, RelayPlan,
 };
 use xtask::tcp_copy;
 use xtask::tool::Tool;
@@ -230,6 +230,37 @@ fn an_interface_that_goes_down_and_comes_up_forwards_again() {
         wait_for_kernel(&world, &session, 50);
         println!("the cable was out; at connector and target: {:?}", print_gaps(stream));
     });
+}
+
+#[test]
+fn an_agent_whose_address_changes_keeps_its_control_connection_and_its_sessions() {
+    const NAME: &str = "an_agent_whose_address_changes_keeps_its_control_connection_and_its_sessions";
+    let Some(world) = World::new(NAME) else { return };
+    let mut relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let target = world.deployment.start_target().unwrap();
+    with_stream(&world, |stream| {
+        let session = only_session(&world).session;
+        stream.gaps();
+
+        let agent = &world.lab.agents[1];
+        let readdressed = format!(
+            "addr del 192.168.2.2/24 dev {AGENT_INTERFACE}\naddr add 192.168.2.3/24 dev {AGENT_INTERFACE}\n\
+             route replace 0.0.0.0/0 via 192.168.2.1\n"
+        );
+        agent.ip(&readdressed).unwrap();
+
+        let migrated = |line: &str| {
+            line.contains("control connection migrated") && line.contains(world.deployment.target.id())
+        };
+        let says_so = |relay: &Process| relay.log().lines().any(migrated).then_some(());
+        relay.wait_until("the daemon's migrated connection", Duration::from_secs(20), says_so).unwrap();
+        stream.wait_for_more(50, Duration::from_secs(20));
+        wait_for_kernel(&world, &session, 50);
+        println!("an agent's address changed; at connector and target: {:?}", print_gaps(stream));
+    });
+    assert!(!target.said().contains("not connected to the relay"), "{}", target.said());
+    assert!(world.deployment.is_announced(world.deployment.target.id()));
+    target.stop().unwrap();
 }
 
 #[test]
