@@ -87,6 +87,11 @@ pub fn seconds(count: u64) -> String {
     }
 }
 
+/// A round trip in milliseconds, once it was measured.
+pub fn round_trip(us: Option<u64>) -> String {
+    us.map_or_else(|| "-".to_owned(), |us| format!("{}.{:03} ms", us / 1000, us % 1000))
+}
+
 /// A node id's beginning, as upstream shows it.
 pub fn short_id(id: &str) -> String {
     match id.get(..22) {
