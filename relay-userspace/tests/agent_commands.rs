@@ -86,6 +86,12 @@ fn a_message_goes_by_itself_or_through_the_daemon_with_the_documented_lines() {
                            "name": "unnamed", "trust": "unknown", "path": "relay" });
     assert_eq!(sent, expected);
 
+    // As large as a message may be, less what stands around the body; each quotation mark is two bytes of JSON.
+    let large = "é\"".repeat(16_000);
+    assert_eq!(read(&asking.run_words(&["net", "send", &to, &large, "--json"]))["ack"], "accepted");
+    let too_large = "x".repeat(65_535);
+    asking.run_words(&["net", "send", &to, &too_large]).fails_with(&["longer than 65536 bytes"]);
+
     let own = asking.run_words(&["net", "send", &to, "{}", "--topic", "net/forward"]);
     own.fails_with(&["the agents' own"]);
     // It is there, and does not accept this node.

@@ -108,10 +108,9 @@ pub struct SessionTraffic {
     pub untaken: u64,
 }
 
-impl std::ops::Add for SessionTraffic {
-    type Output = SessionTraffic;
-
-    fn add(self, other: SessionTraffic) -> SessionTraffic {
+impl SessionTraffic {
+    /// This and `other` together.
+    pub fn plus(self, other: SessionTraffic) -> SessionTraffic {
         SessionTraffic {
             datagrams_sent: self.datagrams_sent + other.datagrams_sent,
             datagrams_received: self.datagrams_received + other.datagrams_received,

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::body::Body;
+pub use super::body::Body;
 use super::byte_fields::{ByteArray, Bytes};
 use super::envelope::{self, WireError};
 use super::flow_terms::{Disconnect, ErrorMessage, RelayAnnounce, RelayConnect, RelayError, RelayReady};

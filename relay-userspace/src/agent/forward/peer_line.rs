@@ -88,12 +88,12 @@ impl Carried {
         if let Some(last) = present.replace(session.clone())
             && last.id() != session.id()
         {
-            *past = *past + last.traffic();
+            *past = past.plus(last.traffic());
         }
     }
 
     pub fn traffic(&self) -> SessionTraffic {
         let (past, present) = &*lock(&self.sessions);
-        present.as_ref().map_or(*past, |session| *past + session.traffic())
+        present.as_ref().map_or(*past, |session| past.plus(session.traffic()))
     }
 }
