@@ -6,6 +6,8 @@
 mod abuse;
 #[path = "control/amplification.rs"]
 mod amplification;
+#[path = "control/reload.rs"]
+mod reload;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;

@@ -40,7 +40,7 @@ keys! {
     ADVERTISE = "network.advertise", Relay, Restart,
         List { of: "IP:PORT that agents can send to", example: "[\"198.51.100.7:4433\"]" };
 
-    MAX_CONNECTIONS = "transport.max_connections", Relay, Restart,
+    MAX_CONNECTIONS = "transport.max_connections", Relay, Live,
         Integer { what: CONNECTIONS, min: 1, max: 1_000_000, default: 200 };
     MAX_STREAMS_PER_CONN = "transport.max_streams_per_conn", Relay, Restart,
         Integer { what: "a number of streams", min: 1, max: 10_000, default: 100 };

@@ -119,6 +119,7 @@ impl Config {
     /// Takes over from `new` what changes live, and nothing else.
     pub fn take_live(&mut self, new: &Config) {
         let Config { transport, security, rate_limit, access, quotas, agent, origins, .. } = self;
+        transport.max_connections = new.transport.max_connections;
         transport.relay_bandwidth_limit = new.transport.relay_bandwidth_limit;
         security.clone_from(&new.security);
         rate_limit.clone_from(&new.rate_limit);
