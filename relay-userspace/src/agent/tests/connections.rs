@@ -125,3 +125,17 @@ async fn bob_to_alice(net: &Network, alice: &Agent, bob: &Agent) -> PeerConnecti
     connection.ping().await.unwrap();
     connection
 }
+
+#[tokio::test]
+async fn a_target_that_connects_back_has_a_session_of_its_own() {
+    let net = Network::start().await;
+    let bob = net.server(2, &[1], &[]).await;
+    let alice = net.server(1, &[2], &[]).await;
+    net.relay.until(|state| state.announces >= 2).await;
+    let there = alice.connect(node(2)).await.unwrap();
+    let back = bob.connect(node(1)).await.unwrap();
+    there.ping().await.unwrap();
+    back.ping().await.unwrap();
+    assert_ne!(back.session().id(), there.session().id());
+    assert_eq!(back.session().side(), relay_common::Side::Connector);
+}
