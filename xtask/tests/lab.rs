@@ -13,11 +13,13 @@ mod in_lab {
     mod families;
     mod forwarder;
     mod hand_agent;
+    mod handshake_flood;
     mod interrupted_demo;
     mod limit;
     mod moves;
     mod network;
     mod nobody;
+    mod one_nat;
     mod other_stack;
     mod overload;
     mod paths;

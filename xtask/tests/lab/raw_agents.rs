@@ -44,7 +44,8 @@ pub async fn connect(agent: &Agent, peer: NodeId) -> RawSession {
     panic!("no session with {peer}");
 }
 
-fn settings(world: &World, key: &NodeKey, relay: SocketAddr) -> AgentSettings {
+/// What such an agent starts with.
+pub fn settings(world: &World, key: &NodeKey, relay: SocketAddr) -> AgentSettings {
     let relay = format!("{}@{relay}", world.deployment.relay.id());
     let known_relays = world.lab.directory().join(key.node_id().to_string());
     AgentSettings::dialer(key.clone(), "raw", vec![relay.parse().unwrap()], known_relays)
