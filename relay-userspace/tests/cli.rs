@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
 
+#[path = "cli/access.rs"]
+mod access;
 #[path = "cli/bans.rs"]
 mod bans;
 mod node;

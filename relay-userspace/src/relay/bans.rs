@@ -111,7 +111,7 @@ impl Bans {
         let times = self.violations.see(node, now, Default::default);
         times.rotate_left(1);
         let earliest = times.last_mut().and_then(|last| last.replace(now));
-        if self.duration.is_zero() || !earliest.is_some_and(|earliest| now.since(earliest) < WINDOW) {
+        if self.duration.is_zero() || earliest.is_none_or(|earliest| now.since(earliest) >= WINDOW) {
             return false;
         }
         self.violations.remove(&node);

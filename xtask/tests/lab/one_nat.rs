@@ -9,12 +9,16 @@ use relay_userspace::agent::{Agent, AgentSettings};
 use relay_userspace::identity::NodeKey;
 use xtask::answers::Peers;
 use xtask::lab::LabPlan;
+use xtask::lab::delay::Conditions;
 use xtask::tool::Tool;
 
 use super::raw_agents::{run_inside, settings};
 use super::world::{RELAY, USERSPACE, World, wait_for};
 
 const AGENTS: usize = 500;
+
+/// How long a packet is on its way to the relay, or back.
+const ONE_WAY: Duration = Duration::from_millis(50);
 
 /// All have to be in within this.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,7 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn five_hundred_agents_behind_one_nat_that_reconnect_at_once_are_all_in_within_thirty_seconds() {
     const NAME: &str =
         "five_hundred_agents_behind_one_nat_that_reconnect_at_once_are_all_in_within_thirty_seconds";
-    let Some(world) = World::planned(NAME, &LabPlan::behind_one_nat(), RELAY) else { return };
+    let mut plan = LabPlan::behind_one_nat();
+    plan.nats[0].line = Some(Conditions { delay: ONE_WAY, ..Conditions::default() });
+    let Some(world) = World::planned(NAME, &plan, RELAY) else { return };
     let _relay = world.deployment.start_relay_with(None, "max_connections = 1000\n", USERSPACE).unwrap();
     let keys: Vec<NodeKey> = (0..AGENTS).map(|_| NodeKey::generate().unwrap()).collect();
 
