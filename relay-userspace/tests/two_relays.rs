@@ -19,7 +19,7 @@ use std::time::Duration;
 use relay_userspace::agent::{
     Agent, AgentSettings, Forward, Incoming, PeerConnection, PingError, RawSession, SessionEvent,
 };
-use relay_userspace::config::{Allow, AtlasRoot, Config};
+use relay_userspace::config::{Allow, AtlasRoot, Config, ForwardProtocol};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::relay::Relay;
 use tempfile::TempDir;
@@ -104,7 +104,8 @@ struct Open {
 impl Open {
     async fn through(network: &Network) -> Open {
         let echo = echo_server().await;
-        let permitted = Allow { peer: key(1).node_id(), to: echo.to_string().parse().unwrap() };
+        let to = echo.to_string().parse().unwrap();
+        let permitted = Allow { peer: key(1).node_id(), to, protocol: ForwardProtocol::Tcp };
         let accept = vec![key(1).node_id()];
         let served = AgentSettings { accept, allow: vec![permitted], announce: true, ..network.settings(2) };
         let raw = AgentSettings { key: key(3), incoming: Incoming::Raw, ..served.clone() };

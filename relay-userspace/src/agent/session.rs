@@ -1,7 +1,6 @@
 //! A session as the application sees it.
 
 use std::fmt;
-use std::ops::Add as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -89,7 +88,7 @@ impl Session {
     pub fn traffic(&self) -> SessionTraffic {
         let paths = lock(&self.inner.paths);
         let living = paths.left.iter().chain([&paths.present]).map(|path| path.socket().traffic());
-        living.fold(paths.past, SessionTraffic::add)
+        living.fold(paths.past, SessionTraffic::plus)
     }
 
     /// Datagrams, and their bytes, that the relay says it has dropped for the session's limit.
@@ -160,7 +159,7 @@ impl Session {
         let (gone, left) = std::mem::take(&mut paths.left).into_iter().partition(|path| path.id() == id);
         paths.left = left;
         let gone: Vec<Arc<SessionPath>> = gone;
-        paths.past = gone.iter().map(|path| path.socket().traffic()).fold(paths.past, SessionTraffic::add);
+        paths.past = gone.iter().map(|path| path.socket().traffic()).fold(paths.past, SessionTraffic::plus);
     }
 
     pub(super) fn set_end(&self, end: SessionEnd) {
