@@ -22,6 +22,7 @@ use relay_userspace::clock::MonoTime;
 use relay_userspace::config::{AtlasRoot, Config};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::protocol::Message;
+use relay_userspace::protocol::body::Body;
 use relay_userspace::protocol::byte_fields::Bytes;
 use relay_userspace::protocol::envelope::{HEADER_LEN, MAX_CONTROL_PAYLOAD_LEN};
 use relay_userspace::protocol::flow_terms::{
@@ -30,7 +31,7 @@ use relay_userspace::protocol::flow_terms::{
 use relay_userspace::protocol::frames::{FrameReader, write_frame};
 use relay_userspace::protocol::handshake::{Initiator, Known, Peer, Progress, Responder};
 use relay_userspace::protocol::message::{
-    AckStatus, AtlasMessage, Body, MessageAck, Ping, Pong, Verify, VerifyStatus,
+    AckStatus, AtlasMessage, MessageAck, Ping, Pong, Verify, VerifyStatus,
 };
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::report::{self, Peers, Sessions, Status};
