@@ -17,7 +17,7 @@ use super::packet_path::PacketPath;
 use super::reconfiguration::Reconfiguration;
 use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings, StreamEnd};
 use super::report;
-use super::splice::Splicer;
+use super::splice::{News, Splicer};
 use crate::admin::{Asked, Request};
 use crate::clock::MonoTime;
 use crate::config::Reading;
@@ -59,7 +59,7 @@ impl Driver {
     ) -> Driver {
         let mut randomness = SystemRandomness;
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
-        let (splicer, outboxes) = (Splicer::default(), BTreeMap::new());
+        let (splicer, outboxes) = (Splicer::new(), BTreeMap::new());
         Driver { rendezvous, packets, splicer, rules, reconfiguration, randomness, outboxes }
     }
 
@@ -83,9 +83,12 @@ impl Driver {
             Some(event) = inputs.control.recv() => asker = self.control(event),
             Some(asked) = inputs.admin.recv() => self.answer(asked),
             reading = self.reconfiguration.read() => self.reconfigure(reading),
-            (session, reason, traffic) = self.splicer.over() => {
-                self.rendezvous.spliced_over(session, reason, traffic, MonoTime::now());
-            }
+            news = self.splicer.news() => match news {
+                News::Over { session, reason, traffic } => {
+                    self.rendezvous.spliced_over(session, reason, traffic, MonoTime::now());
+                }
+                News::Passed(bytes) => self.rendezvous.spliced_bytes(bytes, MonoTime::now()),
+            },
             change = self.packets.network_change() => self.packets.follow(&change),
             () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
         }

@@ -181,6 +181,11 @@ impl Rendezvous {
         });
     }
 
+    /// So many bytes have been carried by all pairings of two streams since that was last said.
+    pub fn spliced_bytes(&mut self, bytes: u64, now: MonoTime) {
+        self.throughput.add(bytes, now);
+    }
+
     /// All pairings of two streams.
     pub fn splices(&self, now: MonoTime) -> Vec<SpliceStatus> {
         let status = |(session, splice): (&SessionId, &Splice)| {

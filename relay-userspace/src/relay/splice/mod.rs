@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use quinn::{RecvStream, SendStream, VarInt};
 use relay_common::Side;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::sleep_until;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
 use self::pace::Pace;
 use self::pump::{Over, Shared, carry};
@@ -82,11 +83,33 @@ impl Drop for Half {
 }
 
 /// All pairings of two streams.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Splicer {
     pairings: BTreeMap<SessionId, Pairing>,
     tasks: JoinSet<(SessionId, EndReason)>,
+    /// Bytes that were passed on since that was last told.
+    unseen: Arc<AtomicU64>,
+    tell: Interval,
 }
+
+/// What has happened to pairings.
+#[derive(Debug)]
+pub enum News {
+    /// One has come to its end by itself.
+    Over {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: EndReason,
+        /// What it has carried.
+        traffic: Traffic,
+    },
+    /// All together have passed on so many bytes since that was last told.
+    Passed(u64),
+}
+
+/// That is told this often, while there are pairings or something is left to tell.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Pairing {
@@ -95,6 +118,13 @@ struct Pairing {
 }
 
 impl Splicer {
+    /// None yet. Must be called within a tokio runtime.
+    pub fn new() -> Splicer {
+        let mut tell = interval(TELL_EVERY);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Splicer { pairings: BTreeMap::new(), tasks: JoinSet::new(), unseen: Arc::default(), tell }
+    }
+
     /// Joins the streams that are put into the two places, indexed by [`Side`]. If a place is dropped, its agent's stream is
     /// gone. Once both are there, the connector is told that it is `ready`. The pairing ends once nothing has passed for
     /// `idle_timeout`.
@@ -105,7 +135,7 @@ impl Splicer {
         limit: Limit,
         idle_timeout: Duration,
     ) -> [oneshot::Sender<Half>; 2] {
-        let shared = Arc::new(Shared::new(Pace::new(limit)));
+        let shared = Arc::new(Shared::new(Pace::new(limit), Arc::clone(&self.unseen)));
         let [(connector, from_connector), (target, from_target)] = [oneshot::channel(), oneshot::channel()];
         let carried = Arc::clone(&shared);
         let task = self.tasks.spawn(async move {
@@ -121,18 +151,23 @@ impl Splicer {
         [connector, target]
     }
 
-    /// Waits for a pairing to come to its end by itself: why, and what it has carried. Cancel safe.
-    pub async fn over(&mut self) -> (SessionId, EndReason, Traffic) {
+    /// Waits for something to happen. Cancel safe.
+    pub async fn news(&mut self) -> News {
         loop {
-            match self.tasks.join_next().await {
-                Some(Ok((session, reason))) => {
-                    let traffic = self.traffic(session);
-                    self.pairings.remove(&session);
-                    return (session, reason, traffic);
+            let is_to_tell = !self.pairings.is_empty() || self.unseen.load(Ordering::Relaxed) > 0;
+            tokio::select! {
+                Some(over) = self.tasks.join_next() => {
+                    // Else it was ended here.
+                    if let Ok((session, reason)) = over {
+                        let traffic = self.traffic(session);
+                        self.pairings.remove(&session);
+                        return News::Over { session, reason, traffic };
+                    }
                 }
-                // It was ended here.
-                Some(Err(_)) => {}
-                None => std::future::pending().await,
+                _ = self.tell.tick(), if is_to_tell => {
+                    return News::Passed(self.unseen.swap(0, Ordering::Relaxed));
+                }
+                else => std::future::pending().await,
             }
         }
     }

@@ -1,7 +1,8 @@
 //! One direction of two joined streams.
 
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,8 @@ use crate::clock::MonoTime;
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
+    /// Bytes that all pairings have passed on since it was last looked at.
+    unseen: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -43,8 +46,8 @@ pub(super) enum Over {
 }
 
 impl Shared {
-    pub fn new(pace: Pace) -> Shared {
-        Shared { state: Mutex::new(State { pace, passed: [0; 2], active: Instant::now() }) }
+    pub fn new(pace: Pace, unseen: Arc<AtomicU64>) -> Shared {
+        Shared { state: Mutex::new(State { pace, passed: [0; 2], active: Instant::now() }), unseen }
     }
 
     /// Bytes passed on so far, by sending side.
@@ -67,6 +70,7 @@ impl Shared {
     }
 
     fn count(&self, side: usize, bytes: usize) {
+        self.unseen.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut state = self.state();
         state.active = Instant::now();
         if let Some(passed) = state.passed.get_mut(side) {

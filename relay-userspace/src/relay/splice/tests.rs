@@ -51,7 +51,7 @@ impl World {
         let relay = Endpoint::server(server, ([127, 0, 0, 1], 0).into()).unwrap();
         let (mut connector, connector_half) = agent(&relay, 1, Bytes::from_static(unread)).await;
         let (target, target_half) = agent(&relay, 2, Bytes::new()).await;
-        let mut splicer = Splicer::default();
+        let mut splicer = Splicer::new();
         let [to_connector, to_target] = splicer.join(SESSION, ready(), limit, idle_timeout);
         to_connector.send(connector_half).unwrap();
         to_target.send(target_half).unwrap();
@@ -68,9 +68,15 @@ impl World {
 
     /// How the pairing has come to its end, and what each side has sent.
     async fn over(&mut self) -> (EndReason, [u64; 2]) {
-        let (session, reason, traffic) = timeout(PATIENCE, self.splicer.over()).await.expect("it ends");
-        assert_eq!(session, SESSION);
-        (reason, traffic.sides.map(|side| side.bytes))
+        let over = async {
+            loop {
+                if let News::Over { session, reason, traffic } = self.splicer.news().await {
+                    assert_eq!(session, SESSION);
+                    return (reason, traffic.sides.map(|side| side.bytes));
+                }
+            }
+        };
+        timeout(PATIENCE, over).await.expect("it ends")
     }
 }
 
@@ -213,7 +219,7 @@ async fn a_lost_connection_resets_the_other_agents_stream() {
 
 #[tokio::test]
 async fn an_agent_whose_stream_is_gone_before_it_is_joined_ends_the_pairing() {
-    let mut splicer = Splicer::default();
+    let mut splicer = Splicer::new();
     let [to_connector, to_target] = splicer.join(SESSION, ready(), Limit::UNLIMITED, PATIENCE);
     drop(to_target);
     let relay = {
@@ -222,7 +228,14 @@ async fn an_agent_whose_stream_is_gone_before_it_is_joined_ends_the_pairing() {
     };
     let (mut connector, half) = agent(&relay, 1, Bytes::new()).await;
     to_connector.send(half).unwrap();
-    assert_eq!(splicer.over().await.1, EndReason::Left(Side::Target));
+    let ended = async {
+        loop {
+            if let News::Over { reason, .. } = splicer.news().await {
+                return reason;
+            }
+        }
+    };
+    assert_eq!(timeout(PATIENCE, ended).await.expect("it ends"), EndReason::Left(Side::Target));
     let reset = connector.receive.read_chunk(100, true).await;
     assert!(matches!(reset, Err(ReadError::Reset(code)) if code == ENDED_BY_THE_RELAY), "{reset:?}");
 }
@@ -248,6 +261,28 @@ async fn a_pairing_that_is_ended_resets_both_streams_and_tells_what_it_has_carri
         assert!(matches!(reset, Err(ReadError::Reset(code)) if code == ENDED_BY_THE_RELAY), "{reset:?}");
         assert_eq!(agent.send.stopped().await.unwrap(), Some(ENDED_BY_THE_RELAY));
     }
+}
+
+#[tokio::test]
+async fn what_all_pairings_carry_is_told_while_they_last_and_once() {
+    let mut world = World::unlimited().await;
+    let World { connector, target, splicer, .. } = &mut world;
+    let mut told = Vec::new();
+    for bytes in [9, 5] {
+        connector.send.write_all(&vec![7; bytes]).await.unwrap();
+        target.receive.read_exact(&mut vec![0; bytes]).await.unwrap();
+        let next = async {
+            loop {
+                match splicer.news().await {
+                    News::Passed(0) => {}
+                    News::Passed(bytes) => return bytes,
+                    over @ News::Over { .. } => panic!("{over:?}"),
+                }
+            }
+        };
+        told.push(timeout(PATIENCE, next).await.expect("it is told"));
+    }
+    assert_eq!(told, [9, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -292,3 +292,23 @@ fn the_operator_ends_pairings_of_streams_as_he_does_sessions() {
     assert_eq!(world.ended(), [EndReason::Operator; 2]);
     assert!(world.rendezvous.splices(world.now).is_empty());
 }
+
+#[test]
+fn what_joined_streams_carry_counts_towards_the_limit_of_all_sessions() {
+    const MB: u64 = 1_000_000;
+    let mut world = World::new();
+    world.policy(|policy| policy.relay_total_limit = MB);
+    let target = world.waits(2);
+    world.message_on(end(target, 1), waiting(2));
+    let source = world.connect(1);
+    world.message_on(end(source, 1), asking(1, 2));
+    for _ in 0..6 {
+        world.pass(seconds(1));
+        world.rendezvous.spliced_bytes(2 * MB, world.now);
+    }
+    world.message_on(end(source, 2), asking(1, 2));
+    assert_eq!((world.relay_error_codes(source), world.refusals(Refusal::TotalLimit)), (vec![3005], 1));
+    world.pass(seconds(10));
+    world.message_on(end(source, 2), asking(1, 2));
+    assert_eq!(world.splices.len(), 2);
+}
