@@ -17,7 +17,7 @@ use quinn::{
     Connection, ConnectionError, Endpoint, ReadError, RecvStream, SendStream, TransportConfig, VarInt,
 };
 use relay_userspace::admin::{self, Request};
-use relay_userspace::agent::{self, AgentSettings, ConnectError, Reached};
+use relay_userspace::agent::{self, AgentSettings, ConnectError, OutgoingMessage, Reached};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::config::{AtlasRoot, Config};
 use relay_userspace::identity::NodeKey;
@@ -305,13 +305,13 @@ async fn an_agent_of_ours_reaches_one_that_knows_only_the_documented_messages_if
     });
     let ours = agent::Agent::spawn(AgentSettings { allow_readable_relay: true, ..relay.dialer(1) });
     let reached = ours.reach(key(2).node_id()).await.unwrap();
-    assert_eq!(reached.path().to_string(), "via relay, readable by it");
+    assert_eq!(reached.path().to_string(), "relay, readable by it");
     assert_eq!((reached.peer().node_id, reached.peer().name.as_str()), (key(2).node_id(), "by hand"));
     assert_eq!(reached.ping().await.unwrap().answered_unix_s, 77);
     let Reached::Readable(connection) = reached else { panic!() };
     assert_eq!(connection.relay(), relay.address.to_string());
-    let ack = connection.message(message("msg_1", 1, 2)).await.unwrap();
-    assert_eq!((ack.msg_id.as_str(), ack.status), ("msg_1", AckStatus::Received));
+    let delivery = connection.send(OutgoingMessage::default()).await.unwrap();
+    assert_eq!(delivery.status, AckStatus::Received);
     connection.close().await;
     serving.await.unwrap();
     relay.until_no_sessions().await;
@@ -351,6 +351,17 @@ async fn an_agent_of_ours_is_reached_by_those_that_know_only_the_documented_mess
         let peer = dial_handshake(&mut asking, 1, 2).await;
         assert_eq!((peer.node_id, peer.name.as_str()), (key(2).node_id(), "agent-2"));
         asking.pings(9).await;
+        asking.send(&message("msg_1", 1, 2).into()).await;
+        let Message::MessageAck(ack) = asking.receive().await else { panic!() };
+        assert_eq!((ack.msg_id.as_str(), ack.status), ("msg_1", AckStatus::Accepted));
+        let taken = ours.accept_message().await.unwrap();
+        assert_eq!(
+            (taken.id.as_str(), taken.from, taken.path),
+            ("msg_1", key(1).node_id(), agent::Path::ReadableByRelay)
+        );
+        asking.send(&message("msg_2", 3, 2).into()).await;
+        let Message::Error(error) = asking.receive().await else { panic!() };
+        assert_eq!((error.code, error.ref_msg_id.as_deref()), (2003, Some("msg_2")));
         asking
             .send(&Disconnect { reason: "DISCONNECT_SHUTDOWN".into(), note: None, session: None }.into())
             .await;
@@ -365,7 +376,7 @@ async fn an_agent_of_ours_is_reached_by_those_that_know_only_the_documented_mess
     assert_eq!(error.code, 3001);
     let flows = agent::Agent::spawn(relay.dialer(1));
     let reached = flows.reach(key(2).node_id()).await.unwrap();
-    assert_eq!(reached.path().to_string(), "via relay");
+    assert_eq!(reached.path().to_string(), "relay");
     reached.ping().await.unwrap();
     drop(ours);
 }

@@ -2,6 +2,7 @@
 
 use tokio::sync::mpsc;
 
+use super::reached::Path;
 use super::refusal::Refusal;
 use super::streams::Refused;
 use crate::identity::NodeId;
@@ -13,8 +14,10 @@ use crate::protocol::message::AtlasMessage;
 pub struct IncomingMessage {
     /// Its id, in the sender's words: it proves nothing and need not be unique.
     pub id: String,
-    /// Who has sent it; proved.
+    /// Who has sent it: proved, unless the relay could read it.
     pub from: NodeId,
+    /// How it has come. What has come by [`Path::ReadableByRelay`] the relay can have altered or made up.
+    pub path: Path,
     /// The sender's clock, in seconds since the Unix epoch.
     pub timestamp: i64,
     /// The id of the message it answers.
@@ -31,10 +34,10 @@ pub const INBOX_LEN: usize = 32;
 /// Characters of an id. Ours have 40.
 const MAX_ID_CHARS: usize = 64;
 
-/// Puts a message from `peer` into the inbox of `me`.
+/// Puts a message that `peer` has sent by `path` into the inbox of `me`.
 pub(super) fn take(
     me: NodeId,
-    peer: NodeId,
+    (peer, path): (NodeId, Path),
     accepted: bool,
     message: AtlasMessage,
     inbox: &mpsc::Sender<IncomingMessage>,
@@ -53,7 +56,7 @@ pub(super) fn take(
         let why = format!("`id` must have 1 to {MAX_ID_CHARS} visible ASCII characters");
         return refused(Refusal::ForeignMessage, why);
     }
-    let message = IncomingMessage { id, from: peer, timestamp, reply_to, topic, body };
+    let message = IncomingMessage { id, from: peer, path, timestamp, reply_to, topic, body };
     if inbox.try_send(message).is_err() {
         let why = format!("{INBOX_LEN} messages wait for the application already: try again later");
         return refused(Refusal::InboxFull, why);
@@ -67,6 +70,7 @@ mod tests {
 
     const ME: NodeId = NodeId::from_bytes([1; 32]);
     const PEER: NodeId = NodeId::from_bytes([2; 32]);
+    const BY_RELAY: (NodeId, Path) = (PEER, Path::Relay);
 
     fn message() -> AtlasMessage {
         AtlasMessage {
@@ -83,8 +87,9 @@ mod tests {
     #[test]
     fn a_message_goes_to_the_application_with_the_sender_that_was_proved() {
         let (inbox, mut taken) = mpsc::channel(INBOX_LEN);
-        take(ME, PEER, true, message(), &inbox).ok().unwrap();
-        let IncomingMessage { id, from, timestamp, reply_to, topic, body } = taken.try_recv().unwrap();
+        take(ME, BY_RELAY, true, message(), &inbox).ok().unwrap();
+        let IncomingMessage { id, from, path, timestamp, reply_to, topic, body } = taken.try_recv().unwrap();
+        assert_eq!(path, Path::Relay);
         assert_eq!((id.as_str(), from, timestamp), ("msg_1", PEER, 5));
         assert_eq!(
             (reply_to.as_deref(), topic.as_deref(), body.as_str()),
@@ -104,7 +109,7 @@ mod tests {
             AtlasMessage { id: "x".repeat(MAX_ID_CHARS + 1), ..message() },
             AtlasMessage { id: "a\nb".into(), ..message() },
         ] {
-            let refused = take(ME, PEER, true, wrong.clone(), &inbox).err().unwrap();
+            let refused = take(ME, BY_RELAY, true, wrong.clone(), &inbox).err().unwrap();
             assert_eq!(refused.refusal, Refusal::ForeignMessage, "{wrong:?}");
         }
         assert!(taken.try_recv().is_err());
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn a_peer_that_is_not_accepted_any_more_sends_nothing() {
         let (inbox, _taken) = mpsc::channel(INBOX_LEN);
-        let refused = take(ME, PEER, false, message(), &inbox).err().unwrap();
+        let refused = take(ME, BY_RELAY, false, message(), &inbox).err().unwrap();
         assert_eq!(refused.refusal, Refusal::PeerNotAccepted);
         assert!(refused.why.contains("accept = [\"atlas_0202"), "{}", refused.why);
     }
@@ -122,9 +127,9 @@ mod tests {
     fn what_the_application_does_not_take_is_bounded() {
         let (inbox, taken) = mpsc::channel(INBOX_LEN);
         for _ in 0..INBOX_LEN {
-            take(ME, PEER, true, message(), &inbox).ok().unwrap();
+            take(ME, BY_RELAY, true, message(), &inbox).ok().unwrap();
         }
-        let refused = take(ME, PEER, true, message(), &inbox).err().unwrap();
+        let refused = take(ME, BY_RELAY, true, message(), &inbox).err().unwrap();
         assert_eq!(refused.refusal, Refusal::InboxFull);
         assert_eq!(taken.len(), INBOX_LEN);
     }

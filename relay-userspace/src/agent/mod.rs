@@ -78,7 +78,7 @@ pub use snapshot::{
     DeliverySnapshot, PeerSnapshot, PeersSnapshot, RelayPeer, SessionSnapshot, SessionTraffic,
     SessionsSnapshot,
 };
-pub use splice::{ReadableConnection, ReadableError};
+pub use splice::ReadableConnection;
 pub use state::Whom;
 
 // Registration with bootstrap nodes dials, proves itself and waits as a link does.
@@ -271,12 +271,12 @@ impl Inspector {
         self.dialler.sessions().await
     }
 
-    /// As [`Agent::connect`].
+    /// As [`Agent::reach`].
     ///
     /// # Errors
-    /// No path within 10 seconds, the peer is not who it should be, or the agent is stopped.
-    pub async fn connect(&self, peer: NodeId) -> Result<PeerConnection, ConnectError> {
-        self.dialler.connect(peer).await
+    /// As [`Agent::reach`]; also that the agent is stopped.
+    pub async fn reach(&self, peer: NodeId) -> Result<Reached, ConnectError> {
+        self.dialler.reach(peer).await
     }
 
     /// Ends sessions; relays and peers are told. How many there were.

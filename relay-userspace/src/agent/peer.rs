@@ -19,8 +19,7 @@ use super::permitted::Permitted;
 use super::refusal::{Refusal, RefusalLog};
 use super::request::{self, Delivery, MessageError, OutgoingMessage};
 use super::session::{Session, SessionNews, SessionUser};
-use super::snapshot::PeerSnapshot;
-use super::streams::{self, OWN_TOPICS};
+use super::streams;
 use super::verification::{initiate, respond, unix_s};
 use super::virtual_socket::VirtualSocket;
 use crate::clock::MonoTime;
@@ -95,16 +94,6 @@ impl PeerConnection {
         &self.inner.connection
     }
 
-    /// The peer in the form that is printed.
-    pub fn snapshot(&self) -> PeerSnapshot {
-        PeerSnapshot {
-            node_id: self.peer().node_id.to_string(),
-            name: self.peer().name.clone(),
-            trust: "unknown".to_owned(),
-            path: "relay".to_owned(),
-        }
-    }
-
     pub(super) fn me(&self) -> NodeId {
         self.inner.me
     }
@@ -114,9 +103,7 @@ impl PeerConnection {
     /// # Errors
     /// It is too large, the peer refuses it or does not answer within 10 seconds, or the connection is gone.
     pub async fn send(&self, message: OutgoingMessage) -> Result<Delivery, MessageError> {
-        if let Some(topic) = message.topic.as_deref().filter(|topic| topic.starts_with(OWN_TOPICS)) {
-            return Err(MessageError::OwnTopic(topic.to_owned()));
-        }
+        message.check_topic()?;
         // Dropping its stream ends it in order.
         request::ask(self, message).await.map(|accepted| accepted.delivery)
     }

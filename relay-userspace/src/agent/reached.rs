@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::peer::{PeerConnection, PingError, PingSample};
+use super::request::{Delivery, MessageError, OutgoingMessage};
+use super::snapshot::PeerSnapshot;
 use super::splice::ReadableConnection;
 use crate::protocol::handshake::Peer;
 
@@ -27,8 +29,8 @@ pub enum Path {
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Path::Relay => "via relay",
-            Path::ReadableByRelay => "via relay, readable by it",
+            Path::Relay => "relay",
+            Path::ReadableByRelay => "relay, readable by it",
         })
     }
 }
@@ -47,6 +49,27 @@ impl Reached {
         match self {
             Reached::EndToEnd(_) => Path::Relay,
             Reached::Readable(_) => Path::ReadableByRelay,
+        }
+    }
+
+    /// The peer in the form that is printed.
+    pub fn snapshot(&self) -> PeerSnapshot {
+        PeerSnapshot {
+            node_id: self.peer().node_id.to_string(),
+            name: self.peer().name.clone(),
+            trust: "unknown".to_owned(),
+            path: self.path().to_string(),
+        }
+    }
+
+    /// Sends a message to the peer's application and waits for its agent's answer.
+    ///
+    /// # Errors
+    /// It is too large, the peer refuses it or does not answer within 10 seconds, or the connection is gone.
+    pub async fn send(&self, message: OutgoingMessage) -> Result<Delivery, MessageError> {
+        match self {
+            Reached::EndToEnd(connection) => connection.send(message).await,
+            Reached::Readable(connection) => connection.send(message).await,
         }
     }
 

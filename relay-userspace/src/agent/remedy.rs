@@ -5,7 +5,6 @@ use super::forward::ForwardError;
 use super::peer::PingError;
 use super::raw::RawSendError;
 use super::request::MessageError;
-use super::splice::ReadableError;
 use crate::protocol::ErrorCode;
 use crate::protocol::handshake::HandshakeError;
 
@@ -87,16 +86,6 @@ impl MessageError {
             MessageError::Refused { code, .. } => of_code(*code),
             MessageError::Strange(_) => Remedy::Operator,
             MessageError::Unanswered | MessageError::Gone(_) => Remedy::TryAgain,
-        }
-    }
-}
-
-impl ReadableError {
-    /// What helps: the same message again, perhaps on another connection.
-    pub fn remedy(&self) -> Remedy {
-        match self {
-            ReadableError::Refused { code, .. } => of_code(*code),
-            ReadableError::Timeout | ReadableError::Gone(_) => Remedy::TryAgain,
         }
     }
 }

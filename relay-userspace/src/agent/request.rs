@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 use super::peer::PeerConnection;
 use super::streams::OWN_TOPICS;
 use super::verification::unix_s;
+use crate::identity::NodeId;
 use crate::protocol::Message;
 use crate::protocol::body::Body;
-use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
+use crate::protocol::envelope::{HEADER_LEN, MAX_CONTROL_PAYLOAD_LEN};
+use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::frames::FrameReader;
 use crate::protocol::handshake::printable;
 use crate::protocol::message::{AckStatus, AtlasMessage, MessageAck};
@@ -25,6 +27,37 @@ pub struct OutgoingMessage {
     pub reply_to: Option<String>,
     /// The content.
     pub body: Body,
+}
+
+impl OutgoingMessage {
+    /// Whether its topic is the application's to choose.
+    pub(super) fn check_topic(&self) -> Result<(), MessageError> {
+        match self.topic.as_deref().filter(|topic| topic.starts_with(OWN_TOPICS)) {
+            Some(topic) => Err(MessageError::OwnTopic(topic.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    /// The whole frame, from `me` to `peer`, and the id it has.
+    pub(super) fn encode(self, me: NodeId, peer: NodeId) -> Result<(Vec<u8>, String), MessageError> {
+        let OutgoingMessage { topic, reply_to, body } = self;
+        let id = message_id();
+        let message = AtlasMessage {
+            id: id.clone(),
+            from: me.to_string(),
+            to: peer.to_string(),
+            timestamp: unix_s(),
+            reply_to,
+            topic,
+            body,
+        };
+        let frame = Message::from(message).encode().map_err(|error| MessageError::Gone(error.to_string()))?;
+        let len = frame.len().saturating_sub(HEADER_LEN);
+        if len > MAX_CONTROL_PAYLOAD_LEN {
+            return Err(MessageError::TooLarge { len, max: MAX_CONTROL_PAYLOAD_LEN });
+        }
+        Ok((frame, id))
+    }
 }
 
 /// What became of a message.
@@ -69,6 +102,12 @@ pub enum MessageError {
     Gone(String),
 }
 
+impl MessageError {
+    pub(super) fn refused(ErrorMessage { code, message, .. }: &ErrorMessage) -> MessageError {
+        MessageError::Refused { code: *code, message: printable_lines(message) }
+    }
+}
+
 /// A request that was accepted, and its stream.
 pub(super) struct Accepted {
     pub delivery: Delivery,
@@ -82,22 +121,7 @@ pub(super) async fn ask(
     message: OutgoingMessage,
 ) -> Result<Accepted, MessageError> {
     let gone = |error: &dyn std::fmt::Display| MessageError::Gone(error.to_string());
-    let OutgoingMessage { topic, reply_to, body } = message;
-    let msg_id = message_id();
-    let message = AtlasMessage {
-        id: msg_id.clone(),
-        from: connection.me().to_string(),
-        to: connection.peer().node_id.to_string(),
-        timestamp: unix_s(),
-        reply_to,
-        topic,
-        body,
-    };
-    let frame = Message::from(message).encode().map_err(|error| gone(&error))?;
-    let len = frame.len().saturating_sub(crate::protocol::envelope::HEADER_LEN);
-    if len > MAX_CONTROL_PAYLOAD_LEN {
-        return Err(MessageError::TooLarge { len, max: MAX_CONTROL_PAYLOAD_LEN });
-    }
+    let (frame, msg_id) = message.encode(connection.me(), connection.peer().node_id)?;
     let exchange = async {
         let (mut to_peer, from_peer) = connection.quic().open_bi().await.map_err(|error| gone(&error))?;
         to_peer.write_all(&frame).await.map_err(|error| gone(&error))?;
@@ -107,9 +131,7 @@ pub(super) async fn ask(
                 let delivery = Delivery { msg_id, status };
                 Ok(Accepted { delivery, to_peer, from_peer: from_peer.into_inner() })
             }
-            Some(Message::Error(error)) => {
-                Err(MessageError::Refused { code: error.code, message: printable_lines(&error.message) })
-            }
+            Some(Message::Error(error)) => Err(MessageError::refused(&error)),
             Some(other) => Err(MessageError::Strange(other.name())),
             None => Err(MessageError::Gone("the peer has closed the stream".to_owned())),
         }

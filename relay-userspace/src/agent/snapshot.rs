@@ -37,7 +37,7 @@ pub struct PeerSnapshot {
     pub name: String,
     /// Upstream's word for who runs it: `unknown`, since operators are not looked up here.
     pub trust: String,
-    /// How it is reached: `relay`.
+    /// How it is reached: `relay`, or `relay, readable by it`.
     pub path: String,
 }
 

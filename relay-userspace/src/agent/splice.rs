@@ -10,13 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ConnectError;
+use super::inbox::{self, IncomingMessage};
 use super::peer::{PING_TIMEOUT, PingError, PingSample, Serving};
+use super::reached::Path;
 use super::refusal::{Refusal, RefusalLog};
+use super::request::{ANSWER_TIMEOUT, Delivery, MessageError, OutgoingMessage};
 use super::settings::AgentSettings;
 use super::state::PAIRING_TIMEOUT;
 use super::verification::{initiate, respond_to, unix_s};
@@ -28,13 +31,14 @@ use crate::protocol::flow_terms::{
 };
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::{DEFAULT_MAX_CLOCK_DRIFT, Initiator, Known, Peer, Responder, printable};
-use crate::protocol::message::{AtlasMessage, CHALLENGE_LEN, MessageAck, Ping, Pong};
+use crate::protocol::message::{AckStatus, AtlasMessage, CHALLENGE_LEN, MessageAck, Ping, Pong};
 use crate::protocol::{ErrorCode, Message};
 
 /// A verified conversation with a peer that knows only the documented messages. **The relay can read and alter it.**
 ///
 /// It is for a few questions and answers: a Ping of the peer's is answered only while an answer of it is awaited.
 pub struct ReadableConnection {
+    me: NodeId,
     relay: String,
     peer: Peer,
     stream: Mutex<Stream>,
@@ -55,9 +59,6 @@ pub(super) struct ReadableRelay {
     pub name: String,
     pub connection: Connection,
 }
-
-/// A peer has this long to answer a Message.
-const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl ReadableConnection {
     /// Whom it is with, in its own words: it has proved nothing that the relay could not.
@@ -100,27 +101,27 @@ impl ReadableConnection {
         }
     }
 
-    /// Sends a Message and waits until the peer has acknowledged it.
+    /// Sends a message to the peer's application and waits for its answer.
     ///
     /// # Errors
-    /// The peer refuses it or does not answer in time, or the stream is gone.
-    pub async fn message(&self, message: AtlasMessage) -> Result<MessageAck, ReadableError> {
-        let id = message.id.clone();
+    /// It is too large, the peer refuses it or does not answer within 10 seconds, or the stream is gone.
+    pub async fn send(&self, message: OutgoingMessage) -> Result<Delivery, MessageError> {
+        message.check_topic()?;
+        let (frame, msg_id) = message.encode(self.me, self.peer.node_id)?;
         let mut stream = self.stream.lock().await;
         let exchange = async {
-            stream.send(&message.into()).await.map_err(ReadableError::Gone)?;
+            stream.to_peer.write_all(&frame).await.map_err(|error| MessageError::Gone(error.to_string()))?;
             loop {
-                match stream.next().await.map_err(ReadableError::Gone)? {
-                    Message::MessageAck(ack) if ack.msg_id == id => return Ok(ack),
-                    Message::Error(error) => {
-                        let message = printable(&error.message, 256);
-                        return Err(ReadableError::Refused { code: error.code, message });
+                match stream.next().await.map_err(MessageError::Gone)? {
+                    Message::MessageAck(ack) if ack.msg_id == msg_id => {
+                        return Ok(Delivery { msg_id, status: ack.status });
                     }
+                    Message::Error(error) => return Err(MessageError::refused(&error)),
                     _ => {}
                 }
             }
         };
-        timeout(ACK_TIMEOUT, exchange).await.unwrap_or(Err(ReadableError::Timeout))
+        timeout(ANSWER_TIMEOUT, exchange).await.unwrap_or(Err(MessageError::Unanswered))
     }
 
     /// Says goodbye, and waits a moment until the relay has it.
@@ -140,25 +141,6 @@ impl fmt::Debug for ReadableConnection {
         let mut shown = f.debug_struct("ReadableConnection");
         shown.field("peer", &self.peer.node_id).field("relay", &self.relay).finish_non_exhaustive()
     }
-}
-
-/// Why a message was not acknowledged.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadableError {
-    /// The peer says no.
-    #[error("the peer refuses the message: {code} {message}")]
-    Refused {
-        /// An [`ErrorCode`]'s number.
-        code: u32,
-        /// The peer's words.
-        message: String,
-    },
-    /// No answer in time.
-    #[error("no answer within {} s", ACK_TIMEOUT.as_secs())]
-    Timeout,
-    /// The stream is gone.
-    #[error("the connection is gone: {0}")]
-    Gone(String),
 }
 
 /// A closing stream gets this long to say so.
@@ -215,7 +197,8 @@ pub(super) async fn dial(
         let verified = initiate(initiator, &mut stream.to_peer, &mut stream.from_peer).await;
         let verified = verified.map_err(|fault| ConnectError::Handshake { peer, fault })?;
         tracing::warn!(relay = relay.name, %peer, "connected through a relay that can read what is sent");
-        return Ok(ReadableConnection { relay: relay.name, peer: verified, stream: stream.into() });
+        let me = key.node_id();
+        return Ok(ReadableConnection { me, relay: relay.name, peer: verified, stream: stream.into() });
     }
     Err(refusal.unwrap_or(ConnectError::NoRelay))
 }
@@ -256,6 +239,7 @@ struct Target {
     name: String,
     accept: Arc<watch::Sender<BTreeSet<NodeId>>>,
     refusals: RefusalLog,
+    inbox: mpsc::Sender<IncomingMessage>,
     /// Places for peers that are served at once.
     places: Arc<Semaphore>,
 }
@@ -276,6 +260,7 @@ impl Waiting {
             name: serving.name.clone(),
             accept: Arc::new(watch::Sender::new(settings.accept.iter().copied().collect())),
             refusals: serving.refusals.clone(),
+            inbox: serving.inbox.clone(),
             places: Arc::new(Semaphore::new(MAX_READABLE_PEERS)),
         });
         Waiting { target, stop: CancellationToken::new() }
@@ -402,6 +387,7 @@ impl Target {
             };
             let answer = match message {
                 Message::Pong(_) | Message::MessageAck(_) | Message::Error(_) => continue,
+                Message::Message(message) => self.deliver(peer, message),
                 other => self.refuse(peer, &other),
             };
             if let Err(why) = stream.send(&answer).await {
@@ -410,14 +396,24 @@ impl Target {
         }
     }
 
+    /// Hands a message to the application.
+    fn deliver(&self, peer: NodeId, message: AtlasMessage) -> Message {
+        let id = message.id.clone();
+        let accepted = self.accept.borrow().contains(&peer);
+        match inbox::take(self.key.node_id(), (peer, Path::ReadableByRelay), accepted, message, &self.inbox) {
+            Ok(()) => MessageAck { msg_id: id, status: AckStatus::Accepted }.into(),
+            Err(refused) => {
+                self.refusals.refuse(refused.refusal, &peer, &refused.why);
+                let error = ErrorMessage::new(refused.code(), refused.why);
+                ErrorMessage { ref_msg_id: Some(id), ..error }.into()
+            }
+        }
+    }
+
     fn refuse(&self, peer: NodeId, message: &Message) -> Message {
-        let id = match message {
-            Message::Message(message) => Some(message.id.clone()),
-            _ => None,
-        };
         let why = format!("no {} on this stream", message.name());
         self.refusals.refuse(Refusal::UnexpectedMessage, &peer, &why);
-        ErrorMessage { ref_msg_id: id, ..ErrorMessage::new(ErrorCode::MessageRejected, why) }.into()
+        ErrorMessage::new(ErrorCode::MessageRejected, why).into()
     }
 }
 

@@ -9,6 +9,7 @@ use super::forward::datagrams::Flows;
 use super::forward::{self, TCP_TOPIC, UDP_TOPIC, tcp, udp_far};
 use super::inbox;
 use super::peer::Serving;
+use super::reached::Path;
 use super::refusal::Refusal;
 use super::request::ANSWER_TIMEOUT;
 use crate::config::{ForwardProtocol, HostPort};
@@ -27,6 +28,17 @@ pub(super) struct Refused {
     pub refusal: Refusal,
     /// The peer reads it too.
     pub why: String,
+}
+
+impl Refused {
+    /// What the peer is told by.
+    pub fn code(&self) -> ErrorCode {
+        match self.refusal {
+            Refusal::ForwardUnreachable => ErrorCode::Refused,
+            Refusal::InboxFull => ErrorCode::RateLimited,
+            _ => ErrorCode::MessageRejected,
+        }
+    }
 }
 
 /// Serves one stream of `peer`'s, to its end.
@@ -98,7 +110,7 @@ impl Stream<'_> {
     async fn deliver(mut self, message: AtlasMessage) {
         let (me, accepted) = (self.serving.key.node_id(), self.serving.permitted.borrow().accepts(self.peer));
         let id = message.id.clone();
-        match inbox::take(me, self.peer, accepted, message, &self.serving.inbox) {
+        match inbox::take(me, (self.peer, Path::Relay), accepted, message, &self.serving.inbox) {
             Ok(()) => answer(&mut self.to_peer, acceptance(id).into()).await,
             Err(refused) => self.refuse(Some(id), refused).await,
         }
@@ -160,16 +172,11 @@ impl Stream<'_> {
         }
     }
 
-    async fn refuse(mut self, message_id: Option<String>, Refused { refusal, why }: Refused) {
+    async fn refuse(mut self, message_id: Option<String>, refused: Refused) {
         // One line in the log.
-        self.serving.refusals.refuse(refusal, &self.peer, &why.replace('\n', " "));
-        let code = match refusal {
-            Refusal::ForwardUnreachable => ErrorCode::Refused,
-            Refusal::InboxFull => ErrorCode::RateLimited,
-            _ => ErrorCode::MessageRejected,
-        };
-        let error = ErrorMessage { ref_msg_id: message_id, ..ErrorMessage::new(code, why) };
-        answer(&mut self.to_peer, error.into()).await;
+        self.serving.refusals.refuse(refused.refusal, &self.peer, &refused.why.replace('\n', " "));
+        let error = ErrorMessage::new(refused.code(), refused.why);
+        answer(&mut self.to_peer, ErrorMessage { ref_msg_id: message_id, ..error }.into()).await;
     }
 }
 

@@ -70,14 +70,15 @@ Example:
 
 It prints the name that the agent gives itself, which proves nothing, and [TRUST via PATH]:
   TRUST  unknown: who runs the agent is not looked up here; that it has the key of its id is proved
-  PATH   relay: end to end, through a relay that cannot read it";
+  PATH   relay: end to end, through a relay that cannot read it
+         relay, readable by it: the agent knows only the documented messages, and [agent] allow_readable_relay is set";
 
 const PING: &str = "\
 Example:
   atlas-relay net ping atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3 --count 10
 
 Lines:
-  Peer, Path   whom, and through what: relay is end to end, through a relay that cannot read it
+  Peer, Path   whom, and through what: relay is end to end, through a relay that cannot read it; `readable by it`, that it can
   Ping, Pong   when the first was sent, by this clock, and answered, by the peer's: seconds since 1970
   N of COUNT   a round trip, end to end";
 

@@ -11,7 +11,7 @@ pub fn run(options: &Connect) -> anyhow::Result<()> {
     let settings = Node::open()?.agent()?;
     runtime()?.block_on(async {
         let agent = Agent::spawn(settings);
-        let connection = agent.connect(options.node).await?;
+        let connection = agent.reach(options.node).await?;
         let peer = connection.snapshot();
         connection.close().await;
         agent.shutdown().await;

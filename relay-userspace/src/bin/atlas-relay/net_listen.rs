@@ -128,11 +128,12 @@ fn register(node: &Node, address: OwnAddress) -> Registrations {
 
 /// One line of the log for each.
 fn log_message(message: &IncomingMessage) {
-    let IncomingMessage { id, from, reply_to, topic, body, .. } = message;
+    let IncomingMessage { id, from, path, reply_to, topic, body, .. } = message;
     let shown = |text: &Option<String>| text.as_deref().map(|text| printable(text, 64)).unwrap_or_default();
     tracing::info!(
         %from,
         id,
+        %path,
         topic = shown(topic),
         reply_to = shown(reply_to),
         body = printable(body.as_str(), SHOWN_CHARS),
@@ -212,11 +213,12 @@ async fn send(
     body: &Value,
 ) -> Result<DeliverySnapshot, String> {
     let body = Body::of(body).map_err(|error| error.to_string())?;
-    let connection = agent.connect(target).await.map_err(|error| error.to_string())?;
+    let connection = agent.reach(target).await.map_err(|error| error.to_string())?;
     let sent = connection.send(OutgoingMessage { topic, reply_to: None, body }).await;
+    let peer = connection.snapshot();
     connection.close().await;
     let Delivery { msg_id, status } = sent.map_err(|error| error.to_string())?;
-    Ok(DeliverySnapshot { msg_id, ack: status.to_string(), peer: connection.snapshot() })
+    Ok(DeliverySnapshot { msg_id, ack: status.to_string(), peer })
 }
 
 fn json(value: &impl Serialize) -> Result<Value, String> {

@@ -23,7 +23,7 @@ pub fn run(options: &Ping) -> anyhow::Result<()> {
 
 async fn ping(agent: &Agent, options: &Ping, stop: &mut StopSignals) -> anyhow::Result<()> {
     let connection = tokio::select! {
-        connected = agent.connect(options.node) => connected?,
+        connected = agent.reach(options.node) => connected?,
         signal = stop.next() => bail!("stopped by {signal} before there was a path"),
     };
     let (peer, count) = (connection.snapshot(), options.count);

@@ -52,11 +52,11 @@ async fn send(
     to: relay_userspace::identity::NodeId,
     message: OutgoingMessage,
 ) -> anyhow::Result<DeliverySnapshot> {
-    let connection = agent.connect(to).await?;
-    let sent = connection.send(message).await;
+    let connection = agent.reach(to).await?;
+    let (sent, peer) = (connection.send(message).await, connection.snapshot());
     connection.close().await;
     let Delivery { msg_id, status } = sent?;
-    Ok(DeliverySnapshot { msg_id, ack: status.to_string(), peer: connection.snapshot() })
+    Ok(DeliverySnapshot { msg_id, ack: status.to_string(), peer })
 }
 
 fn show(sent: &Sent, format: Format) -> anyhow::Result<()> {
