@@ -31,6 +31,7 @@ impl fmt::Display for Account<'_> {
         let [from_connector, from_target] = &traffic.sides;
         let kernel = from_connector.packets_kernel + from_target.packets_kernel;
         let path = match (kernel, traffic.packets() - kernel) {
+            (0, 0) if traffic.bytes() > 0 => "streams",
             (0, 0) => "none",
             (_, 0) => "kernel",
             (0, _) => "userspace",
@@ -111,9 +112,11 @@ mod tests {
 
     #[test]
     fn the_path_is_where_the_packets_were_forwarded() {
-        let [connector, _] = TRAFFIC.sides;
         let only = |packets_kernel, packets_userspace| Traffic {
-            sides: [SideTraffic { packets_kernel, packets_userspace, ..connector }, SideTraffic::default()],
+            sides: [
+                SideTraffic { packets_kernel, packets_userspace, bytes: packets_kernel + packets_userspace },
+                SideTraffic::default(),
+            ],
             ..TRAFFIC
         };
         for (kernel, userspace, path) in
@@ -122,6 +125,14 @@ mod tests {
             let line = line(EndReason::Idle, &only(kernel, userspace));
             assert!(line.contains(&format!(" path={path} kernel_packets={kernel} ")), "{line}");
         }
+    }
+
+    #[test]
+    fn joined_streams_have_bytes_and_no_packets() {
+        let side = SideTraffic { bytes: 7, ..SideTraffic::default() };
+        let traffic = Traffic { sides: [SideTraffic::default(), side], ..Traffic::default() };
+        let line = line(EndReason::Idle, &traffic);
+        assert!(line.contains(" target_packets=0 target_bytes=7 path=streams kernel_packets=0 "), "{line}");
     }
 
     #[test]

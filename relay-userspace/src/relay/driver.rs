@@ -21,6 +21,7 @@ use super::splice::{News, Splicer};
 use crate::admin::{Asked, Request};
 use crate::clock::MonoTime;
 use crate::config::Reading;
+use crate::protocol::Message;
 use crate::protocol::message::{Ping, Pong};
 
 /// Everything the loop listens to.
@@ -121,8 +122,15 @@ impl Driver {
                 self.rendezvous.connected(agent, now);
             }
             ControlEvent::Message { conn, stream, message, held } => {
-                let (end, flows) = (StreamEnd { conn, stream }, &mut self.packets.flows);
-                self.rendezvous.received_on(end, message, flows, &mut self.randomness, now);
+                let end = StreamEnd { conn, stream };
+                let banned = self.asks_for_banned(&message, now);
+                let Driver { rendezvous, packets, randomness, .. } = self;
+                match message {
+                    Message::RelayConnect(connect) if banned => {
+                        rendezvous.asked_for_banned(conn, &connect, &mut packets.flows, randomness, now);
+                    }
+                    message => rendezvous.received_on(end, message, &mut packets.flows, randomness, now),
+                }
                 return Some(Asker { end, held });
             }
             ControlEvent::NotTaken { conn, stream, message } => {
@@ -142,6 +150,13 @@ impl Driver {
             }
         }
         None
+    }
+
+    /// Whether a message asks for a node that is banned at present.
+    fn asks_for_banned(&self, message: &Message, now: MonoTime) -> bool {
+        let Message::RelayConnect(connect) = message else { return false };
+        let target = connect.target_id.parse().map(BanSubject::Node);
+        target.is_ok_and(|target| self.rules.bans().left(target, now).is_some())
     }
 
     /// Does what the rendezvous says. What it says to the connection of `asker` goes to the stream named there.
@@ -339,7 +354,9 @@ mod tests {
     use super::*;
     use crate::config::{AtlasRoot, Config, ConfigSource, DatapathMode};
     use crate::identity::NodeKey;
+    use crate::protocol::ErrorCode;
     use crate::protocol::bind::BindMagic;
+    use crate::protocol::flow_terms::{FLOW, RelayAnnounce, RelayConnect};
     use crate::relay::forwarder::RelayPort;
     use crate::relay::packet_path::Opened;
     use crate::relay::rendezvous::{Authenticated, Refusal, StreamNumber};
@@ -384,6 +401,7 @@ mod tests {
         assert!(inputs.binds.is_empty());
         inputs.shutdown.cancel();
     }
+
     #[tokio::test]
     async fn a_policy_that_was_changed_is_in_effect_once_the_configuration_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
@@ -408,6 +426,7 @@ mod tests {
         }
         assert_eq!((before, driver.rendezvous.most_waiting()), (256, 4000));
     }
+
     #[tokio::test]
     async fn an_agent_that_does_not_read_is_given_up_once_as_much_waits_as_the_policy_can_make_us_say() {
         let config = Config::parse("", "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap();
@@ -434,5 +453,47 @@ mod tests {
         });
         driver.carry_out(None);
         assert_eq!((given_up(&driver), driver.outboxes.len()), (1, 0));
+    }
+    #[tokio::test]
+    async fn who_asks_for_a_banned_node_is_told_that_there_is_none_until_the_ban_is_lifted() {
+        let config = Config::parse("", "config.toml".as_ref(), &AtlasRoot::at("/atlas")).unwrap();
+        let mut driver = driver(&config, None);
+        let [source, target] = [2, 3].map(|seed| NodeKey::from_seed(&[seed; 32]).node_id());
+        let connect = |driver: &mut Driver, number: u64, node| {
+            let (conn, remote) = (ConnId(number), SocketAddr::from(([192, 0, 2, number as u8], 1)));
+            let agent = Authenticated { conn, node, name: String::new(), remote, relay: None };
+            let (outbox, sent) = mpsc::channel(100);
+            driver.control(ControlEvent::Connected { agent, outbox });
+            sent
+        };
+        let mut to_source = connect(&mut driver, 1, source);
+        let _to_target = connect(&mut driver, 2, target);
+        let say = |driver: &mut Driver, number, message| {
+            let (conn, stream) = (ConnId(number), StreamNumber::FIRST);
+            driver.control(ControlEvent::Message { conn, stream, message, held: None });
+            driver.carry_out(None);
+        };
+        let announce =
+            RelayAnnounce { node_id: target.to_string(), timestamp: 0, flow: Some(FLOW), allow: None };
+        say(&mut driver, 2, announce.into());
+        let ask = RelayConnect {
+            source_id: source.to_string(),
+            target_id: target.to_string(),
+            timestamp: None,
+            flow: Some(FLOW),
+        };
+        driver.ban(BanSubject::Node(target), None, MonoTime::now()).unwrap();
+        say(&mut driver, 1, ask.clone().into());
+        let Some(ToAgent::Message { message: Message::RelayError(error), .. }) = to_source.recv().await
+        else {
+            panic!("there is no such agent here")
+        };
+        assert_eq!(error.code, ErrorCode::TargetUnknown.number());
+        assert_eq!(driver.rendezvous.refusals().of(Refusal::TargetBanned), 1);
+        driver.rules.bans().lift(BanSubject::Node(target), MonoTime::now());
+        say(&mut driver, 1, ask.into());
+        let Some(ToAgent::Message { message: Message::RelayReady(_), .. }) = to_source.recv().await else {
+            panic!("it is offered")
+        };
     }
 }
