@@ -122,12 +122,11 @@ impl Driver {
                 self.rendezvous.connected(agent, now);
             }
             ControlEvent::Message { conn, stream, message, held } => {
-                let end = StreamEnd { conn, stream };
-                let banned = self.asks_for_banned(&message, now);
+                let (end, banned) = (StreamEnd { conn, stream }, self.asks_for_banned(&message, now));
                 let Driver { rendezvous, packets, randomness, .. } = self;
                 match message {
                     Message::RelayConnect(connect) if banned => {
-                        rendezvous.asked_for_banned(conn, &connect, &mut packets.flows, randomness, now);
+                        rendezvous.asked_for_banned(end, &connect, &mut packets.flows, randomness, now);
                     }
                     message => rendezvous.received_on(end, message, &mut packets.flows, randomness, now),
                 }

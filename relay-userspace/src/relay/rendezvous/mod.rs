@@ -57,7 +57,7 @@ use self::timers::Timers;
 use crate::clock::MonoTime;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::{BindKeys, BindMagic, CookieSecrets};
-use crate::protocol::flow_terms::{Disconnect, ErrorMessage, RelayConnect, RelayReady, disconnect_reason};
+use crate::protocol::flow_terms::{Disconnect, ErrorMessage, RelayReady, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, SessionId};
@@ -277,19 +277,6 @@ impl Rendezvous {
             }
             other => self.not_taken(conn, NotTaken::from(&other), now),
         }
-    }
-
-    /// As [`received`](Self::received), for a RelayConnect whose target is banned at present: it is answered as if the
-    /// target were absent. What the target has goes on.
-    pub fn asked_for_banned(
-        &mut self,
-        conn: ConnId,
-        connect: &RelayConnect,
-        flows: &mut impl Flows,
-        randomness: &mut impl Randomness,
-        now: MonoTime,
-    ) {
-        self.connect(conn, connect, true, flows, randomness, now);
     }
 
     /// Whether [`received`](Self::received) takes messages of this type; of others [`NotTaken`] is enough.

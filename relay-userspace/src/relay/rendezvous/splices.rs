@@ -18,7 +18,7 @@ use super::refusal::Refusal;
 use super::{MAX_SESSIONS_PER_PAIR, Output, Randomness, Rendezvous};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::{ReadyStatus, RelayError, RelayReady};
+use crate::protocol::flow_terms::{ReadyStatus, RelayConnect, RelayError, RelayReady};
 use crate::protocol::{ErrorCode, Message, SessionId};
 use crate::relay::datapath::{Flows, Limit, Traffic};
 use crate::relay::prefix::Prefix;
@@ -144,11 +144,31 @@ impl Rendezvous {
         randomness: &mut impl Randomness,
         now: MonoTime,
     ) {
-        let Some(agent) = self.agents.get_mut(end.conn) else { return };
-        agent.speaks_on = end.stream;
-        if !self.splices.is_joined(end) {
+        if self.hears(end) {
             self.received(end.conn, message, flows, randomness, now);
         }
+    }
+
+    /// As [`received_on`](Self::received_on), for a RelayConnect whose target is banned at present: it is answered as if the
+    /// target were absent. What the target has goes on.
+    pub fn asked_for_banned(
+        &mut self,
+        end: StreamEnd,
+        connect: &RelayConnect,
+        flows: &mut impl Flows,
+        randomness: &mut impl Randomness,
+        now: MonoTime,
+    ) {
+        if self.hears(end) {
+            self.connect(end.conn, connect, true, flows, randomness, now);
+        }
+    }
+
+    /// Whether what has come on a stream is the relay's to answer; if so, that is where answers go.
+    fn hears(&mut self, end: StreamEnd) -> bool {
+        let Some(agent) = self.agents.get_mut(end.conn) else { return false };
+        agent.speaks_on = end.stream;
+        !self.splices.is_joined(end)
     }
 
     /// An agent has finished or reset one of its streams: nobody can be joined to it any more.

@@ -25,7 +25,8 @@ fn seen_when(before: impl FnOnce(&mut World), ask: impl FnOnce(&mut World, ConnI
 /// Node 1 asks for node 2, which is banned.
 fn ask_for_banned(world: &mut World, source: ConnId) {
     let World { rendezvous, flows, randomness, now, .. } = world;
-    rendezvous.asked_for_banned(source, &connect(1, 2), flows, randomness, *now);
+    let end = StreamEnd { conn: source, stream: StreamNumber::FIRST };
+    rendezvous.asked_for_banned(end, &connect(1, 2), flows, randomness, *now);
     world.drain();
     assert_eq!(world.refusals(Refusal::TargetAbsent) + world.refusals(Refusal::TargetDenies), 0);
     assert_eq!(world.refusals(Refusal::TargetBanned), 1);
