@@ -23,10 +23,11 @@ impl State {
             Whom::Session(meant) => id == meant,
         };
         let meant = self.sessions.iter().filter(|(id, session)| is_meant(**id, session.peer));
-        let meant: Vec<SessionId> = meant.map(|(id, _)| *id).collect();
-        for id in &meant {
+        // One that moves is one, although it has two paths.
+        let meant = meant.map(|(id, session)| (*id, session.is_of_its_own())).collect::<Vec<_>>();
+        for (id, _) in &meant {
             self.end_and_tell(*id, SessionEnd::ByOperator, disconnect_reason::SHUTDOWN, now);
         }
-        meant.len()
+        meant.iter().filter(|(_, is_of_its_own)| *is_of_its_own).count()
     }
 }

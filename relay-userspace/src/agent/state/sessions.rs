@@ -73,6 +73,11 @@ impl Session {
         self.peer == peer && dials && self.paired && self.part == Part::Present && !self.is_lost()
     }
 
+    /// Whether it is more than the path that a session moves to or has left.
+    pub fn is_of_its_own(&self) -> bool {
+        !matches!(self.part, Part::Successor(_) | Part::Left)
+    }
+
     /// Whether its relay does not carry it any more.
     pub fn is_lost(&self) -> bool {
         self.failure.as_ref().is_some_and(|failure| failure.lost.is_some())
