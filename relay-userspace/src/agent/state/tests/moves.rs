@@ -199,6 +199,17 @@ fn however_relays_come_and_go_a_session_asks_them_a_few_times_a_minute() {
 }
 
 #[test]
+fn a_relay_that_refuses_at_once_is_asked_a_few_times_a_minute() {
+    let mut world = World::new(2, Use::EndToEnd);
+    world.connected(0, Use::EndToEnd);
+    world.relays[1].announced = [false; 2];
+    world.kill(0);
+    world.pass(Duration::from_secs(60));
+    let asked = world.agents[0].asked.iter().filter(|(_, relay)| *relay == RelayIndex(1)).count();
+    assert!((5..=9).contains(&asked), "{asked} questions in a minute");
+}
+
+#[test]
 fn a_second_raw_session_over_another_relay_is_one_of_its_own_if_the_first_does_well() {
     let mut world = World::new(2, Use::Raw);
     let first = world.connected(0, Use::Raw);

@@ -66,7 +66,7 @@ pub struct SimRelay {
     pub headless: bool,
     died: MonoTime,
     linked: [bool; 2],
-    announced: [bool; 2],
+    pub announced: [bool; 2],
     pub sessions: BTreeMap<SessionId, SimSession>,
 }
 
