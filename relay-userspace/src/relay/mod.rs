@@ -174,9 +174,8 @@ fn policy(config: &Config) -> Policy {
         relay_total_limit,
         ..
     } = config.quotas;
-    let listed = |nodes: &[NodeId]| nodes.iter().copied().collect();
     Policy {
-        access: Access { allow: listed(&config.access.allow), deny: listed(&config.access.deny) },
+        access: access(config),
         announced_agents,
         offers_per_source,
         offers_per_target,
@@ -184,6 +183,12 @@ fn policy(config: &Config) -> Policy {
         sessions_per_prefix,
         relay_total_limit,
     }
+}
+
+/// What it says of who may use the relay at all.
+fn access(config: &Config) -> Access {
+    let listed = |nodes: &[NodeId]| nodes.iter().copied().collect();
+    Access { allow: listed(&config.access.allow), deny: listed(&config.access.deny) }
 }
 
 struct Parts {

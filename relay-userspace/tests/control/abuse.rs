@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quinn::crypto::rustls::QuicClientConfig;
-use relay_userspace::protocol::flow_terms::ErrorMessage;
+use relay_userspace::protocol::flow_terms::{ErrorMessage, FLOW, RelayConnect};
 use relay_userspace::relay::report::{Bans, Lifted};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -83,6 +83,29 @@ async fn failures_before_a_key_is_proved_ban_their_address_and_touch_no_connecti
     still_serves(&mut before).await;
     let bans = relay.ask::<Bans>(Request::Bans).await.bans;
     assert_eq!((&*bans[0].subject, &*bans[0].kind, &*bans[0].why), ("127.0.0.1", "prefix", "tls_failed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_banned_agent_that_is_connected_stays_and_cannot_be_told_from_an_absent_one() {
+    let relay = TestRelay::start("");
+    let mut target = Agent::connected(&relay, 2).await;
+    let node_id = id(2);
+    target.send(&RelayAnnounce { node_id, timestamp: unix_s(), flow: Some(FLOW), allow: None }.into()).await;
+    assert!(matches!(target.receive().await, Message::RelayReady(_)));
+    let mut source = Agent::connected(&relay, 1).await;
+    let subject = id(2).parse().unwrap();
+    relay.ask::<serde_json::Value>(Request::AddBan { subject, seconds: None }).await;
+
+    let banned = source.is_refused_a_session_with(2).await;
+    let absent = source.is_refused_a_session_with(3).await;
+    assert_eq!(banned.replace(&id(2), "it"), absent.replace(&id(3), "it"));
+    relay.has_refused("target_banned").await;
+    still_serves(&mut target).await;
+
+    relay.ask::<Lifted>(Request::LiftBan { subject }).await;
+    source.asks_for(2).await;
+    let Message::RelayReady(offer) = source.receive().await else { panic!("no offer") };
+    assert!(offer.session.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,6 +210,20 @@ async fn still_serves(agent: &mut Agent) {
 }
 
 impl Agent {
+    async fn asks_for(&mut self, target: u8) {
+        let (source_id, target_id) = (id(1), id(target));
+        let connect = RelayConnect { source_id, target_id, timestamp: Some(unix_s()), flow: Some(FLOW) };
+        self.send(&connect.into()).await;
+    }
+
+    /// All that it is told, with the code for an absent target.
+    async fn is_refused_a_session_with(&mut self, target: u8) -> String {
+        self.asks_for(target).await;
+        let Message::RelayError(error) = self.receive().await else { panic!("no error") };
+        assert_eq!(error.code, 3001, "{}", error.message);
+        format!("{error:?}")
+    }
+
     async fn send_unsound_frame(&mut self) {
         self.to_relay.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         self.is_refused(2003).await;

@@ -158,7 +158,7 @@ impl Listener {
     /// Why a node that has proved its key is not let in, if it is not.
     fn turned_away(&self, node: NodeId, from: SocketAddr) -> Option<TurnedAway> {
         let (policy, prefix) = (self.rules.policy(), Prefix::of(from.ip()));
-        if !policy.admits(&node) {
+        if !policy.access.permits(&node) {
             let text = "this relay does not serve this node".to_owned();
             return Some(TurnedAway {
                 refusal: Refusal::AccessDenied,

@@ -1,13 +1,13 @@
 //! By what rules connections are let in: what the operator has configured, as it is now, and who is banned.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::places::Limits;
-use crate::config::{Access, Config};
-use crate::identity::NodeId;
+use crate::config::Config;
+use crate::relay::access;
 use crate::relay::bans::Bans;
+use crate::relay::rendezvous::Access;
 
 /// What is configured about control connections. All of it may change while the relay runs; what has been let in stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,16 +26,14 @@ pub struct ControlPolicy {
     pub message_bytes: usize,
     /// `quotas.connection_bytes`: what one connection may make us hold before it is dealt with.
     pub connection_bytes: usize,
-    /// `access.allow`: who may connect; nobody: everyone may.
-    pub allow: BTreeSet<NodeId>,
-    /// `access.deny`: who may not, whatever else is said.
-    pub deny: BTreeSet<NodeId>,
+    /// Who may connect at all.
+    pub access: Access,
 }
 
 impl ControlPolicy {
     /// What `config` says.
     pub fn of(config: &Config) -> ControlPolicy {
-        let Config { transport, security, quotas, rate_limit, access: Access { allow, deny }, .. } = config;
+        let Config { transport, security, quotas, rate_limit, .. } = config;
         ControlPolicy {
             connections: Limits {
                 all: transport.max_connections,
@@ -50,14 +48,8 @@ impl ControlPolicy {
             messages_per_minute: rate_limit.per_peer_per_minute,
             message_bytes: quotas.message_bytes as usize,
             connection_bytes: quotas.connection_bytes as usize,
-            allow: allow.iter().copied().collect(),
-            deny: deny.iter().copied().collect(),
+            access: access(config),
         }
-    }
-
-    /// Whether `node` may be connected at all.
-    pub fn admits(&self, node: &NodeId) -> bool {
-        !self.deny.contains(node) && (self.allow.is_empty() || self.allow.contains(node))
     }
 }
 
@@ -101,12 +93,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::config::AtlasRoot;
+    use crate::identity::NodeId;
 
     fn policy(allow: &[u8], deny: &[u8]) -> ControlPolicy {
         let root = AtlasRoot::at("/atlas");
         let config = Config::parse("", "config.toml".as_ref(), &root).unwrap();
         let ids = |seeds: &[u8]| seeds.iter().map(|seed| NodeId::from_bytes([*seed; 32])).collect();
-        ControlPolicy { allow: ids(allow), deny: ids(deny), ..ControlPolicy::of(&config) }
+        let access = Access { allow: ids(allow), deny: ids(deny) };
+        ControlPolicy { access, ..ControlPolicy::of(&config) }
     }
 
     #[test]
@@ -119,7 +113,7 @@ mod tests {
             (&[1, 2], &[1], [false, true]),
         ] {
             let policy = policy(allow, deny);
-            assert_eq!([one, two].map(|node| policy.admits(&node)), admitted, "{allow:?} {deny:?}");
+            assert_eq!([one, two].map(|node| policy.access.permits(&node)), admitted, "{allow:?} {deny:?}");
         }
     }
 
