@@ -108,7 +108,11 @@ fn no_document_has_a_gap_left_to_fill() {
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "deploy/README.md",
+        "docs/abuse.md",
+        "docs/accounting.md",
         "docs/configuration.md",
+        "docs/splice.md",
+        "docs/wire.md",
     ] {
         for line in text(document).lines() {
             let gap = line.starts_with('@') && line.ends_with('@');

@@ -79,7 +79,8 @@ keys! {
     SESSIONS_PER_PREFIX = "quotas.sessions_per_prefix", Relay, Live,
         Integer { what: SESSIONS, min: 1, max: 1_048_576, default: 256 };
     MESSAGE_BYTES = "quotas.message_bytes", Relay, Live,
-        Integer { what: BYTES, min: 1024, max: 4_194_304, default: 65_536 };
+        // More would not fit what is held of a stream that is joined to another.
+        Integer { what: BYTES, min: 1024, max: 65_536, default: 65_536 };
     CONNECTION_BYTES = "quotas.connection_bytes", Relay, Live,
         Integer { what: BYTES, min: 1024, max: 16_777_216, default: 262_144 };
     RELAY_TOTAL_LIMIT = "quotas.relay_total_limit", Relay, Live,

@@ -222,7 +222,8 @@ mod tests {
         let mut text = String::new();
         for key in keys::ALL.iter().filter(|key| !key.name().starts_with("exec")) {
             let value = match key {
-                AnyKey::Integer(Key { form, .. }) => (form.default + 1).min(form.max).to_string(),
+                AnyKey::Integer(Key { form, .. }) if form.default == form.max => (form.max - 1).to_string(),
+                AnyKey::Integer(Key { form, .. }) => (form.default + 1).to_string(),
                 AnyKey::Derived(Key { form, .. }) => (form.min + 1).to_string(),
                 AnyKey::Boolean(key) if key.name == keys::OFFER_RELAY.name => relay.to_string(),
                 AnyKey::Boolean(Key { form, .. }) => (!form.default).to_string(),

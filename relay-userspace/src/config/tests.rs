@@ -265,9 +265,9 @@ fn a_value_out_of_range_names_the_range() {
         format!("config.toml:2: network.port: expected a UDP port, 1 to 65535, not {too_large}")
     );
     assert_eq!(
-        refusal("[quotas]\nmessage_bytes = 300_000\n"),
-        "config.toml:2: quotas.message_bytes: a connection has to have room for a message: expected at least \
-         quotas.message_bytes, 300000, not 262144"
+        refusal("[quotas]\nmessage_bytes = 60_000\nconnection_bytes = 2048\n"),
+        "config.toml:3: quotas.connection_bytes: a connection has to have room for a message: expected at least \
+         quotas.message_bytes, 60000, not 2048"
     );
 }
 
