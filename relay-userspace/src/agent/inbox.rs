@@ -16,7 +16,8 @@ pub struct IncomingMessage {
     pub id: String,
     /// Who has sent it: proved, unless the relay could read it.
     pub from: NodeId,
-    /// How it has come. What has come by [`Path::ReadableByRelay`] the relay can have altered or made up.
+    /// How it has come. What has come by [`Path::ReadableByRelay`] the relay can have altered or made up, and so can anybody
+    /// with whom the sender shakes hands meanwhile: the documented handshake signs a bare challenge, which can be passed on.
     pub path: Path,
     /// The sender's clock, in seconds since the Unix epoch.
     pub timestamp: i64,

@@ -40,7 +40,7 @@ pub(super) struct Rejection {
 }
 
 impl Rejection {
-    /// TLS has failed. `validated`: the address was proved before.
+    /// TLS has failed. `validated`: the address was proved before, for this attempt.
     fn tls(error: &ConnectionError, validated: bool) -> Rejection {
         let blamed = match error {
             // Found here. A peer that gives up, or that nothing more is heard of, may have its reasons.
@@ -70,7 +70,9 @@ impl Listener {
     /// TLS and the four handshake messages, in [`handshake::TIMEOUT`] altogether.
     pub(super) async fn introduce(&self, incoming: Incoming) -> Result<Introduced, Rejection> {
         let deadline = Instant::now() + handshake::TIMEOUT;
-        let (from, validated) = (incoming.remote_address(), incoming.remote_address_validated());
+        let from = incoming.remote_address();
+        // By a Retry, that is: a token of an earlier connection tells who had the address then, not who has it now.
+        let validated = incoming.remote_address_validated() && !incoming.may_retry();
         let late = |node: Option<NodeId>| Rejection {
             refusal: Refusal::HandshakeTimeout,
             node,
