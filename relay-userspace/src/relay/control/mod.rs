@@ -15,7 +15,7 @@ mod unfinished;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::{
@@ -33,6 +33,7 @@ use self::frames::say_and_close;
 use self::introduction::{Introduced, Rejection};
 use self::message_rate::MessageRates;
 use self::places::{Full, Place, Places};
+use self::rules::lock;
 use self::seats::Seats;
 use super::bans::BanSubject;
 use super::forwarder::{ConnectionIds, QuicSocket};
@@ -356,11 +357,6 @@ fn connections_full(full: Full) -> Refusal {
         Full::All => Refusal::ConnectionsFull,
         Full::Prefix => Refusal::PrefixConnectionsFull,
     }
-}
-
-/// A poisoned lock is used on: what it protects is sound after any step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The wall clock, in seconds since the Unix epoch.

@@ -85,7 +85,7 @@ impl Rules {
 }
 
 /// A poisoned lock is used on: what it protects is sound after any step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
