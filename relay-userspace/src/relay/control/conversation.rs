@@ -98,7 +98,12 @@ impl Listener {
                 Some((stream, verdict)) = too_many.recv() => {
                     self.refused(Refusal::MessageRate, Some(peer.node_id), remote).await;
                     let answer = ErrorMessage::new(ErrorCode::RateLimited, TOO_MANY_MESSAGES);
-                    let _slow_or_not = write(&mut streams, stream, &answer.into()).await;
+                    // Part of a frame may stand on the stream then, which may be joined to a peer's later.
+                    if !write(&mut streams, stream, &answer.into()).await {
+                        self.refused(Refusal::SlowReader, Some(peer.node_id), remote).await;
+                        connection.close(VarInt::from_u32(0), b"what was sent was not read");
+                        break "it does not read what it is sent".to_owned();
+                    }
                     if verdict == MessageVerdict::Violation
                         && self.blame(Some(peer.node_id), remote, Refusal::MessageRate)
                     {
