@@ -6,6 +6,7 @@
 pub mod bans;
 pub mod datapath;
 pub mod forwarder;
+pub mod keeper;
 pub mod prefix;
 pub mod rendezvous;
 pub mod report;
