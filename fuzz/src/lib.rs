@@ -16,7 +16,7 @@ use relay_userspace::clock::MonoTime;
 use relay_userspace::protocol::Message;
 use relay_userspace::protocol::bind::{BindKey, BindMagic, UnverifiedBind};
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows, Limit, Routes, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows, Limit, Origin, Routes, TableSizes, Tables,
 };
 
 const MAGIC: [u8; 8] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
@@ -68,7 +68,9 @@ static TABLES: LazyLock<Arc<Tables>> = LazyLock::new(|| {
             side(combination & 1 != 0, first, 40_000 + combination),
             side(combination & 2 != 0, first + 1, 50_000 + combination),
         ];
-        flows.install(sides, Limit::UNLIMITED, Debt::NONE, [far, far], NOW).expect("room for eight sessions");
+        flows
+            .install(sides, Limit::UNLIMITED, &Origin::NONE, [far, far], NOW)
+            .expect("room for eight sessions");
     }
     tables
 });

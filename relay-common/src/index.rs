@@ -163,6 +163,15 @@ impl IndexBucket {
         (0..ENTRIES).filter(|number| self.fingerprint_of(*number) != 0).count() as u32
     }
 
+    /// Its entries, each with its fingerprint, for the index's only writer.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, SlotSide)> + '_ {
+        (0..ENTRIES).filter_map(|number| {
+            let fingerprint = self.fingerprint_of(number);
+            let entry = self.words.get(FIRST + number)?.load();
+            (fingerprint != 0).then(|| (fingerprint, SlotSide::from_entry(entry)))
+        })
+    }
+
     /// Puts an entry in, for the index's only writer. Whether there was room: a free entry, and fewer than
     /// [`MAX_EQUAL_FINGERPRINTS`] of this fingerprint.
     pub fn put(&self, fingerprint: u32, at: SlotSide) -> bool {

@@ -65,6 +65,10 @@ pub mod maps {
     pub const EGRESS: &str = "EGRESS";
     /// Per-CPU array of one [`PerCpu`](crate::PerCpu).
     pub const PER_CPU: &str = "PER_CPU";
+    /// Array of what is kept of each session beside its slot. The daemon's alone, like [`META`].
+    pub const SESSIONS: &str = "SESSIONS";
+    /// Array of one record: what the tables are.
+    pub const META: &str = "META";
     /// Array of one word: the time in nanoseconds, for tests that compare the program with the host code.
     pub const CLOCK: &str = "CLOCK";
 

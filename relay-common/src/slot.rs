@@ -252,6 +252,20 @@ mod writer {
             self.hop_and_delta.load() as u16
         }
 
+        /// The route of packets of `tuple`, if these are what it describes, for its only writer.
+        pub fn describes(&self, tuple: &AnyTuple, tables: &impl Tables) -> Option<Route> {
+            let route = match tuple {
+                AnyTuple::V4(tuple) => self.route_of(tuple, tables),
+                AnyTuple::V6(tuple) => self.route_of(tuple, tables),
+            };
+            route?.ok()
+        }
+
+        /// Whether somebody has begun to write it and has not finished.
+        pub fn is_being_written(&self) -> bool {
+            self.sequence.load() & 1 != 0
+        }
+
         /// Makes the line describe no packets.
         pub fn clear(&self) {
             self.under_sequence(|line| line.families.store(0));
@@ -267,11 +281,11 @@ mod writer {
                 Self::TAKES_V4 => Some(AnyTuple::V4(TupleV4 { source: a, destination: b, ports })),
                 Self::TAKES_V6 => {
                     let destination = tables.local(Self::taken_local(families))?.load();
-                    debug_assert!(
-                        !address_v6(destination).is_unspecified(),
-                        "a line names locals that exist"
-                    );
-                    Some(AnyTuple::V6(TupleV6 { source: [a, b, c, d], destination, ports }))
+                    (!address_v6(destination).is_unspecified()).then_some(AnyTuple::V6(TupleV6 {
+                        source: [a, b, c, d],
+                        destination,
+                        ports,
+                    }))
                 }
                 _ => None,
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use relay_common::index::ENTRIES;
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows, InstallError, Limit, NoRoutes, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows, InstallError, Limit, NoRoutes, Origin, TableSizes, Tables,
 };
 
 /// The share of its entries that an index is sized for, one of two: see [`TableSizes::for_sessions`].
@@ -37,7 +37,7 @@ fn fill(buckets: u32, key: [u64; 2]) -> (f64, u32) {
     let (mut first, mut refused) = (None, 0);
     for number in 0..sessions {
         let sides = [agent(2 * number), agent(2 * number + 1)];
-        match table.install(sides, Limit::UNLIMITED, Debt::NONE, [MonoTime(u64::MAX); 2], MonoTime(1)) {
+        match table.install(sides, Limit::UNLIMITED, &Origin::NONE, [MonoTime(u64::MAX); 2], MonoTime(1)) {
             Ok(_) => {}
             Err(InstallError::TableFull) => {
                 let used = 100.0 * f64::from(2 * table.installed()) / entries as f64;

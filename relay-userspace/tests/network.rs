@@ -24,8 +24,8 @@ use relay_common::Reason;
 use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange,
-    NetworkEvents, NextHops, NoRoutes, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows, Hook, HopArray, HopId, HopKey, Limit, Netlink, NetworkChange, NetworkEvents,
+    NextHops, NoRoutes, Origin, TableSizes, Tables,
 };
 use relay_userspace::relay::forwarder::{Forwarder, Merging, RelayPort};
 
@@ -239,7 +239,7 @@ fn the_forwarder_fragments_what_came_in_fragments_and_nothing_else() {
         let tuple = |agent: &UdpSocket, relay| FlowTuple { agent: agent.local_addr().unwrap(), relay };
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
         let sides = [tuple(&connector, relay[0]), tuple(&target, relay[1])];
-        flows.install(sides, Limit::UNLIMITED, Debt::NONE, [now + lease; 2], now).unwrap();
+        flows.install(sides, Limit::UNLIMITED, &Origin::NONE, [now + lease; 2], now).unwrap();
 
         let mut buffer = [0; 8192];
         let payload: Vec<u8> = (0..4000u32).map(|at| (at % 251) as u8).collect();
@@ -279,7 +279,7 @@ fn the_forwarder_goes_on_when_the_kernel_has_no_room_for_what_it_sends() {
         let relay = SocketAddr::new(addr("127.0.0.1"), 4433);
         let sides = agents.each_ref().map(|agent| FlowTuple { agent: agent.local_addr().unwrap(), relay });
         let (now, lease) = (MonoTime::now(), Duration::from_secs(300));
-        flows.install(sides, Limit::UNLIMITED, Debt::NONE, [now + lease; 2], now).unwrap();
+        flows.install(sides, Limit::UNLIMITED, &Origin::NONE, [now + lease; 2], now).unwrap();
 
         std::fs::write(ROOM, "0").unwrap();
         for lost in 1..=3 {
@@ -342,7 +342,7 @@ fn a_mixed_pair_over_ethernet_carries_1452_bytes_whole_and_fragments_both_ways()
             .install(
                 [tuple(&connector, near), tuple(&target, far)],
                 Limit::UNLIMITED,
-                Debt::NONE,
+                &Origin::NONE,
                 [now + lease; 2],
                 now,
             )

@@ -1,7 +1,7 @@
 //! A source of traffic, as limits and bans see it: what one customer of a provider has.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// One IPv4 address, or one IPv6 /56: a household or a small office is given a /56 to /64, so that limits on less could
@@ -21,6 +21,24 @@ impl Prefix {
                 let mask = u128::MAX << (128 - Prefix::IPV6_BITS);
                 Prefix(Ipv6Addr::from_bits(v6.to_bits() & mask).into())
             }
+        }
+    }
+
+    /// It in one word, never zero: the address above the number of its family.
+    pub fn to_word(self) -> u64 {
+        match self.0 {
+            IpAddr::V4(v4) => u64::from(v4.to_bits()) << 8 | 4,
+            // The low 72 bits are zero.
+            IpAddr::V6(v6) => (v6.to_bits() >> 72 << 8) as u64 | 6,
+        }
+    }
+
+    /// The one of such a word.
+    pub fn from_word(word: u64) -> Option<Prefix> {
+        match word as u8 {
+            4 => Some(Prefix(Ipv4Addr::from_bits((word >> 8) as u32).into())),
+            6 => Some(Prefix(Ipv6Addr::from_bits(u128::from(word >> 8) << 72).into())),
+            _ => None,
         }
     }
 }
@@ -91,6 +109,17 @@ mod tests {
         assert_eq!(of("2001:db8:1:2ff:a:b:c:d"), "2001:db8:1:200::/56");
         assert_eq!(of("2001:db8:1:200::"), of("2001:db8:1:2aa::1"));
         assert_ne!(of("2001:db8:1:200::1"), of("2001:db8:1:300::1"));
+    }
+
+    #[test]
+    fn a_word_stands_for_one_prefix() {
+        for address in
+            ["192.0.2.1", "0.0.0.0", "255.255.255.255", "2001:db8:1:2ff::1", "::", "ffff:ffff:ffff:ffff::"]
+        {
+            let prefix = Prefix::of(address.parse().unwrap());
+            assert_eq!(Prefix::from_word(prefix.to_word()), Some(prefix), "{address}");
+        }
+        assert_eq!(Prefix::from_word(0), None);
     }
 
     #[test]

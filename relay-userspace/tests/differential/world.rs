@@ -9,7 +9,7 @@ use relay_common::slot::Slot;
 use relay_common::tables::Tables as _;
 use relay_common::word::Word32;
 use relay_userspace::clock::MonoTime;
-use relay_userspace::relay::datapath::{Debt, FlowTable, FlowTuple, Flows, Limit, Routes, SlotId, Tables};
+use relay_userspace::relay::datapath::{FlowTable, FlowTuple, Flows, Limit, Origin, Routes, SlotId, Tables};
 
 use crate::random::Random;
 
@@ -142,7 +142,7 @@ impl World {
         for session in 0..SESSIONS {
             let sides = [agent(2 * session), agent(2 * session + 1)];
             let limit = Limit::per_second(RATES[session as usize / 4 % RATES.len()]);
-            let slot = world.flows.install(sides, limit, Debt::NONE, [later(now); 2], now).unwrap();
+            let slot = world.flows.install(sides, limit, &Origin::NONE, [later(now); 2], now).unwrap();
             world.installed.push(slot);
         }
         world

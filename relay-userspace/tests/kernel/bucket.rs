@@ -9,7 +9,7 @@ use relay_common::tables::Tables as _;
 use relay_common::traffic::{Difference, Reading};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Arrival, Debt, FlowTable, FlowTuple, Flows, Limit, NoRoutes, Program, SlotId, TableSizes, Tables,
+    Arrival, FlowTable, FlowTuple, Flows, Limit, NoRoutes, Origin, Program, SlotId, TableSizes, Tables,
 };
 
 use crate::machine::Machine;
@@ -172,7 +172,8 @@ impl Race {
         let (mut relay, tables) = load_relay(TableSizes::for_sessions(1));
         let [a, b] = [1, 2].map(|host| agent([10, 1, 0, host].into(), 40_000));
         let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
-        let id = flows.install([a, b], limit, Debt::NONE, [MonoTime(u64::MAX); 2], MonoTime::now()).unwrap();
+        let id =
+            flows.install([a, b], limit, &Origin::NONE, [MonoTime(u64::MAX); 2], MonoTime::now()).unwrap();
         let payload = payload as usize;
         let probe = Probe::load(machine, &mut relay, vec![case(a, b, payload), case(b, a, payload)]);
         Race { relay, probe, flows, id, userspace: Userspace { tables, from: a, payload: vec![0; payload] } }

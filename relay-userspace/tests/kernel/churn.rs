@@ -14,7 +14,8 @@ use relay_common::tuple::AnyTuple;
 use relay_common::{Reason, Side};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows, InstallError, Limit, NoRoutes, QUARANTINE, SlotId, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows, InstallError, Limit, NoRoutes, Origin, QUARANTINE, SlotId, TableSizes,
+    Tables,
 };
 
 use crate::machine::{Machine, stay_on};
@@ -46,7 +47,7 @@ fn steady(name: &str, packets: u64) {
     let (mut relay, tables) = load_relay(SIZES);
     let mut flows = FlowTable::new(Arc::clone(&tables), NoRoutes);
     let [a, b] = [agent(STEADY_IP, STEADY_PORT), agent(Ipv4Addr::new(10, 2, 0, 1), STEADY_PORT)];
-    flows.install([a, b], Limit::UNLIMITED, Debt::NONE, LATER, MonoTime(0)).unwrap();
+    flows.install([a, b], Limit::UNLIMITED, &Origin::NONE, LATER, MonoTime(0)).unwrap();
     let probe = Probe::load(&machine, &mut relay, vec![case(a, b, PAYLOAD), case(b, a, PAYLOAD)]);
     let neighbours = neighbours(&[a, b]);
     let outcomes = run(&machine, &probe, Churn::new(flows, neighbours), packets);
@@ -64,7 +65,7 @@ fn of_many_sessions_the_steady_ones_are_never_missed_and_none_gets_anothers_addr
         [agent(STEADY_IP, STEADY_PORT), agent(Ipv4Addr::new(10, 2, 0, 1), STEADY_PORT)],
         in_second_bucket(&tables, &mut flows),
     ];
-    flows.install(steady[0], Limit::UNLIMITED, Debt::NONE, LATER, MonoTime(0)).unwrap();
+    flows.install(steady[0], Limit::UNLIMITED, &Origin::NONE, LATER, MonoTime(0)).unwrap();
     let neighbours = neighbours(steady.as_flattened());
 
     let mut cases: Vec<Case> =
@@ -161,9 +162,9 @@ fn in_second_bucket(tables: &Tables, flows: &mut FlowTable<NoRoutes>) -> [FlowTu
     let session = pair();
     let mut fillers: Vec<SlotId> = Vec::new();
     while tables.bucket(1).unwrap().used() == 0 {
-        fillers.push(flows.install(pair(), Limit::UNLIMITED, Debt::NONE, LATER, MonoTime(0)).unwrap());
+        fillers.push(flows.install(pair(), Limit::UNLIMITED, &Origin::NONE, LATER, MonoTime(0)).unwrap());
     }
-    flows.install(session, Limit::UNLIMITED, Debt::NONE, LATER, MonoTime(0)).unwrap();
+    flows.install(session, Limit::UNLIMITED, &Origin::NONE, LATER, MonoTime(0)).unwrap();
     for filler in fillers {
         flows.remove(filler, MonoTime(0));
     }
@@ -215,7 +216,7 @@ impl Churn {
             None => {
                 let connector = (self.chance >> 61 & 1) as usize;
                 let sides = [connectors[connector], target];
-                match self.flows.install(sides, Limit::UNLIMITED, Debt::NONE, LATER, self.now) {
+                match self.flows.install(sides, Limit::UNLIMITED, &Origin::NONE, LATER, self.now) {
                     Ok(slot) => {
                         self.installed[number] = Some((slot, connector));
                         self.installs += 1;

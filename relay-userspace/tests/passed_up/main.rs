@@ -28,7 +28,7 @@ use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_common::tables::Tables as _;
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows, Hook, Limit, Netlink, OBJECT, Port, Program, Routes, SlotId,
+    FlowTable, FlowTuple, Flows, Hook, Limit, Netlink, OBJECT, Origin, Port, Program, Routes, SlotId,
     TableSizes, Tables,
 };
 use relay_userspace::relay::forwarder::{Forwarder, Merging, RelayPort};
@@ -332,8 +332,10 @@ impl Lab {
         let now = MonoTime::now();
         *self.flows.routes() = OneHop(hop);
         let sides = [FlowTuple { agent: connector, relay }, FlowTuple { agent: target, relay: from }];
-        let slot =
-            self.flows.install(sides, LIMIT, Debt::NONE, [now + Duration::from_secs(300); 2], now).unwrap();
+        let slot = self
+            .flows
+            .install(sides, LIMIT, &Origin::NONE, [now + Duration::from_secs(300); 2], now)
+            .unwrap();
         let ahead = now + Duration::from_secs(30);
         self.tables.slot(slot.0).unwrap().arrival.store(ahead.0 * 64);
         Session { connector, relay, target, from, at_target, slot }

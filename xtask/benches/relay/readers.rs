@@ -12,7 +12,7 @@ use quinn::udp::{Transmit, UdpSocketState};
 use relay_common::Reason;
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows as _, Limit, NoRoutes, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows as _, Limit, NoRoutes, Origin, TableSizes, Tables,
 };
 use relay_userspace::relay::forwarder::{Merging, RelayPort, Started};
 use tokio::runtime::{Builder, Runtime};
@@ -165,7 +165,7 @@ impl Readers {
         for [from, to] in flows {
             let sides = [FlowTuple { agent: *from, relay: here }, FlowTuple { agent: *to, relay: there }];
             table
-                .install(sides, LIMIT, Debt::NONE, [now + CONSENT; 2], now)
+                .install(sides, LIMIT, &Origin::NONE, [now + CONSENT; 2], now)
                 .context("installing a session")?;
         }
         // Its threads stay where the one is that starts them.

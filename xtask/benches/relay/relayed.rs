@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use relay_userspace::clock::MonoTime;
-use relay_userspace::relay::datapath::{Debt, FlowTable, FlowTuple, Flows as _, Limit, Routes, TableSizes};
+use relay_userspace::relay::datapath::{FlowTable, FlowTuple, Flows as _, Limit, Origin, Routes, TableSizes};
 
 use crate::course::{Course, Leg, Load, Numbered, TTL};
 use crate::frames::PORT;
@@ -50,7 +50,7 @@ pub fn install<R: Routes>(table: &mut FlowTable<R>, flows: u32, links: Links) ->
             |agent: SocketAddrV4, relay: SocketAddrV4| FlowTuple { agent: agent.into(), relay: relay.into() };
         let sides = [side(senders().of(flow), here), side(receivers().of(flow), there)];
         table
-            .install(sides, LIMIT, Debt::NONE, [now + CONSENT; 2], now)
+            .install(sides, LIMIT, &Origin::NONE, [now + CONSENT; 2], now)
             .with_context(|| format!("session {flow} of {flows}"))?;
     }
     Ok(())

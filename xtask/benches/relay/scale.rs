@@ -9,9 +9,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use relay_common::{Reason, Side};
 use relay_userspace::clock::MonoTime;
-use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows as _, Netlink, NoRoutes, SlotId, TableSizes,
-};
+use relay_userspace::relay::datapath::{FlowTable, FlowTuple, Flows as _, Netlink, NoRoutes, Origin, SlotId};
 use relay_userspace::relay::rendezvous::KEEPALIVE;
 use xtask::interrupt;
 
@@ -115,7 +113,7 @@ fn installs(report: &mut Report) -> anyhow::Result<()> {
             slots.clear();
             let begin = cpu::thread_time();
             for sides in sides {
-                slots.push(flows.install(sides, AMPLE, Debt::NONE, [now; 2], now)?);
+                slots.push(flows.install(sides, AMPLE, &Origin::NONE, [now; 2], now)?);
             }
             rates.push(rate(2 * MANY, begin));
             if round % 2 == 1 {
@@ -211,9 +209,7 @@ fn population(report: &mut Report) -> anyhow::Result<()> {
     }
     ensure!(relay.sessions() == MANY, "{} of {MANY} sessions are paired", relay.sessions());
     let looks = looking_after(&mut relay)?;
-    // What the daemon counts of each slot was allocated with the tables.
-    let session =
-        (allocated() - announced - kept) as f64 / f64::from(MANY) + TableSizes::COUNTED_IN_DAEMON as f64;
+    let session = (allocated() - announced - kept) as f64 / f64::from(MANY);
     report.add(DAEMON_MEMORY, "B/session", &one(session));
     report.add("looking after 500,000 sessions", "% of a core", &looks);
 

@@ -8,7 +8,7 @@ use relay_common::Reason;
 use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows as _, Limit, NoRoutes, Program, SlotId, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows as _, Limit, NoRoutes, Origin, Program, SlotId, TableSizes, Tables,
 };
 
 use crate::frames::{Family, GATEWAY, MAGIC, STATION};
@@ -67,7 +67,7 @@ impl Sessions {
                 FlowTuple { agent: family.agent(2 * session + side), relay: family.relay() }
             };
             let slot = flows
-                .install([side(0), side(1)], limit(session), Debt::NONE, [now + CONSENT; 2], now)
+                .install([side(0), side(1)], limit(session), &Origin::NONE, [now + CONSENT; 2], now)
                 .with_context(|| format!("session {session} of {count}"))?;
             slots.push(slot);
         }

@@ -53,7 +53,7 @@ impl Tables {
         debug_assert!(taken, "every installed line has its entry");
     }
 
-    fn place(&self, tuple: &AnyTuple) -> Place {
+    pub(super) fn place(&self, tuple: &AnyTuple) -> Place {
         Place::of(tuple.hash(&self.hash_key(MAX_WORDS)), self.bucket_mask())
     }
 }

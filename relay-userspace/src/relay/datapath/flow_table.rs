@@ -4,6 +4,9 @@
 //! the reverse, and the slot rests before another session gets it, because a reader past its last check may still
 //! charge it.
 
+mod adoption;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,10 +20,13 @@ use relay_common::slot::{LineLocals, SideLine, Slot};
 use relay_common::tables::Tables as _;
 use relay_common::tuple::AnyTuple;
 
-use super::flows::{Debt, FlowTuple, Flows, InstallError, Limit, SlotId, Traffic, TupleFault};
+use super::flows::{Debt, FlowTuple, Flows, InstallError, Limit, Origin, SlotId, Traffic, TupleFault};
+use super::record::Record;
 use super::slot_pool::SlotPool;
-use super::tables::{Carried, Policed, Tables};
+use super::tables::Tables;
 use crate::clock::MonoTime;
+
+pub use adoption::{Left, sessions_of};
 
 /// Sessions whose next hops are asked for at once: a fraction of a millisecond of the driver's time. Binds wait for no more
 /// than one such portion.
@@ -36,6 +42,10 @@ pub trait Routes {
 
     /// One user less of a hop.
     fn release(&mut self, hop: u16);
+
+    /// Before anything else: these hops of a predecessor are in use, each by so many, until they are released. They are as
+    /// they stand; no other is in use.
+    fn hold(&mut self, _users: &BTreeMap<u16, u32>) {}
 }
 
 /// No routes, no next hops: see [`NoRoutes`].
@@ -47,6 +57,12 @@ impl<R: Routes> Routes for Option<R> {
     fn release(&mut self, hop: u16) {
         if let Some(routes) = self {
             routes.release(hop);
+        }
+    }
+
+    fn hold(&mut self, users: &BTreeMap<u16, u32>) {
+        if let Some(routes) = self {
+            routes.hold(users);
         }
     }
 }
@@ -228,7 +244,7 @@ impl<R: Routes> Flows for FlowTable<R> {
         &mut self,
         sides: [FlowTuple; 2],
         limit: Limit,
-        debt: Debt,
+        origin: &Origin,
         deadlines: [MonoTime; 2],
         now: MonoTime,
     ) -> Result<SlotId, InstallError> {
@@ -246,10 +262,15 @@ impl<R: Routes> Flows for FlowTable<R> {
             Line::of_session([connector, target], tables, routes).inspect_err(|_| pool.give_back(number))?;
 
         reset(slot);
-        tables.carried.get(number as usize).into_iter().for_each(Carried::reset);
-        tables.policed.get(number as usize).into_iter().for_each(Policed::reset);
+        if let Some(record) = tables.records.get(number as usize) {
+            record.begin(&origin.identity, &origin.carried, slot.generation.load());
+            let [limited, marked] = record.counters_of_slot();
+            slot.limited_packets.store(limited);
+            slot.marked_packets.store(marked);
+            slot.limited_bytes.store(origin.carried.limited_bytes);
+        }
         write_limit(slot, limit, now);
-        slot.resume(debt.0, now.0);
+        slot.resume(origin.debt.0, now.0);
         for (line, side) in lines.iter().zip(Side::BOTH) {
             line.write(slot, side);
         }
@@ -260,6 +281,7 @@ impl<R: Routes> Flows for FlowTable<R> {
                 tables.withdraw(&connector, at(Side::Connector));
             }
             slot.sides.iter().for_each(SideLine::clear);
+            tables.records.get(number as usize).into_iter().for_each(Record::clear);
             lines.iter().for_each(|line| routes.release(line.route.hop));
             pool.rest(number, now);
             return Err(InstallError::TableFull);
@@ -270,6 +292,12 @@ impl<R: Routes> Flows for FlowTable<R> {
         sides.iter().for_each(|tuple| tables.previous.forget(tuple));
         self.installed += 1;
         Ok(SlotId(number))
+    }
+
+    fn accepted(&mut self, slot: SlotId, side: Side, counter: u64) {
+        if let Some(record) = self.tables.records.get(slot.0 as usize) {
+            record.accepted(side, counter);
+        }
     }
 
     fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime) {
@@ -342,6 +370,7 @@ impl<R: Routes> Flows for FlowTable<R> {
                 routes.release(slot.side(side).hop());
             }
         }
+        tables.records.get(id.0 as usize).into_iter().for_each(Record::clear);
         pool.rest(id.0, now);
         self.installed = self.installed.saturating_sub(1);
         Debt(slot.arrival.load())
@@ -352,19 +381,8 @@ impl<R: Routes> Flows for FlowTable<R> {
     }
 
     fn traffic(&self, id: SlotId) -> Traffic {
-        let number = id.0 as usize;
-        let (Some(slot), Some(carried), Some(policed)) =
-            (self.slot(id), self.tables.carried.get(number), self.tables.policed.get(number))
-        else {
-            return Traffic::default();
-        };
-        let side = |side: Side| carried.sides[side.index()].sum(slot.side(side).traffic.read());
-        Traffic {
-            sides: [side(Side::Connector), side(Side::Target)],
-            limited_packets: policed.limited.read(slot.limited_packets.load()),
-            limited_bytes: slot.limited_bytes.load(),
-            marked_packets: policed.marked.read(slot.marked_packets.load()),
-        }
+        let record = self.tables.records.get(id.0 as usize);
+        self.slot(id).zip(record).map_or(Traffic::NOTHING, |(slot, record)| record.traffic(slot))
     }
 
     fn egress_mtus(&self, id: SlotId) -> [Option<u32>; 2] {

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use relay_common::Side;
 
+use super::record::Identity;
 use crate::clock::MonoTime;
 
 /// What the rendezvous asks of the packet path. Every call takes effect before it returns.
 pub trait Flows {
     /// Puts both flows of a session in place: when this returns, packets from either tuple are forwarded to the other
-    /// until the earlier of `deadlines` (indexed by [`Side`]). `debt` is what the session's last slot was left with.
+    /// until the earlier of `deadlines` (indexed by [`Side`]).
     ///
     /// # Errors
     /// The table or both buckets of a tuple are full, or a tuple cannot be forwarded. Nothing is installed then.
@@ -18,10 +19,13 @@ pub trait Flows {
         &mut self,
         sides: [FlowTuple; 2],
         limit: Limit,
-        debt: Debt,
+        origin: &Origin,
         deadlines: [MonoTime; 2],
         now: MonoTime,
     ) -> Result<SlotId, InstallError>;
+
+    /// A bind datagram of `side` with this counter was accepted: no other with this one or a lower one is to be.
+    fn accepted(&mut self, slot: SlotId, side: Side, counter: u64);
 
     /// Moves the time until which packets from and to `side` are forwarded.
     fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime);
@@ -49,7 +53,7 @@ pub trait Flows {
     /// Somebody has proved `tuple`, whether its flows are in place or not: it is nobody's previous tuple any more.
     fn proved(&mut self, tuple: FlowTuple);
 
-    /// What the session has carried so far.
+    /// What the session has carried so far, in earlier slots too.
     fn traffic(&self, slot: SlotId) -> Traffic;
 
     /// The largest IP packets that leave the relay towards each side, indexed by [`Side`]; none where that is not known.
@@ -97,6 +101,23 @@ pub struct Debt(pub(super) u64);
 impl Debt {
     /// Of a session that is new.
     pub const NONE: Debt = Debt(0);
+}
+
+/// Where the session comes from that a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Whose it is.
+    pub identity: Identity,
+    /// What its last slot was left with.
+    pub debt: Debt,
+    /// What its earlier slots have carried: the new one goes on counting from there.
+    pub carried: Traffic,
+}
+
+impl Origin {
+    /// Of no session that anybody would go on with.
+    pub const NONE: Origin =
+        Origin { identity: Identity::NOBODYS, debt: Debt::NONE, carried: Traffic::NOTHING };
 }
 
 /// A session's place in the tables.
@@ -148,6 +169,10 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// Not a packet.
+    pub const NOTHING: Traffic =
+        Traffic { sides: [SideTraffic::NOTHING; 2], limited_packets: 0, limited_bytes: 0, marked_packets: 0 };
+
     /// Packets of both sides.
     pub fn packets(&self) -> u64 {
         self.sides.iter().map(SideTraffic::packets).sum()
@@ -171,6 +196,9 @@ pub struct SideTraffic {
 }
 
 impl SideTraffic {
+    /// Not a packet.
+    pub const NOTHING: SideTraffic = SideTraffic { packets_kernel: 0, packets_userspace: 0, bytes: 0 };
+
     /// Packets that were forwarded in either place.
     pub fn packets(&self) -> u64 {
         self.packets_kernel + self.packets_userspace

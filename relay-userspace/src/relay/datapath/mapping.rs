@@ -14,10 +14,13 @@ use relay_common::local::Local;
 use relay_common::next_hop::NextHop;
 use relay_common::slot::Slot;
 
+use super::meta::Meta;
+use super::record::Record;
+
 /// A record that lies in shared memory.
 ///
 /// # Safety
-/// Every byte of it is part of a `Word32` or `Word64` (so other writers are no data race), all-zero bytes are a valid
+/// Every byte of it is part of a `Word32`, `Word64` or atomic integer (so other writers are no data race), all-zero bytes are a valid
 /// value, and its size is a multiple of 8, so that an array map's stride is its size.
 pub unsafe trait Shared: Default + Sync + Send {}
 
@@ -31,6 +34,10 @@ unsafe impl Shared for NextHop {}
 unsafe impl Shared for Interface {}
 // SAFETY: as for IndexBucket.
 unsafe impl Shared for Local {}
+// SAFETY: as for IndexBucket, and of atomic integers.
+unsafe impl Shared for Record {}
+// SAFETY: as for IndexBucket.
+unsafe impl Shared for Meta {}
 
 /// An array in memory that others may be writing too.
 pub enum SharedArray<T: Shared> {
@@ -75,7 +82,7 @@ pub fn records<T: Default>(entries: u32) -> Box<[T]> {
     records.into_boxed_slice()
 }
 
-/// A BPF array map, mapped read-write. Lives on after the map's file descriptor is closed.
+/// A BPF array map or a memory file, mapped read-write. Lives on after the file descriptor is closed.
 pub struct Mapping<T> {
     start: NonNull<T>,
     entries: usize,
@@ -88,10 +95,11 @@ unsafe impl<T: Shared> Send for Mapping<T> {}
 unsafe impl<T: Shared> Sync for Mapping<T> {}
 
 impl<T: Shared> Mapping<T> {
-    /// Maps `map`, an array of `entries` records of `T` that was created with `BPF_F_MMAPABLE`.
+    /// Maps `map`, an array of `entries` records of `T` that was created with `BPF_F_MMAPABLE`, or a memory file that is as
+    /// long and cannot be made shorter.
     ///
     /// # Errors
-    /// What mmap(2) says; EINVAL if the map is smaller than that.
+    /// What mmap(2) says; EINVAL if a BPF map is smaller than that.
     pub fn new(map: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
         let entries = entries as usize;
         let length = entries

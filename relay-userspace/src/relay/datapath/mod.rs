@@ -3,11 +3,14 @@
 //! [`Flows`] is what the rendezvous asks for, [`FlowTable`] does it, [`Tables`] is the memory that it writes and that the
 //! XDP program (loaded by [`Program`]) and the userspace forwarder read. [`Selection`] says which of them runs.
 
+mod backing;
+pub mod descriptors;
 mod flow_index;
 mod flow_table;
 mod flows;
 mod hop_writer;
 mod mapping;
+mod meta;
 mod netlink;
 mod network_events;
 mod next_hops;
@@ -15,21 +18,27 @@ pub mod pinned;
 pub mod ports;
 mod previous_tuples;
 mod program;
+mod record;
 mod routing;
 mod selection;
 mod slot_pool;
 mod tables;
 mod xdp_features;
 
-pub use flow_table::{FlowTable, NoRoutes, Routes};
-pub use flows::{Debt, FlowTuple, Flows, InstallError, Limit, SideTraffic, SlotId, Traffic, TupleFault};
+pub use backing::{Backing, BackingFault, BackingKind};
+pub use flow_table::{FlowTable, Left, NoRoutes, Routes, sessions_of};
+pub use flows::{
+    Debt, FlowTuple, Flows, InstallError, Limit, Origin, SideTraffic, SlotId, Traffic, TupleFault,
+};
 pub use hop_writer::HopWriter;
+pub use meta::LAYOUT;
 pub use netlink::{KnownNeighbour, Netlink};
 pub use network_events::{NetworkChange, NetworkEvents};
 pub use next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link, Neighbour, Vlan, XdpProgram};
 pub use ports::PortError;
 pub use previous_tuples::PREVIOUS_TUPLE_KEPT;
 pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};
+pub use record::Identity;
 pub use routing::NextHops;
 pub use selection::Selection;
 pub use slot_pool::QUARANTINE;

@@ -94,6 +94,8 @@ pub struct HopTable<A> {
     /// By number. Entry 0 is never used.
     entries: Vec<Option<Entry>>,
     ids: HashMap<HopKey, HopId>,
+    /// Numbers that a predecessor has given out, with their users. What stands in the array under them stays as it is.
+    held: BTreeMap<HopId, u32>,
     /// Numbers given back, the oldest first: a packet may be on its way to an entry that was just given back.
     free: VecDeque<HopId>,
     capacity: usize,
@@ -127,6 +129,7 @@ impl<A: HopArray> HopTable<A> {
             array,
             entries: vec![None],
             ids: HashMap::new(),
+            held: BTreeMap::new(),
             free: VecDeque::new(),
             capacity: usize::from(capacity),
             links: HashMap::new(),
@@ -150,8 +153,32 @@ impl<A: HopArray> HopTable<A> {
         Acquired::New(id)
     }
 
+    /// Takes over an array that is in use: its entries `users` are, each by so many, and stay as they are until the last has
+    /// released them. All others are nobody's.
+    pub fn hold(&mut self, users: impl IntoIterator<Item = (HopId, u32)>) {
+        let used = |(id, _): &(HopId, u32)| *id != HopId::USERSPACE && usize::from(id.0) < self.capacity;
+        self.held = users.into_iter().filter(used).collect();
+        self.entries.resize_with(self.capacity, || None);
+        for number in 1..self.capacity {
+            let id = HopId(number as u16);
+            if !self.held.contains_key(&id) {
+                self.array.write(id, &USERSPACE);
+                self.free.push_back(id);
+            }
+        }
+    }
+
     /// One user less. The last one's leaving frees the number.
     pub fn release(&mut self, id: HopId) {
+        if let Some(users) = self.held.get_mut(&id) {
+            *users = users.saturating_sub(1);
+            if *users == 0 {
+                self.held.remove(&id);
+                self.array.write(id, &USERSPACE);
+                self.free.push_back(id);
+            }
+            return;
+        }
         let Some(place) = self.entries.get_mut(usize::from(id.0)) else { return };
         let Some(entry) = place else { return };
         entry.users = entry.users.saturating_sub(1);

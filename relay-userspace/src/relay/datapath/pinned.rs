@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
+use super::descriptors;
 use super::ports::{self, PortError};
 use super::program::{Hook, Program, XdpError};
 use super::tables::TableSizes;
@@ -30,7 +32,7 @@ pub fn attach(interface: &str, hook: Hook) -> Result<PathBuf, PinnedError> {
     let Some((_, _, link)) = program.attached.pop() else { return Err(XdpError::NoInterface.into()) };
     let failed = |fault: String| PinnedError::Pin { path: path.clone(), fault };
     fs::create_dir_all(DIRECTORY).map_err(|error| failed(error.to_string()))?;
-    link.pin(&path).map_err(|error| failed(error.to_string()))?;
+    descriptors::pin(link.as_fd(), &path).map_err(|error| failed(error.to_string()))?;
     Ok(path)
 }
 

@@ -1,22 +1,20 @@
 //! The XDP program: loaded, attached, its maps mapped.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use aya::maps::{Array, DevMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::links::{FdLink, LinkError};
-use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
 use aya_log::EbpfLogger;
-use relay_common::hash::{self, HashSeed};
+use relay_common::hash::{self, HashKey, HashSeed};
 use relay_common::{BIND_MAGIC_LEN, PerCpu, Reason, Tally, maps};
 
-use super::mapping::{Mapping, Shared, SharedArray, records};
+use super::backing::Backing;
+use super::descriptors::{create_link, replace_descriptor, update_link};
 use super::netlink::Netlink;
 use super::next_hops::Link;
-use super::previous_tuples::PreviousTuples;
 use super::tables::{TableSizes, Tables};
 use crate::clock::MonoTime;
 
@@ -96,6 +94,12 @@ pub enum XdpError {
         /// What is wrong.
         fault: String,
     },
+    /// What a predecessor has left cannot be used.
+    #[error("going on with what the relay before has left: {fault}")]
+    Left {
+        /// What is wrong.
+        fault: String,
+    },
     /// The interface did not take the program.
     #[error("attaching to {interface} as {hook}: {fault}", hook = hook.name())]
     Attach {
@@ -112,7 +116,8 @@ pub enum XdpError {
 pub struct Program {
     ebpf: Ebpf,
     per_cpu: PerCpuArray<MapData, PerCpuPairs>,
-    pub(super) attached: Vec<(Port, Hook, FdLink)>,
+    pub(super) attached: Vec<(Port, Hook, OwnedFd)>,
+    backing: Backing,
 }
 
 impl Program {
@@ -141,43 +146,75 @@ impl Program {
         Program::load_with(sizes, hash_seed, bind_magic, true)
     }
 
+    /// Loads the program over tables that a predecessor has left, with whatever stands in them.
+    ///
+    /// # Errors
+    /// See [`XdpError`].
+    pub fn load_over(backing: Backing) -> Result<(Program, Tables, EgressMap), XdpError> {
+        let tables = backing.tables().map_err(left)?;
+        let ebpf = object(ObjectSizes::LEAST, backing.sizes(), &tables.hash_key, tables.bind_magic, false)?;
+        for (name, descriptor) in backing.descriptors() {
+            // Some of them the program does not know of.
+            if let Some(map) = ebpf.map(name) {
+                replace_descriptor(data(map, name)?.fd().as_fd(), descriptor).map_err(left)?;
+            }
+        }
+        Program::of(ebpf, backing, tables)
+    }
+
     fn load_with(
         sizes: TableSizes,
         hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
         fixed_clock: bool,
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
-        let object = OBJECT.ok_or(XdpError::NotBuilt)?;
-        let magic = u64::from_ne_bytes(bind_magic);
-        let (mask, hash_key) = (sizes.buckets - 1, hash::key(hash_seed));
-        let fixed_clock = u32::from(fixed_clock);
-        let mut loader = EbpfLoader::new();
-        loader
-            .map_max_entries(maps::SLOTS, sizes.slots)
-            .map_max_entries(maps::INDEX, sizes.buckets)
-            .override_global(maps::BUCKET_MASK, &mask, true)
-            .override_global(maps::BIND_MAGIC, &magic, true)
-            .override_global(maps::FIXED_CLOCK, &fixed_clock, true);
-        for (name, word) in maps::HASH_KEY.into_iter().zip(&hash_key) {
-            loader.override_global(name, word, true);
-        }
-        let mut ebpf = loader.load(object).map_err(|error| XdpError::Load(Box::new(error)))?;
-        xdp(&mut ebpf)?.load().map_err(|error| XdpError::Program(Box::new(error)))?;
-        let tables = Tables {
-            index: mapped(&mut ebpf, maps::INDEX)?,
-            slots: mapped(&mut ebpf, maps::SLOTS)?,
-            next_hops: mapped(&mut ebpf, maps::NEXT_HOPS)?,
-            interfaces: mapped(&mut ebpf, maps::INTERFACES)?,
-            locals: mapped(&mut ebpf, maps::LOCALS)?,
-            carried: records(sizes.slots),
-            policed: records(sizes.slots),
-            previous: PreviousTuples::default(),
-            hash_key,
-            bind_magic: magic,
+        let (magic, hash_key) = (u64::from_ne_bytes(bind_magic), hash::key(hash_seed));
+        let ebpf = object(ObjectSizes::of(sizes), sizes, &hash_key, magic, fixed_clock)?;
+        let map = |name: &str| {
+            let map = ebpf.map(name).ok_or_else(|| io::Error::other(format!("no {name} in the object")))?;
+            data(map, maps::META).map_err(io::Error::other)?.fd().as_fd().try_clone_to_owned()
         };
+        let fail = |error: io::Error| XdpError::Map { map: maps::SESSIONS, fault: error.to_string() };
+        let backing = Backing::of_program(sizes, hash_seed, bind_magic, map).map_err(fail)?;
+        let tables = backing.tables().map_err(fail)?;
+        Program::of(ebpf, backing, tables)
+    }
+
+    /// Loads what `ebpf` has, over the maps that it names by now.
+    fn of(
+        mut ebpf: Ebpf,
+        backing: Backing,
+        tables: Tables,
+    ) -> Result<(Program, Tables, EgressMap), XdpError> {
+        xdp(&mut ebpf)?.load().map_err(|error| XdpError::Program(Box::new(error)))?;
         let egress = EgressMap(typed(&mut ebpf, maps::EGRESS)?);
         let per_cpu = typed(&mut ebpf, maps::PER_CPU)?;
-        Ok((Program { ebpf, per_cpu, attached: Vec::new() }, tables, egress))
+        Ok((Program { ebpf, per_cpu, attached: Vec::new(), backing }, tables, egress))
+    }
+
+    /// What its tables lie in.
+    pub fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// Takes the place of a predecessor's program at `port`: from the next packet on this one runs there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn succeed(
+        &mut self,
+        tables: &Tables,
+        port: Port,
+        hook: Hook,
+        link: OwnedFd,
+    ) -> Result<(), XdpError> {
+        let fail = |fault: String| XdpError::Attach { interface: port.name.clone(), hook, fault };
+        describe_port(tables, &port).map_err(fail)?;
+        let program = xdp(&mut self.ebpf)?.fd().map_err(|error| XdpError::Program(Box::new(error)))?;
+        update_link(link.as_fd(), program.as_fd())
+            .map_err(|error| fail(format!("taking the place of the program before this one: {error}")))?;
+        self.attached.push((port, hook, link));
+        Ok(())
     }
 
     /// Attaches the program to `port`, and describes the port to it.
@@ -186,29 +223,10 @@ impl Program {
     /// [`XdpError::Attach`]: the driver has no XDP, another program is there, or there is no permission.
     pub fn attach(&mut self, tables: &Tables, port: Port, hook: Hook) -> Result<(), XdpError> {
         let fail = |fault: String| XdpError::Attach { interface: port.name.clone(), hook, fault };
-        let entry = usize::try_from(port.index)
-            .ok()
-            .and_then(|index| tables.interfaces.get(index % tables.interfaces.len()))
-            .ok_or_else(|| fail("the interface table is empty".into()))?;
-        let holder = entry.index.load();
-        if holder != 0 && holder != port.index {
-            return Err(fail(format!(
-                "its index {} shares a table entry with interface index {holder}: attach to one of the two only",
-                port.index
-            )));
-        }
-        let mode = match hook {
-            Hook::Native => XdpMode::Driver,
-            Hook::Generic => XdpMode::Skb,
-        };
-        let program = xdp(&mut self.ebpf)?;
-        let id = program
-            .attach_to_if_index(port.index, mode)
+        describe_port(tables, &port).map_err(fail)?;
+        let program = xdp(&mut self.ebpf)?.fd().map_err(|error| XdpError::Program(Box::new(error)))?;
+        let link = create_link(program.as_fd(), port.index, hook)
             .map_err(|error| fail(attach_fault(&error, &port)))?;
-        let link = take_link(program, id).map_err(|error| {
-            fail(format!("the kernel gave no link to it ({error}): Linux 5.18 or later is needed"))
-        })?;
-        entry.write(port.index, port.station, port.mtu);
         self.attached.push((port, hook, link));
         Ok(())
     }
@@ -225,6 +243,11 @@ impl Program {
     /// What it is attached to.
     pub fn attached(&self) -> impl Iterator<Item = (&Port, Hook)> {
         self.attached.iter().map(|(port, hook, _)| (port, *hook))
+    }
+
+    /// What keeps it attached, by the interface's index.
+    pub fn links(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
+        self.attached.iter().map(|(port, _, link)| (port.index, link.as_fd()))
     }
 
     /// What the program has counted since it was loaded, all CPUs together, in the order of [`Reason::ALL`].
@@ -345,25 +368,16 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, XdpError> {
         .map_err(|error| XdpError::Program(Box::new(error)))
 }
 
-fn take_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink, LinkError> {
-    let link = program.take_link(id).map_err(|_| LinkError::InvalidLink)?;
-    // A netlink attachment has no file descriptor: it could not be handed on, and would outlive us unnoticed.
-    FdLink::try_from(link)
-}
-
 /// What went wrong, in words an operator can act on.
-fn attach_fault(error: &ProgramError, port: &Port) -> String {
-    let code = match error {
-        ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
-        _ => None,
-    };
-    match code {
+fn attach_fault(error: &io::Error, port: &Port) -> String {
+    match error.raw_os_error() {
         // EEXIST: one is attached at the other hook, native or generic.
         Some(libc::EBUSY | libc::EEXIST) => taken(holder(port), &port.name),
         Some(libc::EOPNOTSUPP) => "its driver has no XDP support of this kind: use xdp-generic".into(),
         Some(libc::EPERM) => "not permitted: it needs root or CAP_BPF and CAP_NET_ADMIN".into(),
         Some(libc::ENODEV) => "there is no such interface".into(),
-        _ => chain(error),
+        Some(libc::EINVAL) => "the kernel gives no link to it: Linux 5.18 or later is needed".into(),
+        _ => error.to_string(),
     }
 }
 
@@ -423,18 +437,74 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn mapped<T: Shared>(ebpf: &mut Ebpf, name: &'static str) -> Result<SharedArray<T>, XdpError> {
-    let fail = |fault: String| XdpError::Map { map: name, fault };
-    let map = ebpf.map(name).ok_or_else(|| fail("not in the object".into()))?;
-    let Map::Array(data) = map else { return Err(fail("not an array".into())) };
-    let info = data.info().map_err(|error| fail(error.to_string()))?;
-    if info.value_size() as usize != size_of::<T>() {
-        return Err(fail(format!("its values have {} bytes, not {}", info.value_size(), size_of::<T>())));
+/// How large the library makes the arrays whose size is ours to choose.
+#[derive(Clone, Copy)]
+struct ObjectSizes {
+    slots: u32,
+    buckets: u32,
+}
+
+impl ObjectSizes {
+    /// Of arrays that are not used.
+    const LEAST: ObjectSizes = ObjectSizes { slots: 1, buckets: 1 };
+
+    fn of(TableSizes { slots, buckets }: TableSizes) -> ObjectSizes {
+        ObjectSizes { slots, buckets }
     }
-    let descriptor: BorrowedFd<'_> = data.fd().as_fd();
-    let mapping = Mapping::new(descriptor, info.max_entries())
-        .map_err(|error: io::Error| fail(format!("mmap of {} entries: {error}", info.max_entries())))?;
-    Ok(SharedArray::Mapped(mapping))
+}
+
+/// The object with its maps made, and its program not yet loaded, which is for tables of `sizes`.
+fn object(
+    made: ObjectSizes,
+    sizes: TableSizes,
+    hash_key: &HashKey,
+    magic: u64,
+    fixed_clock: bool,
+) -> Result<Ebpf, XdpError> {
+    let object = OBJECT.ok_or(XdpError::NotBuilt)?;
+    let (mask, fixed_clock) = (sizes.buckets - 1, u32::from(fixed_clock));
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries(maps::SLOTS, made.slots)
+        .map_max_entries(maps::INDEX, made.buckets)
+        .override_global(maps::BUCKET_MASK, &mask, true)
+        .override_global(maps::BIND_MAGIC, &magic, true)
+        .override_global(maps::FIXED_CLOCK, &fixed_clock, true);
+    for (name, word) in maps::HASH_KEY.into_iter().zip(hash_key) {
+        loader.override_global(name, word, true);
+    }
+    loader.load(object).map_err(|error| XdpError::Load(Box::new(error)))
+}
+
+/// Describes an interface that the program is about to be attached to.
+fn describe_port(tables: &Tables, port: &Port) -> Result<(), String> {
+    let entry = usize::try_from(port.index)
+        .ok()
+        .and_then(|index| tables.interfaces.get(index % tables.interfaces.len()))
+        .ok_or("the interface table is empty")?;
+    let holder = entry.index.load();
+    if holder != 0 && holder != port.index {
+        return Err(format!(
+            "its index {} shares a table entry with interface index {holder}: attach to one of the two only",
+            port.index
+        ));
+    }
+    entry.write(port.index, port.station, port.mtu);
+    Ok(())
+}
+
+/// A map as the library holds it.
+fn data<'m>(map: &'m Map, name: &'static str) -> Result<&'m MapData, XdpError> {
+    match map {
+        Map::Array(data) | Map::PerCpuArray(data) | Map::DevMap(data) => Ok(data),
+        _ => {
+            Err(XdpError::Map { map: name, fault: "a map of another kind than any of the program's".into() })
+        }
+    }
+}
+
+fn left(error: io::Error) -> XdpError {
+    XdpError::Left { fault: error.to_string() }
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, XdpError> {

@@ -147,4 +147,8 @@ impl<A: HopArray> Routes for NextHops<A> {
     fn release(&mut self, hop: u16) {
         NextHops::release(self, HopId(hop));
     }
+
+    fn hold(&mut self, users: &BTreeMap<u16, u32>) {
+        self.table.hold(users.iter().map(|(hop, users)| (HopId(*hop), *users)));
+    }
 }

@@ -24,6 +24,12 @@ impl SlotPool {
         SlotPool { capacity, touched: 0, free: Vec::new(), resting: VecDeque::new() }
     }
 
+    /// The slots of tables that have been in use: those below `touched` are taken, but for the `resting` ones.
+    pub fn of(capacity: u32, touched: u32, resting: impl Iterator<Item = u32>, now: MonoTime) -> SlotPool {
+        let resting = resting.map(|number| (now + QUARANTINE, number)).collect();
+        SlotPool { capacity, touched, free: Vec::new(), resting }
+    }
+
     /// How many slots there are, with and without a session.
     pub fn capacity(&self) -> u32 {
         self.capacity

@@ -1,7 +1,6 @@
 //! The tables of the packet path, as the daemon sees them: one writer (the driver), many readers (program, forwarder).
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use relay_common::flow::{Flow, look_up};
 use relay_common::hash::{self, HashKey, HashSeed};
@@ -12,111 +11,26 @@ use relay_common::maps::NEXT_HOP_ENTRIES;
 use relay_common::next_hop::NextHop;
 use relay_common::parse::{classify_bind, markable};
 use relay_common::slot::Slot;
-use relay_common::traffic::{Difference, Reading};
 use relay_common::tuple::AnyTuple;
-use relay_common::{BIND_MAGIC_LEN, Reason, Side, tables};
+use relay_common::{BIND_MAGIC_LEN, Reason, tables};
 
-use super::flows::{FlowTuple, SideTraffic};
-use super::mapping::{SharedArray, records};
+use super::flows::FlowTuple;
+use super::mapping::SharedArray;
 use super::previous_tuples::PreviousTuples;
+use super::record::Record;
 use crate::clock::MonoTime;
 
-/// The memory that program, forwarder and daemon share, and what only the forwarder counts.
+/// The memory that program, forwarder and daemon share, and a successor may go on with.
 pub struct Tables {
     pub(super) index: SharedArray<IndexBucket>,
     pub(super) slots: SharedArray<Slot>,
     pub(super) next_hops: SharedArray<NextHop>,
     pub(super) interfaces: SharedArray<Interface>,
     pub(super) locals: SharedArray<Local>,
-    pub(super) carried: Box<[Carried]>,
-    pub(super) policed: Box<[Policed]>,
+    pub(super) records: SharedArray<Record>,
     pub(super) previous: PreviousTuples,
     pub(super) hash_key: HashKey,
     pub(super) bind_magic: u64,
-}
-
-/// What a slot has carried, by sending side, indexed by [`Side`]: one cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(super) struct Carried {
-    pub sides: [CarriedSide; 2],
-}
-
-/// What one side of a slot has carried.
-#[derive(Debug, Default)]
-pub(super) struct CarriedSide {
-    /// Packets forwarded in userspace.
-    pub packets: AtomicU64,
-    /// UDP payload bytes forwarded in userspace, and by the program until it was last asked.
-    pub bytes: AtomicU64,
-    /// Packets forwarded by the program until it was last asked.
-    packets_kernel: AtomicU64,
-    /// What the slot's count of the program's packets stood at then.
-    seen: AtomicU64,
-}
-
-/// What the limit has done to a slot's packets.
-#[derive(Debug, Default)]
-pub(super) struct Policed {
-    /// Packets dropped for it.
-    pub limited: Widened,
-    /// Packets marked CE.
-    pub marked: Widened,
-}
-
-/// A counter of the slot, which wraps at 2^32, in 64 bits: the count when it was last read. Its low half is what the slot's
-/// counter was then.
-#[derive(Debug, Default)]
-pub(super) struct Widened(AtomicU64);
-
-impl Widened {
-    /// The count, now that the slot's counter is `counter`. To be asked more often than that one wraps, by the tables' one
-    /// writer.
-    pub fn read(&self, counter: u32) -> u64 {
-        let before = self.0.load(Ordering::Relaxed);
-        let count = before + u64::from(counter.wrapping_sub(before as u32));
-        self.0.store(count, Ordering::Relaxed);
-        count
-    }
-
-    fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-}
-
-const _: () = assert!(size_of::<Carried>() == 64);
-
-impl Carried {
-    /// Makes it fit for the slot's next session, whose counters begin at zero.
-    pub fn reset(&self) {
-        for CarriedSide { packets, bytes, packets_kernel, seen } in &self.sides {
-            for word in [packets, bytes, packets_kernel, seen] {
-                word.store(0, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl CarriedSide {
-    /// All of it, now that the slot's count stands at `program`. To be asked as often as [`relay_common::traffic`] demands,
-    /// by the tables' one writer.
-    pub fn sum(&self, program: Reading) -> SideTraffic {
-        let seen = Reading(self.seen.swap(program.0, Ordering::Relaxed));
-        let Difference { packets, bytes } = program.since(seen);
-        SideTraffic {
-            packets_kernel: self.packets_kernel.fetch_add(packets, Ordering::Relaxed) + packets,
-            packets_userspace: self.packets.load(Ordering::Relaxed),
-            bytes: self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes,
-        }
-    }
-}
-
-impl Policed {
-    /// As [`Carried::reset`].
-    pub fn reset(&self) {
-        self.limited.reset();
-        self.marked.reset();
-    }
 }
 
 /// How large the tables are.
@@ -138,13 +52,9 @@ impl TableSizes {
         TableSizes { slots, buckets: u32::try_from(buckets).unwrap_or(MAX_BUCKETS).min(MAX_BUCKETS) }
     }
 
-    /// Bytes of the daemon's own memory for each session that the tables have room for.
-    pub const COUNTED_IN_DAEMON: usize = size_of::<Carried>() + size_of::<Policed>();
-
-    /// Bytes the tables take: in the kernel or, without the program, in the daemon, and besides what the daemon counts of
-    /// each session.
+    /// Bytes the tables take: in the kernel or, without the program, in the daemon.
     pub fn bytes(self) -> u64 {
-        u64::from(self.slots) * (Slot::SIZE + Self::COUNTED_IN_DAEMON) as u64
+        u64::from(self.slots) * (Slot::SIZE + Record::SIZE) as u64
             + u64::from(self.buckets) * size_of::<IndexBucket>() as u64
             + u64::from(NEXT_HOP_ENTRIES) * size_of::<NextHop>() as u64
             + u64::from(INTERFACES) * size_of::<Interface>() as u64
@@ -234,8 +144,7 @@ impl Tables {
             next_hops: SharedArray::private(NEXT_HOP_ENTRIES),
             interfaces: SharedArray::private(INTERFACES),
             locals: SharedArray::private(LOCALS),
-            carried: records(sizes.slots),
-            policed: records(sizes.slots),
+            records: SharedArray::private(sizes.slots),
             previous: PreviousTuples::default(),
             hash_key: hash::key(hash_seed),
             bind_magic: u64::from_ne_bytes(bind_magic),
@@ -301,13 +210,8 @@ impl Tables {
 
     /// Counts datagrams of a session that userspace has sent, with their payload bytes.
     pub fn count(&self, at: SlotSide, packets: u64, bytes: u64) {
-        if let Some(Carried { sides: [connector, target] }) = self.carried.get(at.slot as usize) {
-            let carried = match at.side {
-                Side::Connector => connector,
-                Side::Target => target,
-            };
-            carried.packets.fetch_add(packets, Ordering::Relaxed);
-            carried.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(record) = self.records.get(at.slot as usize) {
+            record.count(at.side, packets, bytes);
         }
     }
 

@@ -239,7 +239,10 @@ impl Rendezvous {
             self.event(event);
         }
         match slot {
-            Some(slot) => flows.extend(slot, side, now + LEASE),
+            Some(slot) => {
+                flows.accepted(slot, side, proof.counter);
+                flows.extend(slot, side, now + LEASE);
+            }
             None => {
                 if !self.pair_if_bound(id, flows, now) {
                     return Ok(());
@@ -267,15 +270,17 @@ impl Rendezvous {
 
     /// Puts both flows in place once both sides are bound. False if that failed and the session is over.
     fn pair_if_bound(&mut self, id: SessionId, flows: &mut impl Flows, now: MonoTime) -> bool {
-        let Some(session) = self.sessions.get_mut(id) else { return false };
+        let Some(session) = self.sessions.get(id) else { return false };
         let Some(tuples) = session.tuples() else { return true };
         let deadlines = session.parties.each_ref().map(|party| party.proved + LEASE);
-        let (limit, debt, was_offer) = (self.settings.limit, session.debt(), session.is_offer());
-        let nodes = session.nodes();
-        let Some([connector, target]) = self.nodes.ids(nodes) else { return false };
-        match flows.install(tuples, limit, debt, deadlines, now) {
+        let (limit, was_offer, nodes) = (self.settings.limit, session.is_offer(), session.nodes());
+        let Some(origin) = self.sessions.origin(id, &self.nodes) else { return false };
+        let [connector, target] = origin.identity.nodes;
+        match flows.install(tuples, limit, &origin, deadlines, now) {
             Ok(slot) => {
-                session.paired(slot, now);
+                if let Some(session) = self.sessions.get_mut(id) {
+                    session.paired(slot, now);
+                }
                 if was_offer {
                     self.sessions.close_offer(nodes, &mut self.nodes);
                 }

@@ -15,7 +15,7 @@ use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::flow_terms::MAX_DATAGRAM_RANGE;
-use crate::relay::datapath::{Debt, FlowTuple, Flows, Limit, SideTraffic, SlotId, Traffic};
+use crate::relay::datapath::{Debt, FlowTuple, Flows, Limit, SlotId, Traffic};
 use crate::relay::family::Family;
 
 /// The traffic of a busy session is looked at this often, for what the limit dropped; and agents are told of that at most
@@ -76,9 +76,9 @@ enum Stage {
 /// What becomes of few sessions.
 #[derive(Debug, Default)]
 struct Past {
-    /// What slots it had before have carried.
+    /// What it had carried when it lost its last slot.
     carried: Traffic,
-    /// What the last of them owed: losing its tuples does not renew a session's burst.
+    /// What that one owed: losing its tuples does not renew a session's burst.
     debt: Debt,
     /// What the limit had dropped when that was told last.
     told_dropped: Dropped,
@@ -318,14 +318,18 @@ impl Session {
     pub fn part(&mut self, flows: &mut impl Flows, now: MonoTime) {
         if let Some(slot) = self.slot.take() {
             let past = self.past.get_or_insert_default();
-            past.carried = sum(past.carried, flows.traffic(slot));
+            past.carried = flows.traffic(slot);
             past.debt = flows.remove(slot, now);
         }
     }
 
     pub fn traffic(&self, flows: &impl Flows) -> Traffic {
-        let before = self.past.as_ref().map_or(Traffic::default(), |past| past.carried);
-        self.slot.map_or(before, |slot| sum(before, flows.traffic(slot)))
+        self.slot.map_or_else(|| self.carried_before(), |slot| flows.traffic(slot))
+    }
+
+    /// What it had carried when it lost its last slot: what its next one begins with.
+    pub fn carried_before(&self) -> Traffic {
+        self.past.as_ref().map_or(Traffic::NOTHING, |past| past.carried)
     }
 
     /// The side whose last proof is no longer good.
@@ -335,9 +339,8 @@ impl Session {
 
     /// Looks at what it has carried under `limit`; it is one of `sessions`.
     pub fn look(&mut self, flows: &impl Flows, limit: Limit, sessions: usize, now: MonoTime) -> Found {
+        let traffic = self.traffic(flows);
         let Stage::Established { next_look, active } = &mut self.stage else { return Found::default() };
-        let before = self.past.as_ref().map_or(Traffic::default(), |past| past.carried);
-        let traffic = self.slot.map_or(before, |slot| sum(before, flows.traffic(slot)));
         let packets = traffic.packets();
         if packets != self.seen_packets {
             self.seen_packets = packets;
@@ -421,23 +424,6 @@ const fn headers(family: Family) -> u32 {
     match family {
         Family::V4 => 20 + 8,
         Family::V6 => 40 + 8,
-    }
-}
-
-/// What two slots of one session have carried.
-fn sum(a: Traffic, b: Traffic) -> Traffic {
-    let [a_connector, a_target] = a.sides;
-    let [b_connector, b_target] = b.sides;
-    let side = |a: SideTraffic, b: SideTraffic| SideTraffic {
-        packets_kernel: a.packets_kernel + b.packets_kernel,
-        packets_userspace: a.packets_userspace + b.packets_userspace,
-        bytes: a.bytes + b.bytes,
-    };
-    Traffic {
-        sides: [side(a_connector, b_connector), side(a_target, b_target)],
-        limited_packets: a.limited_packets + b.limited_packets,
-        limited_bytes: a.limited_bytes + b.limited_bytes,
-        marked_packets: a.marked_packets + b.marked_packets,
     }
 }
 

@@ -11,7 +11,7 @@ use super::proved_tuple::ProvedTuple;
 use super::session::{Party, Session};
 use super::slab::Slab;
 use crate::protocol::SessionId;
-use crate::relay::datapath::FlowTuple;
+use crate::relay::datapath::{FlowTuple, Identity, Origin};
 use crate::relay::prefix::Prefix;
 
 /// All offers and sessions, by id, node and tuple.
@@ -116,6 +116,19 @@ impl Sessions {
     pub fn with_target(&self, target: Option<NodeNumber>, nodes: &Nodes) -> impl Iterator<Item = &Session> {
         let as_target = self.of_node(target, nodes).filter(|(_, side)| *side == Side::Target);
         as_target.map(|(session, _)| session)
+    }
+
+    /// What the next slot of a session is told of it.
+    pub fn origin(&self, id: SessionId, nodes: &Nodes) -> Option<Origin> {
+        let session = self.get(id)?;
+        let identity = Identity {
+            session: id,
+            nodes: nodes.ids(session.nodes())?,
+            counters: session.parties.each_ref().map(|party| party.counter),
+            prefix: self.prefixes.get(session.prefix),
+            since: session.since,
+        };
+        Some(Origin { identity, debt: session.debt(), carried: session.carried_before() })
     }
 
     /// Who has proved `tuple`.

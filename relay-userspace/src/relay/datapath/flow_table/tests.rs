@@ -28,7 +28,7 @@ fn agent(number: u32) -> FlowTuple {
 }
 
 fn install(table: &mut FlowTable<NoRoutes>, a: u32, b: u32, now: MonoTime) -> Result<SlotId, InstallError> {
-    table.install([agent(a), agent(b)], Limit::UNLIMITED, Debt::NONE, [LATER, LATER], now)
+    table.install([agent(a), agent(b)], Limit::UNLIMITED, &Origin::NONE, [LATER, LATER], now)
 }
 
 fn decide(tables: &Tables, from: FlowTuple, payload: &[u8], now: MonoTime) -> Result<Relayed, Reason> {
@@ -79,7 +79,7 @@ fn too_many_addresses_of_the_relay_are_the_tuples_fault_and_leave_room_for_other
     };
     let mut join = |number: u16, relay: u16| {
         let sides = [tuple(2 * number, relay), tuple(2 * number + 1, relay)];
-        table.install(sides, Limit::UNLIMITED, Debt::NONE, [at(100); 2], at(1))
+        table.install(sides, Limit::UNLIMITED, &Origin::NONE, [at(100); 2], at(1))
     };
     let refused = (1..=257).find_map(|number| join(number, number).err());
     assert_eq!(refused, Some(InstallError::Tuple(TupleFault::RelayAddresses)));
@@ -92,7 +92,8 @@ fn a_sessions_next_slot_owes_what_its_last_one_did() {
     let limit = Limit { bytes_per_s: 1000, burst_bytes: 10_000 };
     let spend = |now| (0..1000).filter(|_| decide(&tables, agent(1), &[0; 200], now).is_ok()).count();
     let install = |table: &mut FlowTable<NoRoutes>, debt, now| {
-        table.install([agent(1), agent(2)], limit, debt, [LATER, LATER], now).unwrap()
+        let origin = Origin { debt, ..Origin::NONE };
+        table.install([agent(1), agent(2)], limit, &origin, [LATER, LATER], now).unwrap()
     };
     let slot = install(&mut table, Debt::NONE, at(1));
     assert_eq!(spend(at(1)), 50);
@@ -203,7 +204,7 @@ fn tuples_that_cannot_be_sent_to_are_refused() {
         ("[ff02::1]:5", TupleFault::Address),
     ] {
         let bad = FlowTuple { agent: address.parse().unwrap(), relay: RELAY.parse().unwrap() };
-        let refused = table.install([agent(1), bad], Limit::UNLIMITED, Debt::NONE, [LATER, LATER], at(1));
+        let refused = table.install([agent(1), bad], Limit::UNLIMITED, &Origin::NONE, [LATER, LATER], at(1));
         assert_eq!(refused, Err(InstallError::Tuple(fault)), "{address}");
     }
 }
@@ -212,7 +213,7 @@ fn tuples_that_cannot_be_sent_to_are_refused() {
 fn nothing_is_relayed_after_a_deadline() {
     let (tables, mut table) = table(4);
     let slot =
-        table.install([agent(1), agent(2)], Limit::UNLIMITED, Debt::NONE, [at(5), at(9)], at(1)).unwrap();
+        table.install([agent(1), agent(2)], Limit::UNLIMITED, &Origin::NONE, [at(5), at(9)], at(1)).unwrap();
     let decide = |now| decide(&tables, agent(1), b"data", now).map(|_| ());
     assert_eq!(decide(at(4)), Ok(()));
     assert_eq!(decide(at(5)), Err(Reason::ConsentExpired));
@@ -257,9 +258,9 @@ fn every_hop_is_given_back_whatever_becomes_of_its_session() {
     let (tables, _) = table(2);
     let mut table = FlowTable::new(tables, Counted::default());
     let far = [LATER, LATER];
-    let first = table.install([agent(0), agent(4)], Limit::UNLIMITED, Debt::NONE, far, at(1)).unwrap();
-    let second = table.install([agent(8), agent(12)], Limit::UNLIMITED, Debt::NONE, far, at(1)).unwrap();
-    assert!(table.install([agent(16), agent(20)], Limit::UNLIMITED, Debt::NONE, far, at(1)).is_err());
+    let first = table.install([agent(0), agent(4)], Limit::UNLIMITED, &Origin::NONE, far, at(1)).unwrap();
+    let second = table.install([agent(8), agent(12)], Limit::UNLIMITED, &Origin::NONE, far, at(1)).unwrap();
+    assert!(table.install([agent(16), agent(20)], Limit::UNLIMITED, &Origin::NONE, far, at(1)).is_err());
     table.rebind(first, Side::Connector, agent(24), at(1)).unwrap();
     assert!(table.rebind(first, Side::Connector, agent(8), at(1)).is_err());
     table.routes().shift = 100;
@@ -283,7 +284,7 @@ fn a_change_of_routes_while_sessions_are_rerouted_reroutes_all_of_them_again() {
     for number in 0..2 * REROUTED_AT_ONCE {
         let sides = [agent(4 * (2 * number % 40)), agent(4 * (2 * number % 40) + 4)]
             .map(|tuple| FlowTuple { agent: (tuple.agent.ip(), 1000 + number as u16).into(), ..tuple });
-        table.install(sides, Limit::UNLIMITED, Debt::NONE, [LATER, LATER], at(1)).unwrap();
+        table.install(sides, Limit::UNLIMITED, &Origin::NONE, [LATER, LATER], at(1)).unwrap();
     }
     table.routes().shift = 100;
     table.reroute();
@@ -309,7 +310,7 @@ fn what_fits_towards_a_side_is_what_the_other_sides_next_hop_takes() {
     let (tables, _) = table(2);
     let mut table = FlowTable::new(Arc::clone(&tables), Counted::default());
     let slot =
-        table.install([agent(4), agent(8)], Limit::UNLIMITED, Debt::NONE, [LATER, LATER], at(1)).unwrap();
+        table.install([agent(4), agent(8)], Limit::UNLIMITED, &Origin::NONE, [LATER, LATER], at(1)).unwrap();
     assert_eq!(table.egress_mtus(slot), [None, None]);
     let towards = |sender: Side| usize::from(tables.slots[slot.0 as usize].side(sender).hop());
     let hop = |mtu| Hop { egress: Egress::Redirect, interface: 1, mtu, stations: [0; 3], vlan: 0 };

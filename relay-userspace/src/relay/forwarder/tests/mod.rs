@@ -22,7 +22,7 @@ use super::steering::Marks;
 use super::{Forwarder, Merging, RelayPort, Started};
 use crate::clock::MonoTime;
 use crate::relay::datapath::{
-    Debt, FlowTable, FlowTuple, Flows, Limit, NoRoutes, SlotId, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows, Limit, NoRoutes, Origin, SlotId, TableSizes, Tables,
 };
 use crate::relay::family::PerFamily;
 
@@ -162,7 +162,7 @@ impl Relay {
         };
         let now = MonoTime::now();
         self.flows
-            .install([tuple(connector), tuple(target)], limit, Debt::NONE, [now + consent; 2], now)
+            .install([tuple(connector), tuple(target)], limit, &Origin::NONE, [now + consent; 2], now)
             .unwrap()
     }
 }

@@ -32,7 +32,7 @@ use crate::protocol::flow_terms::{
 };
 use crate::protocol::message::Pong;
 use crate::protocol::{Message, SessionId};
-use crate::relay::datapath::{Debt, FlowTuple, Flows, InstallError, Limit, SlotId, Traffic};
+use crate::relay::datapath::{Debt, FlowTuple, Flows, InstallError, Limit, Origin, SlotId, Traffic};
 
 const LIMIT: Limit = Limit { bytes_per_s: 1_048_576, burst_bytes: 262_144 };
 const IDLE: Duration = Duration::from_secs(300);
@@ -102,6 +102,7 @@ struct Installed {
     limit: Limit,
     deadlines: [MonoTime; 2],
     traffic: Traffic,
+    counters: [u64; 2],
 }
 
 impl Ledger {
@@ -121,7 +122,7 @@ impl Flows for Ledger {
         &mut self,
         tuples: [FlowTuple; 2],
         limit: Limit,
-        _debt: Debt,
+        origin: &Origin,
         deadlines: [MonoTime; 2],
         _now: MonoTime,
     ) -> Result<SlotId, InstallError> {
@@ -131,8 +132,24 @@ impl Flows for Ledger {
         let slot = SlotId(self.next_slot);
         self.next_slot += 1;
         tuples.into_iter().for_each(|tuple| self.take(tuple, slot));
-        self.slots.insert(slot, Installed { tuples, limit, deadlines, traffic: Traffic::default() });
+        self.slots.insert(
+            slot,
+            Installed {
+                tuples,
+                limit,
+                deadlines,
+                traffic: origin.carried,
+                counters: origin.identity.counters,
+            },
+        );
         Ok(slot)
+    }
+
+    fn accepted(&mut self, slot: SlotId, side: Side, counter: u64) {
+        let highest =
+            &mut self.slots.get_mut(&slot).expect("only installed flows count").counters[side.index()];
+        assert!(counter > *highest, "counters go up");
+        *highest = counter;
     }
 
     fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime) {

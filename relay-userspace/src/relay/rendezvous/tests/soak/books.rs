@@ -8,7 +8,8 @@ use relay_common::Side;
 use super::super::Ledger;
 use super::*;
 use crate::relay::datapath::{
-    Arrival, Debt, FlowTable, FlowTuple, NoRoutes, PREVIOUS_TUPLE_KEPT, SlotId, TableSizes, Tables, Traffic,
+    Arrival, Debt, FlowTable, FlowTuple, NoRoutes, Origin, PREVIOUS_TUPLE_KEPT, SlotId, TableSizes, Tables,
+    Traffic,
 };
 
 pub struct Books {
@@ -89,15 +90,22 @@ impl Flows for Books {
         &mut self,
         tuples: [FlowTuple; 2],
         limit: Limit,
-        debt: Debt,
+        origin: &Origin,
         deadlines: [MonoTime; 2],
         now: MonoTime,
     ) -> Result<SlotId, InstallError> {
-        let slot = self.ledger.install(tuples, limit, debt, deadlines, now)?;
-        let of_table = self.table.install(tuples, limit, debt, deadlines, now).expect("the tables have room");
+        let slot = self.ledger.install(tuples, limit, origin, deadlines, now)?;
+        let of_table =
+            self.table.install(tuples, limit, origin, deadlines, now).expect("the tables have room");
         self.slots.insert(slot, of_table);
         tuples.into_iter().for_each(|tuple| self.not_left(tuple));
         Ok(slot)
+    }
+
+    fn accepted(&mut self, slot: SlotId, side: Side, counter: u64) {
+        self.touch(slot);
+        self.ledger.accepted(slot, side, counter);
+        self.table.accepted(self.slots[&slot], side, counter);
     }
 
     fn extend(&mut self, slot: SlotId, side: Side, deadline: MonoTime) {
