@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::bans::{BanCause, BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
+use super::datapath::Left;
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
-use super::packet_path::PacketPath;
+use super::packet_path::{PacketPath, Predecessor};
 use super::reconfiguration::Reconfiguration;
 use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings, StreamEnd};
 use super::report;
@@ -46,6 +47,8 @@ pub struct Driver {
     rules: Arc<Rules>,
     reconfiguration: Reconfiguration,
     randomness: SystemRandomness,
+    /// What became of the sessions that a predecessor has left: [`ADOPTED`], or the word of the reason for their end.
+    adopted: BTreeMap<&'static str, u64>,
     /// Where messages for each connection go. Dropping one gives the connection up.
     outboxes: BTreeMap<ConnId, mpsc::Sender<ToAgent>>,
 }
@@ -61,7 +64,27 @@ impl Driver {
         let mut randomness = SystemRandomness;
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
         let (splicer, outboxes) = (Splicer::new(), BTreeMap::new());
-        Driver { rendezvous, packets, splicer, rules, reconfiguration, randomness, outboxes }
+        let adopted = BTreeMap::new();
+        Driver { rendezvous, packets, splicer, rules, reconfiguration, randomness, outboxes, adopted }
+    }
+
+    /// Goes on with the sessions that a predecessor has left, as far as they may be, and then needs nothing of it any more.
+    pub fn succeed(&mut self, left: &[Left], predecessor: Predecessor) {
+        for session in left {
+            let now = MonoTime::now();
+            let mut nodes = session.identity.nodes.into_iter().map(BanSubject::Node);
+            let is_banned = nodes.any(|node| self.rules.bans().left(node, now).is_some());
+            let outcome = match self.rendezvous.adopt(session, is_banned, &mut self.packets.flows, now) {
+                Ok(()) => ADOPTED,
+                Err(reason) => reason.word(),
+            };
+            *self.adopted.entry(outcome).or_insert(0) += 1;
+            self.carry_out(None);
+        }
+        self.packets.keep(predecessor);
+        if !left.is_empty() {
+            tracing::info!(of = left.len(), outcomes = ?self.adopted, "sessions of the relay before");
+        }
     }
 
     /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
@@ -293,6 +316,8 @@ impl Driver {
                     let refusals = self.rendezvous.refusals().iter();
                     status.control = refusals.map(|(name, count)| (name.to_owned(), count)).collect();
                     status.relayed_bytes_per_s = self.rendezvous.relayed_bytes_per_s(now);
+                    let adopted = self.adopted.iter();
+                    status.adopted = adopted.map(|(word, count)| ((*word).to_owned(), *count)).collect();
                     status.draining = self.rendezvous.is_draining();
                     serde_json::to_value(status)
                 }
@@ -305,6 +330,9 @@ impl Driver {
         let _asker_gone = answer.send(value.map_err(|error| error.to_string()));
     }
 }
+
+/// The word for sessions that go on after a restart.
+const ADOPTED: &str = "adopted";
 
 /// Who has sent the message that is being answered.
 struct Asker {
@@ -357,6 +385,8 @@ mod tests {
     use crate::protocol::bind::BindMagic;
     use crate::protocol::flow_terms::{FLOW, RelayAnnounce, RelayConnect};
     use crate::relay::forwarder::RelayPort;
+    use crate::relay::keeper::Keeper;
+    use crate::relay::legacy::Legacy;
     use crate::relay::packet_path::Opened;
     use crate::relay::rendezvous::{Authenticated, Refusal, StreamNumber};
 
@@ -366,7 +396,8 @@ mod tests {
         (datapath.mode, datapath.max_sessions) = (DatapathMode::Userspace, 1);
         let magic = BindMagic([0x2a, 1, 2, 3, 4, 5, 6, 7]);
         let port = RelayPort::open(0, 1, magic.0).unwrap();
-        let Opened { packets, .. } = PacketPath::open(&datapath, port, magic).unwrap();
+        let (legacy, keeper) = (Legacy::default(), Keeper::nobody());
+        let Opened { packets, .. } = PacketPath::open(&datapath, port, magic, legacy, keeper).unwrap();
         let settings = Settings {
             key: NodeKey::from_seed(&[1; 32]),
             limit: config.transport.relay_bandwidth_limit,

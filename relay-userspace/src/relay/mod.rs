@@ -7,6 +7,7 @@ pub mod bans;
 pub mod datapath;
 pub mod forwarder;
 pub mod keeper;
+pub mod legacy;
 pub mod prefix;
 pub mod rendezvous;
 pub mod report;
@@ -34,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
+use self::keeper::Keeper;
+use self::legacy::Legacy;
 use self::packet_path::{Opened, PacketPath};
 use self::reconfiguration::Reconfiguration;
 use self::rendezvous::{Access, Policy, Settings};
@@ -73,11 +76,14 @@ impl Relay {
     ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
         let magic = BindMagic::of_relay(&key.public());
-        let relay_port = RelayPort::open(config.network.port, config.datapath.readers, magic.0)?;
+        let (keeper, kept) = (Keeper::nobody(), Vec::new());
+        let mut legacy = Legacy::of(kept, magic.0);
+        let relay_port = open_port(config, magic, &mut legacy, &keeper)?;
         let addresses = relay_port.addresses();
         let address = addresses.v4;
         let connection_ids = relay_port.connection_ids();
-        let Opened { packets, quic, binds } = PacketPath::open(&config.datapath, relay_port, magic)?;
+        let Opened { packets, quic, binds, left, predecessor } =
+            PacketPath::open(&config.datapath, relay_port, magic, legacy, keeper)?;
         let control_settings = ControlSettings {
             key: key.clone(),
             name: name.to_owned(),
@@ -101,7 +107,9 @@ impl Relay {
         let (asked, admin_requests) = mpsc::channel(1);
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
-        let driver = Driver::new(settings, packets, Arc::clone(&rules), Reconfiguration::new(config, source));
+        let mut driver =
+            Driver::new(settings, packets, Arc::clone(&rules), Reconfiguration::new(config, source));
+        driver.succeed(&left, predecessor);
         let reloads = Reloader { asked: asked.clone() };
         let inputs = Inputs { control, binds, admin: admin_requests, shutdown: shutdown.clone() };
         let parts = Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked };
@@ -163,6 +171,33 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 #[error("the relay has stopped because a part of it has failed: the log says more")]
 pub struct Stopped;
+
+/// The relay's port: as a predecessor has left it, or opened anew.
+fn open_port(
+    config: &Config,
+    magic: BindMagic,
+    legacy: &mut Legacy,
+    keeper: &Keeper,
+) -> Result<RelayPort, OpenError> {
+    let (port, readers) = (config.network.port, config.datapath.readers);
+    let sockets = std::mem::take(&mut legacy.sockets);
+    let names: Vec<String> = sockets.keys().cloned().collect();
+    if !names.is_empty() {
+        if let Some(relay_port) = RelayPort::adopt(sockets, port, readers, magic.0)? {
+            return Ok(relay_port);
+        }
+        tracing::info!(
+            "the sockets that were left are not those that are wanted now: the port is opened anew"
+        );
+        // As long as anybody has them, the port is in use.
+        for name in &names {
+            if let Err(error) = keeper.let_go(name) {
+                tracing::warn!(name, %error, "a socket that was left cannot be given up");
+            }
+        }
+    }
+    RelayPort::open(port, readers, magic.0)
+}
 
 /// What a configuration says of who may use the relay, and how much of it.
 fn policy(config: &Config) -> Policy {

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 use std::future::{pending, ready};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use relay_common::hash::HashSeed;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    FlowTable, Hook, HopWriter, NetworkChange, NetworkEvents, NextHops, Port, PortError, Program, Selection,
-    TableSizes, Tables, XdpError, ports,
+    Backing, FlowTable, Hook, HopWriter, Left, NetworkChange, NetworkEvents, NewTables, NextHops, Port,
+    PortError, Program, Selection, TableSizes, Tables, XdpError, ports, sessions_of,
 };
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
+use super::keeper::Keeper;
+use super::legacy::{Legacy, name_of_link};
 use super::report;
+use crate::clock::MonoTime;
 use crate::config::{Datapath, DatapathMode};
 use crate::protocol::bind::BindMagic;
 
@@ -25,6 +29,9 @@ pub struct PacketPath {
     tables: Arc<Tables>,
     network: Option<NetworkEvents>,
     program: Option<Program>,
+    /// What the tables lie in without a program, if that can be kept.
+    memory: Option<Backing>,
+    keeper: Keeper,
     name: &'static str,
     why: String,
     forwarder: Forwarder,
@@ -39,6 +46,16 @@ pub struct Opened {
     pub quic: Arc<super::forwarder::QuicSocket>,
     /// Bind datagrams from agents.
     pub binds: tokio::sync::mpsc::Receiver<super::forwarder::BindDatagram>,
+    /// The sessions that a predecessor has left.
+    pub left: Vec<Left>,
+    /// What it has left besides.
+    pub predecessor: Predecessor,
+}
+
+/// What a predecessor has left, until the present relay lives on its own.
+pub struct Predecessor {
+    legacy: Legacy,
+    sockets: Vec<(String, OwnedFd)>,
 }
 
 impl PacketPath {
@@ -47,7 +64,13 @@ impl PacketPath {
     ///
     /// # Errors
     /// An interface does not exist, the datapath asked for by name cannot be had, or the system refuses threads.
-    pub fn open(wanted: &Datapath, relay_port: RelayPort, magic: BindMagic) -> Result<Opened, PathError> {
+    pub fn open(
+        wanted: &Datapath,
+        relay_port: RelayPort,
+        magic: BindMagic,
+        mut legacy: Legacy,
+        keeper: Keeper,
+    ) -> Result<Opened, PathError> {
         let (network, ports, obstacle) = match look_around(wanted) {
             Ok((network, ports)) => (network, ports, None),
             // Where the kernel does not answer (some containers), userspace still forwards.
@@ -56,10 +79,21 @@ impl PacketPath {
             }
             Err(error) => return Err(error),
         };
-        let sizes = TableSizes::for_sessions(wanted.max_sessions);
-        let selection = Selection::make(wanted.mode, &ports, sizes, random_hash_seed()?, magic.0)?;
+        let new = NewTables {
+            sizes: TableSizes::for_sessions(wanted.max_sessions),
+            hash_seed: random_hash_seed()?,
+            bind_magic: magic.0,
+            in_memory_files: keeper.keeps_all(),
+        };
+        if let Some(fault) = &legacy.fault {
+            tracing::error!(%fault, "the tables that the relay before has left cannot be gone on with: its sessions are lost");
+        }
+        // Without sessions there is no need for their size.
+        let is_empty = |left: &Backing| left.tables().is_ok_and(|tables| sessions_of(&tables).is_empty());
+        legacy.tables.take_if(|left| left.sizes() != new.sizes && is_empty(left));
+        let selection = Selection::make(wanted.mode, &ports, new, &mut legacy)?;
         let name = selection.name();
-        let Selection { tables, mut program, egress, hook, why } = selection;
+        let Selection { tables, mut program, egress, hook, adopted, memory, why } = selection;
         if let Some(program) = &mut program {
             program.follow_log()?;
         }
@@ -78,19 +112,82 @@ impl PacketPath {
             }
             None => None,
         };
+        let sockets = relay_port.descriptors().map_err(PathError::Forwarder)?;
+        let (flows, left) = match &legacy.tables {
+            Some(_) if adopted => FlowTable::adopt(Arc::clone(&tables), hops, MonoTime::now()),
+            Some(old) => {
+                let old = old.tables().map_err(PathError::Legacy)?;
+                (FlowTable::new(Arc::clone(&tables), hops), sessions_of(&old))
+            }
+            None => (FlowTable::new(Arc::clone(&tables), hops), Vec::new()),
+        };
         let Started { forwarder, quic, binds, bind_sender } =
             Forwarder::start(relay_port, Arc::clone(&tables), Merging::beside(hook))
                 .map_err(PathError::Forwarder)?;
         let network = network.filter(|_| program.is_some());
-        let flows = FlowTable::new(Arc::clone(&tables), hops);
+        let sizes = tables.sizes();
+        if sizes != new.sizes {
+            tracing::warn!(
+                max_sessions = sizes.slots,
+                asked = new.sizes.slots,
+                "the tables keep the size they had: datapath.max_sessions has its effect at a start without sessions"
+            );
+        }
         tracing::info!(
             max_sessions = sizes.slots,
             bytes = sizes.bytes(),
             bytes_per_session = sizes.bytes() / u64::from(sizes.slots),
+            adopted,
+            sessions = left.len(),
             "flow tables made"
         );
-        let packets = PacketPath { flows, tables, network, program, name, why, forwarder, bind_sender };
-        Ok(Opened { packets, quic, binds })
+        let packets =
+            PacketPath { flows, tables, network, program, memory, keeper, name, why, forwarder, bind_sender };
+        let predecessor = Predecessor { legacy, sockets };
+        Ok(Opened { packets, quic, binds, left, predecessor })
+    }
+
+    /// Has the keeper keep what the path lives on, and let go of what it does not any more. To be called once the sessions
+    /// that were left are in the tables: attachments that are not used any more are detached here.
+    ///
+    /// Where the keeper refuses, nothing is kept.
+    pub fn keep(&mut self, predecessor: Predecessor) {
+        if let Err(error) = self.keep_all(predecessor) {
+            tracing::warn!(%error, "what the relay lives on cannot be kept: a restart will end all sessions");
+            self.keeper = Keeper::nobody();
+        }
+    }
+
+    fn keep_all(&self, predecessor: Predecessor) -> io::Result<()> {
+        let Predecessor { legacy, sockets } = predecessor;
+        let mut present = Vec::new();
+        let mut keep = |name: String, descriptor: BorrowedFd<'_>, is_kept: bool| {
+            if is_kept {
+                self.keeper.keep(&name, descriptor)?;
+                present.push(name);
+            }
+            Ok::<(), io::Error>(())
+        };
+        let (bpf, all) = (self.keeper.keeps_bpf(), self.keeper.keeps_all());
+        // The record of the tables last: without it nothing of them is gone on with.
+        let (meta, parts): (Vec<_>, Vec<_>) =
+            self.backing().partition(|(name, _)| *name == relay_common::maps::META);
+        let of_tables = parts.into_iter().chain(meta);
+        for (name, descriptor) in of_tables {
+            keep(name.to_owned(), descriptor, if self.program.is_some() { bpf } else { all })?;
+        }
+        for (interface, link) in self.program.iter().flat_map(Program::links) {
+            keep(name_of_link(interface), link, bpf)?;
+        }
+        for (name, socket) in &sockets {
+            keep(name.clone(), socket.as_fd(), all)?;
+        }
+        legacy.let_go_but(&present, &self.keeper)
+    }
+
+    fn backing(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let backing = self.program.as_ref().map(Program::backing).or(self.memory.as_ref());
+        backing.into_iter().flat_map(Backing::descriptors)
     }
 
     /// Takes the path down. Once this returns, the relay's port is closed as far as the path has it open.
@@ -212,6 +309,9 @@ pub enum PathError {
     /// The kernel does not answer questions about its network.
     #[error("asking the kernel for routes: {0}")]
     Netlink(#[source] io::Error),
+    /// What a predecessor has left cannot be read.
+    #[error("reading the tables that the relay before has left: {0}")]
+    Legacy(#[source] io::Error),
     /// The readers cannot start.
     #[error("starting the userspace forwarder: {0}")]
     Forwarder(#[source] io::Error),

@@ -13,6 +13,9 @@ impl Prefix {
     /// Bits of an IPv6 prefix.
     pub const IPV6_BITS: u32 = 56;
 
+    /// Of what came from nowhere.
+    pub const NOBODYS: Prefix = Prefix(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+
     /// The one that `address` is in. An IPv4 address written as an IPv6 one is that IPv4 address.
     pub fn of(address: IpAddr) -> Prefix {
         match address.to_canonical() {

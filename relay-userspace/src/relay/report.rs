@@ -117,6 +117,9 @@ pub struct Status {
     pub relayed_bytes_per_s: u64,
     /// Whether new sessions are refused because the relay is about to stop.
     pub draining: bool,
+    /// What became of the sessions that the relay before had left: `adopted`, or why they ended (docs/accounting.md).
+    #[serde(default)]
+    pub adopted: BTreeMap<String, u64>,
 }
 
 /// The flow tables.

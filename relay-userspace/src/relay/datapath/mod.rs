@@ -40,6 +40,6 @@ pub use previous_tuples::PREVIOUS_TUPLE_KEPT;
 pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};
 pub use record::Identity;
 pub use routing::NextHops;
-pub use selection::Selection;
+pub use selection::{NewTables, Selection};
 pub use slot_pool::QUARANTINE;
 pub use tables::{Arrival, Relayed, Run, TableSizes, Tables};

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use relay_common::BIND_MAGIC_LEN;
 use relay_common::hash::HashSeed;
 
+use super::backing::{Backing, BackingKind};
 use super::program::{EgressMap, Hook, Port, Program, XdpError};
 use super::tables::{TableSizes, Tables};
 use crate::config::DatapathMode;
+use crate::relay::legacy::Legacy;
 
 /// The datapath that was got, and why not a better one.
 pub struct Selection {
@@ -19,8 +21,25 @@ pub struct Selection {
     pub egress: Option<EgressMap>,
     /// Where the program runs.
     pub hook: Option<Hook>,
+    /// The tables are the predecessor's, with whatever stands in them.
+    pub adopted: bool,
+    /// What the tables lie in, if that can be kept and is not the program's.
+    pub memory: Option<Backing>,
     /// A sentence for people: what was chosen, and what was refused on the way there.
     pub why: String,
+}
+
+/// What tables are to be like if they are new.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTables {
+    /// How large.
+    pub sizes: TableSizes,
+    /// The key of their index.
+    pub hash_seed: HashSeed,
+    /// What bind datagrams begin with.
+    pub bind_magic: [u8; BIND_MAGIC_LEN],
+    /// Whether those without a program are to lie in memory that can be kept.
+    pub in_memory_files: bool,
 }
 
 impl Selection {
@@ -30,16 +49,16 @@ impl Selection {
     }
 
     /// Gets the datapath that `mode` asks for; [`DatapathMode::Auto`] takes the first of native, generic and userspace
-    /// that can be had. The program is attached to all `ports` or to none.
+    /// that can be had. The program is attached to all `ports` or to none. Of what a predecessor has left it uses what
+    /// suits; the attachments that it uses are taken out of `legacy`.
     ///
     /// # Errors
     /// The datapath that was asked for by name cannot be had, and why.
     pub fn make(
         mode: DatapathMode,
         ports: &[Port],
-        sizes: TableSizes,
-        hash_seed: HashSeed,
-        bind_magic: [u8; BIND_MAGIC_LEN],
+        new: NewTables,
+        legacy: &mut Legacy,
     ) -> Result<Selection, XdpError> {
         let hooks: &[Hook] = match mode {
             DatapathMode::Auto => &[Hook::Native, Hook::Generic],
@@ -47,15 +66,21 @@ impl Selection {
             DatapathMode::XdpGeneric => &[Hook::Generic],
             DatapathMode::Userspace => &[],
         };
+        if mode != DatapathMode::Auto {
+            // The operator wants another hook: the program is detached from the one before.
+            legacy.links.retain(|_, link| hooks.contains(&link.hook));
+        }
         let mut refusals = Vec::new();
         for hook in hooks {
-            match attach(*hook, ports, sizes, hash_seed, bind_magic) {
-                Ok((program, tables, egress)) => {
+            match attach(*hook, ports, new, legacy) {
+                Ok(Attached { program, tables, egress, adopted }) => {
                     return Ok(Selection {
                         tables: Arc::new(tables),
                         program: Some(program),
                         egress: Some(egress),
                         hook: Some(*hook),
+                        adopted,
+                        memory: None,
                         why: reason(mode, &refusals),
                     });
                 }
@@ -70,31 +95,90 @@ impl Selection {
                 Err(error) => return Err(error),
             }
         }
+        let (tables, memory, adopted) = in_userspace(new, legacy);
         Ok(Selection {
-            tables: Arc::new(Tables::private(sizes, hash_seed, bind_magic)),
+            tables: Arc::new(tables),
             program: None,
             egress: None,
             hook: None,
+            adopted,
+            memory,
             why: reason(mode, &refusals),
         })
     }
 }
 
-fn attach(
-    hook: Hook,
-    ports: &[Port],
-    sizes: TableSizes,
-    hash_seed: HashSeed,
-    bind_magic: [u8; BIND_MAGIC_LEN],
-) -> Result<(Program, Tables, EgressMap), XdpError> {
+struct Attached {
+    program: Program,
+    tables: Tables,
+    egress: EgressMap,
+    adopted: bool,
+}
+
+fn attach(hook: Hook, ports: &[Port], new: NewTables, legacy: &mut Legacy) -> Result<Attached, XdpError> {
     if ports.is_empty() {
         return Err(XdpError::NoInterface);
     }
-    let (mut program, tables, egress) = Program::load(sizes, hash_seed, bind_magic)?;
     for port in ports {
-        program.attach(&tables, port.clone(), hook)?;
+        if let Some(old) = legacy.links.get(&port.index).filter(|old| old.hook != hook) {
+            let fault = format!("the relay before has left it at {} and goes on there", old.hook.name());
+            return Err(XdpError::Attach { interface: port.name.clone(), hook, fault });
+        }
     }
-    Ok((program, tables, egress))
+    let ((mut program, tables, egress), adopted) = load(new, legacy)?;
+    for entry in tables.interfaces().iter().filter(|_| adopted) {
+        // The program passes what comes by others.
+        if ports.iter().all(|port| port.index != entry.index.load()) {
+            entry.index.store(0);
+        }
+    }
+    for port in ports {
+        let old = legacy.links.remove(&port.index);
+        match old.map(|old| program.succeed(&tables, port.clone(), hook, old.descriptor)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(interface = port.name, %error, "attaching anew, which loses packets for a moment");
+                program.attach(&tables, port.clone(), hook)?;
+            }
+            None => program.attach(&tables, port.clone(), hook)?,
+        }
+    }
+    Ok(Attached { program, tables, egress, adopted })
+}
+
+/// Loads the program, over the tables that were left if that can be; whether it can.
+fn load(new: NewTables, legacy: &Legacy) -> Result<((Program, Tables, EgressMap), bool), XdpError> {
+    let left = legacy.tables.as_ref().filter(|left| left.kind() == BackingKind::Bpf);
+    if let Some(left) = left.and_then(|left| left.try_clone().ok()) {
+        match Program::load_over(left) {
+            Ok(loaded) => return Ok((loaded, true)),
+            Err(error) => {
+                tracing::warn!(%error, "the tables that were left cannot be used with this program: they are copied");
+            }
+        }
+    }
+    Ok((Program::load(new.sizes, new.hash_seed, new.bind_magic)?, false))
+}
+
+/// Tables without a program, what they lie in if they can be kept, and whether they are those that were left.
+fn in_userspace(new: NewTables, legacy: &Legacy) -> (Tables, Option<Backing>, bool) {
+    let NewTables { sizes, hash_seed, bind_magic, in_memory_files } = new;
+    let left = legacy.tables.as_ref().filter(|left| left.kind() == BackingKind::Memory);
+    if let Some(left) = left.and_then(|left| left.try_clone().ok())
+        && let Ok(tables) = left.tables()
+    {
+        return (tables, Some(left), true);
+    }
+    if in_memory_files {
+        let made = Backing::in_memory(sizes, hash_seed, bind_magic);
+        match made.and_then(|memory| Ok((memory.tables()?, memory))) {
+            Ok((tables, memory)) => return (tables, Some(memory), false),
+            Err(error) => {
+                tracing::warn!(%error, "no memory that can be kept: a restart will end all sessions");
+            }
+        }
+    }
+    (Tables::private(sizes, hash_seed, bind_magic), None, false)
 }
 
 fn reason(mode: DatapathMode, refusals: &[XdpError]) -> String {
@@ -117,7 +201,13 @@ mod tests {
     use super::*;
 
     fn make(mode: DatapathMode) -> Result<Selection, XdpError> {
-        Selection::make(mode, &[], TableSizes::for_sessions(1), [1, 2], *b"\x01magic!!")
+        let new = NewTables {
+            sizes: TableSizes::for_sessions(1),
+            hash_seed: [1, 2],
+            bind_magic: *b"\x01magic!!",
+            in_memory_files: false,
+        };
+        Selection::make(mode, &[], new, &mut Legacy::default())
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The relay's UDP port in both families.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
@@ -13,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use super::connection_ids::ConnectionIds;
 use super::socket_group::{BUFFER_BYTES, OpenError, SocketGroup};
 use super::steering::{Marks, TAG_LEN};
-use crate::relay::family::PerFamily;
+use crate::relay::family::{Family, PerFamily};
 
 /// The relay's port: a group of sockets for IPv4 and, where the host has IPv6, one for IPv6 alone. Both know the same
 /// bind magic and connection ids, so an agent may come by either, and its peer by the other.
@@ -91,6 +94,57 @@ impl RelayPort {
         RelayPort { sockets: v4.map(|v4| PerFamily { v4, v6: v6.next() }).collect(), marks, addresses }
     }
 
+    /// Takes over the sockets that a predecessor has left, with the datagrams that wait in them. None if they are not what
+    /// [`RelayPort::open`] would open for `port` and `readers`: nothing of them is to be used then.
+    ///
+    /// # Errors
+    /// The kernel refuses an option of a socket.
+    pub fn adopt(
+        sockets: BTreeMap<String, OwnedFd>,
+        port: u16,
+        readers: u32,
+        bind_magic: [u8; BIND_MAGIC_LEN],
+    ) -> Result<Option<RelayPort>, OpenError> {
+        let readers = if readers == 0 { default_readers() } else { readers };
+        let mut sockets: BTreeMap<String, UdpSocket> =
+            sockets.into_iter().map(|(name, socket)| (name, UdpSocket::from(socket))).collect();
+        let mut group = |family: Family| -> Option<Vec<UdpSocket>> {
+            (0..=readers).map(|number| sockets.remove(&name_of_socket(family, number))).collect()
+        };
+        let (v4, v6) = (group(Family::V4), group(Family::V6));
+        let wants_v6 = why_without_ipv6().is_none();
+        let Some(v4) = v4.filter(|_| v6.is_some() == wants_v6 && sockets.is_empty()) else { return Ok(None) };
+        let marks = Marks { bind_magic, connection_tag: random_tag() };
+        let Some(v4) = SocketGroup::adopt(v4, Ipv4Addr::UNSPECIFIED.into(), port, marks)? else {
+            return Ok(None);
+        };
+        let port = v4.local_addr().port();
+        let v6 = match v6 {
+            Some(v6) => match SocketGroup::adopt(v6, Ipv6Addr::UNSPECIFIED.into(), port, marks)? {
+                Some(v6) => Some(v6),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        Ok(Some(RelayPort::of(PerFamily { v4, v6 }, marks)))
+    }
+
+    /// Its sockets, each with the name it is to be kept as.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn descriptors(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let mut all = Vec::new();
+        for (number, of_number) in (0..).zip(&self.sockets) {
+            for family in [Family::V4, Family::V6] {
+                if let Some(socket) = of_number.get(family) {
+                    all.push((name_of_socket(family, number), socket.as_fd().try_clone_to_owned()?));
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Where it listens. The port is the same in both families.
     pub fn addresses(&self) -> PerFamily<SocketAddr> {
         self.addresses
@@ -105,6 +159,14 @@ impl RelayPort {
     /// `quinn::EndpointConfig::cid_generator` must return.
     pub fn connection_ids(&self) -> ConnectionIds {
         ConnectionIds::tagged(self.marks.connection_tag)
+    }
+}
+
+/// What a socket of a family is kept as; control's has number 0.
+fn name_of_socket(family: Family, number: u32) -> String {
+    match family {
+        Family::V4 => format!("udp4-{number}"),
+        Family::V6 => format!("udp6-{number}"),
     }
 }
 

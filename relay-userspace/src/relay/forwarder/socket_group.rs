@@ -1,7 +1,7 @@
 //! The relay's UDP port in one family as several sockets: one for control, the others for relayed traffic.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -46,6 +46,42 @@ impl SocketGroup {
             }
             sockets.push(socket);
         }
+        SocketGroup::of(sockets, address)
+    }
+
+    /// Takes over the sockets of a group, in the order of their numbers. None if they are not all on this address and
+    /// `port`; port 0 takes any.
+    ///
+    /// # Errors
+    /// The kernel refuses an option.
+    pub fn adopt(
+        sockets: Vec<UdpSocket>,
+        address: IpAddr,
+        port: u16,
+        marks: Marks,
+    ) -> Result<Option<SocketGroup>, OpenError> {
+        let Some(first) = sockets.first().and_then(|socket| socket.local_addr().ok()) else {
+            return Ok(None);
+        };
+        let is_wanted = first.ip() == address && (port == 0 || port == first.port());
+        let are_one = sockets.iter().all(|socket| socket.local_addr().is_ok_and(|at| at == first));
+        if !is_wanted || !are_one {
+            return Ok(None);
+        }
+        let relayed = u32::try_from(sockets.len() - 1).unwrap_or(u32::MAX);
+        let system = |source| OpenError::System { address: first, source };
+        for socket in &sockets {
+            socket_options::report_ancillary(socket).map_err(system)?;
+            socket_options::set_path_mtu(socket, PathMtu::KeepDf).map_err(system)?;
+        }
+        if let Some(control) = sockets.first() {
+            socket_options::attach_steering(control, &marks.program(relayed, address.is_ipv4()))
+                .map_err(system)?;
+        }
+        SocketGroup::of(sockets, first).map(Some)
+    }
+
+    fn of(sockets: Vec<UdpSocket>, address: SocketAddr) -> Result<SocketGroup, OpenError> {
         let mut receive_buffer = usize::MAX;
         for socket in &sockets {
             let obtained = socket_queue::set_buffer_sizes(socket, BUFFER_BYTES)

@@ -187,13 +187,19 @@ pub enum EndReason {
     Operator,
     /// `[access]` does not permit one of its nodes any more.
     AccessDenied,
+    /// One of its nodes was banned when the relay was started again.
+    Banned,
+    /// No daemon ran for so long that its flows had stopped.
+    LeaseOver,
+    /// What stood in the tables of it was not a session's.
+    Unreadable,
     /// The relay stops.
     Shutdown,
 }
 
 impl EndReason {
     /// Each, in the order of their words in docs/accounting.md.
-    pub const ALL: [EndReason; 13] = [
+    pub const ALL: [EndReason; 16] = [
         EndReason::OfferExpired,
         EndReason::Displaced,
         EndReason::Refused,
@@ -206,6 +212,9 @@ impl EndReason {
         EndReason::Left(Side::Target),
         EndReason::Operator,
         EndReason::AccessDenied,
+        EndReason::Banned,
+        EndReason::LeaseOver,
+        EndReason::Unreadable,
         EndReason::Shutdown,
     ];
 
@@ -224,6 +233,9 @@ impl EndReason {
             EndReason::Left(Side::Target) => "target_left",
             EndReason::Operator => "operator",
             EndReason::AccessDenied => "access_denied",
+            EndReason::Banned => "banned",
+            EndReason::LeaseOver => "lease_over",
+            EndReason::Unreadable => "unreadable",
             EndReason::Shutdown => "shutdown",
         }
     }
@@ -242,6 +254,9 @@ impl fmt::Display for EndReason {
             EndReason::Left(side) => write!(f, "ended by the {}", role(*side)),
             EndReason::Operator => f.write_str("ended by the relay's operator"),
             EndReason::AccessDenied => f.write_str("the relay's operator does not permit one of the nodes"),
+            EndReason::Banned => f.write_str("one of the nodes is banned"),
+            EndReason::LeaseOver => f.write_str("no relay ran for so long that its flows had stopped"),
+            EndReason::Unreadable => f.write_str("what the relay before has left of it makes no sense"),
             EndReason::Shutdown => f.write_str("the relay stops"),
         }
     }

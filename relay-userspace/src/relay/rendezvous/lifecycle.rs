@@ -191,7 +191,8 @@ impl Rendezvous {
             EndReason::Left(_) => disconnect_reason::PEER_GONE,
             EndReason::ConsentLost(_) => disconnect_reason::CONSENT_LOST,
             EndReason::Idle => disconnect_reason::IDLE,
-            EndReason::Operator | EndReason::AccessDenied => disconnect_reason::OPERATOR,
+            EndReason::Operator | EndReason::AccessDenied | EndReason::Banned => disconnect_reason::OPERATOR,
+            EndReason::LeaseOver | EndReason::Unreadable => disconnect_reason::CONSENT_LOST,
             EndReason::Shutdown => disconnect_reason::SHUTDOWN,
         };
         self.send(conn, goodbye(word, note, Some(ended.0)));

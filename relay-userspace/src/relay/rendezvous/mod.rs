@@ -12,6 +12,7 @@
 //! A pairing is an *offer* until both sides have proved a tuple; only then are flows installed. A session lives as long
 //! as both sides go on proving their tuples and packets are relayed.
 
+mod adopt;
 mod agents;
 mod binds;
 mod event;

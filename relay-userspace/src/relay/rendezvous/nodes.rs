@@ -130,9 +130,15 @@ impl Nodes {
         self.by_id(id).map_or_else(Vec::new, |node| node.conns.clone())
     }
 
+    /// A node's number, which it has from now on if it was not known. To be forgotten again if it gets neither connection
+    /// nor session.
+    pub fn known(&mut self, id: NodeId) -> NodeNumber {
+        self.number(&id).unwrap_or_else(|| self.insert(id))
+    }
+
     /// A node has one more connection.
     pub fn connected(&mut self, id: NodeId, conn: ConnId) {
-        let number = self.number(&id).unwrap_or_else(|| self.insert(id));
+        let number = self.known(id);
         if let Some(node) = self.get_mut(number) {
             node.conns.reserve_exact(1);
             node.conns.push(conn);

@@ -180,6 +180,20 @@ impl Party {
         }
     }
 
+    /// One of a session that a predecessor has left, with `agent` the tuple that it had proved to that one.
+    pub fn left(node: NodeNumber, counter: u64, agent: Option<SocketAddr>, now: MonoTime) -> Party {
+        Party {
+            node,
+            next_of_node: None,
+            conn: None,
+            counter,
+            family: agent.map_or(Family::V4, Family::of),
+            mtu: ETHERNET_MTU,
+            bound: None,
+            proved: now,
+        }
+    }
+
     /// The tuple it has proved, unless another session has proved it since.
     pub fn tuple(&self) -> Option<FlowTuple> {
         self.bound.map(FlowTuple::from)
@@ -312,6 +326,14 @@ impl Session {
     pub fn paired(&mut self, slot: SlotId, now: MonoTime) {
         self.slot = Some(slot);
         self.stage = Stage::Established { next_look: now + LOOK_EVERY, active: now };
+    }
+
+    /// It was paired before a predecessor left it, had carried `carried` and owed `debt`.
+    pub fn go_on(&mut self, carried: Traffic, debt: Debt, now: MonoTime) {
+        self.stage = Stage::Established { next_look: now + LOOK_EVERY, active: now };
+        (self.seen_packets, self.seen_bytes) = (carried.packets(), carried.bytes());
+        let told_dropped = Dropped { packets: carried.limited_packets, bytes: carried.limited_bytes };
+        self.past = Some(Box::new(Past { carried, debt, told_dropped, told_at: None }));
     }
 
     /// The flows are no longer wanted: what they carried is kept.

@@ -1,0 +1,93 @@
+//! What a predecessor has left, sorted: tables, attachments, sockets.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use relay_common::BIND_MAGIC_LEN;
+
+use super::datapath::descriptors::interface_of_link;
+use super::datapath::{Backing, BackingFault, Hook, Netlink};
+use super::keeper::{Keeper, Kept};
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Legacy {
+    /// The tables, if they can be gone on with.
+    pub tables: Option<Backing>,
+    /// Why they cannot, if there are some.
+    pub fault: Option<BackingFault>,
+    /// The attachments of its program, by the index of the interface.
+    pub links: BTreeMap<u32, OldLink>,
+    /// The sockets of the relay's port, by name.
+    pub sockets: BTreeMap<String, OwnedFd>,
+    /// The names of everything that the keeper has.
+    names: Vec<String>,
+}
+
+/// An attachment of a predecessor's program.
+#[derive(Debug)]
+pub struct OldLink {
+    /// Closed everywhere, it is detached.
+    pub descriptor: OwnedFd,
+    /// Where the program runs.
+    pub hook: Hook,
+}
+
+/// What an attachment to the interface with this index is kept as.
+pub fn name_of_link(interface: u32) -> String {
+    format!("{LINK}{interface}")
+}
+
+const LINK: &str = "link-";
+
+impl Legacy {
+    /// Sorts what was kept for the relay with this bind magic.
+    pub fn of(kept: Vec<Kept>, bind_magic: [u8; BIND_MAGIC_LEN]) -> Legacy {
+        let mut legacy =
+            Legacy { names: kept.iter().map(|kept| kept.name.clone()).collect(), ..Legacy::default() };
+        let mut tables = Vec::new();
+        for Kept { name, descriptor } in kept {
+            if Backing::is_part(&name) {
+                tables.push(Kept { name, descriptor });
+            } else if name.starts_with(LINK) {
+                legacy.add_link(&name, descriptor);
+            } else {
+                legacy.sockets.insert(name, descriptor);
+            }
+        }
+        match Backing::check(tables, bind_magic) {
+            Ok(tables) => legacy.tables = tables,
+            Err(fault) => legacy.fault = Some(fault),
+        }
+        legacy
+    }
+
+    /// Has the keeper let go of what is not among `present`.
+    ///
+    /// # Errors
+    /// The keeper refuses.
+    pub fn let_go_but(&self, present: &[String], keeper: &Keeper) -> io::Result<()> {
+        let old = self.names.iter().filter(|name| !present.contains(name));
+        old.map(|name| keeper.let_go(name)).collect()
+    }
+
+    fn add_link(&mut self, name: &str, descriptor: OwnedFd) {
+        let interface = match interface_of_link(descriptor.as_fd()) {
+            Ok(Some(index)) if index != 0 => index,
+            // Its interface is gone, and with it the attachment.
+            _ => return tracing::info!(name, "an attachment that was left is to no interface any more"),
+        };
+        let held = Netlink::open().and_then(|mut netlink| netlink.link(interface));
+        match held.ok().flatten().and_then(|link| link.xdp) {
+            Some(program) => {
+                self.links.insert(interface, OldLink { descriptor, hook: program.hook });
+            }
+            None => tracing::warn!(
+                name,
+                interface,
+                "the kernel does not say at which hook an attachment is: it is given up"
+            ),
+        }
+    }
+}
