@@ -172,6 +172,11 @@ impl IndexBucket {
         })
     }
 
+    /// Writes a word of it, whatever it means: for tests of what others may have written.
+    pub fn damage(&self, word: usize, value: u32) {
+        self.words.get(word).into_iter().for_each(|word| word.store(value));
+    }
+
     /// Puts an entry in, for the index's only writer. Whether there was room: a free entry, and fewer than
     /// [`MAX_EQUAL_FINGERPRINTS`] of this fingerprint.
     pub fn put(&self, fingerprint: u32, at: SlotSide) -> bool {

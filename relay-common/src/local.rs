@@ -26,6 +26,11 @@ impl Local {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Local {
+    /// Writes all of its words, whatever that means: for tests of what others may have written.
+    pub fn damage(&self, value: u32) {
+        self.words.iter().for_each(|word| word.store(value));
+    }
+
     /// The number under which `address` stands in `table`, put there if it is new; none if the table is full.
     pub fn number(table: &[Local], address: core::net::Ipv6Addr) -> Option<u16> {
         let wanted = crate::tuple::words_v6(address);

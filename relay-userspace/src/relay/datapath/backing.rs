@@ -326,3 +326,83 @@ fn info(descriptor: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let map = MapData::from_fd(descriptor.try_clone_to_owned()?).map_err(io::Error::other)?;
     map.info().map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAGIC: [u8; BIND_MAGIC_LEN] = *b"\x2amagic!!";
+
+    fn left() -> Vec<Kept> {
+        let backing = Backing::in_memory(TableSizes::for_sessions(4), [1, 2], MAGIC).unwrap();
+        let kept = |(name, descriptor): (&'static str, BorrowedFd<'_>)| Kept {
+            name: name.to_owned(),
+            descriptor: descriptor.try_clone_to_owned().unwrap(),
+        };
+        backing.descriptors().map(kept).collect()
+    }
+
+    fn meta(left: &[Kept]) -> Mapping<Meta> {
+        let meta = left.iter().find(|kept| kept.name == maps::META).unwrap();
+        Mapping::new(meta.descriptor.as_fd(), 1).unwrap()
+    }
+
+    fn fault(left: Vec<Kept>) -> String {
+        Backing::check(left, MAGIC).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_one_relay_has_left_another_of_its_identity_can_go_on_with() {
+        let backing = Backing::check(left(), MAGIC).unwrap().unwrap();
+        assert_eq!((backing.sizes(), backing.kind()), (TableSizes::for_sessions(4), BackingKind::Memory));
+        let (one, other) = (backing.tables().unwrap(), backing.try_clone().unwrap().tables().unwrap());
+        one.slots[3].generation.store(7);
+        assert_eq!((other.slots[3].generation.load(), one.hash_key), (7, other.hash_key));
+        assert!(Backing::check(Vec::new(), MAGIC).unwrap().is_none());
+    }
+
+    #[test]
+    fn tables_of_another_identity_layout_or_size_are_not_gone_on_with() {
+        let error = Backing::check(left(), *b"\x2bmagic!!").unwrap_err();
+        assert!(matches!(error, BackingFault::OtherRelay), "{error}");
+        let later = left();
+        meta(&later)[0].layout.store(LAYOUT + 1);
+        assert!(fault(later).contains("version 2"));
+        let never_whole = left();
+        meta(&never_whole)[0].layout.store(0);
+        assert!(fault(never_whole).contains("version 0"));
+        for (slots, buckets) in [(5, 2), (0, 2), (4, 3), (u32::MAX, u32::MAX)] {
+            let other = left();
+            meta(&other)[0].slots.store(slots);
+            meta(&other)[0].buckets.store(buckets);
+            assert!(Backing::check(other, MAGIC).is_err(), "{slots} {buckets}");
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_missing_or_another_file_is_named() {
+        let names: Vec<String> = left().into_iter().map(|kept| kept.name).collect();
+        assert_eq!(names.len(), 7);
+        for name in names {
+            let without: Vec<Kept> = left().into_iter().filter(|kept| kept.name != name).collect();
+            assert_eq!(fault(without), format!("{name} is missing"));
+            let replaced = |length| -> Vec<Kept> {
+                let other = |kept: Kept| match kept.name == name {
+                    true => Kept { descriptor: memory_file(c"other", length).unwrap(), ..kept },
+                    false => kept,
+                };
+                left().into_iter().map(other).collect()
+            };
+            for length in [0, 1, 1 << 20] {
+                let fault = fault(replaced(length));
+                assert!(fault.contains(&name) && fault.contains(&format!("{length} bytes")), "{fault}");
+            }
+        }
+        // A file that somebody could shorten under us would be worse than none.
+        let file = |kept: Kept| match kept.name == maps::SLOTS {
+            true => Kept { descriptor: tempfile::tempfile().unwrap().into(), ..kept },
+            false => kept,
+        };
+        assert!(fault(left().into_iter().map(file).collect()).contains("no sealed memory file"));
+    }
+}

@@ -13,9 +13,9 @@ pub const LAYOUT: u32 = 1;
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Meta {
-    layout: Word32,
-    slots: Word32,
-    buckets: Word32,
+    pub(super) layout: Word32,
+    pub(super) slots: Word32,
+    pub(super) buckets: Word32,
     _unused: Word32,
     hash_seed: [Word64; 2],
     bind_magic: Word64,

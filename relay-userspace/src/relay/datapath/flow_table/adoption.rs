@@ -40,6 +40,18 @@ pub struct Left {
 }
 
 impl Left {
+    /// One without a slot, under `limit`, that owes nothing.
+    pub fn of(
+        identity: Identity,
+        tuples: Option<[FlowTuple; 2]>,
+        deadlines: [MonoTime; 2],
+        carried: Traffic,
+        limit: Limit,
+    ) -> Left {
+        let allowance = Allowance::new(limit.bytes_per_s, limit.burst_bytes);
+        Left { identity, tuples, slot: None, deadlines, debt: Debt::NONE, carried, allowance }
+    }
+
     /// Whether its limit is `limit` already.
     pub fn has_limit(&self, limit: Limit) -> bool {
         self.allowance == Allowance::new(limit.bytes_per_s, limit.burst_bytes)
@@ -220,6 +232,285 @@ fn put_index_in_order(tables: &Tables, live: &BTreeMap<u32, &Found>) {
                     );
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+
+    use super::super::NoRoutes;
+    use super::*;
+    use crate::identity::NodeId;
+    use crate::protocol::SessionId;
+    use crate::relay::datapath::flows::{Flows as _, Origin};
+    use crate::relay::datapath::tables::{Arrival, TableSizes};
+
+    const LEASE_END: MonoTime = MonoTime(300_000_000_000);
+    const NOW: MonoTime = MonoTime(10_000_000_000);
+
+    fn tuple(number: u8) -> FlowTuple {
+        let agent: SocketAddr = match number % 2 {
+            0 => ([198, 51, 100, number], 1000).into(),
+            _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number)], 1000).into(),
+        };
+        let relay = if agent.is_ipv4() { "192.0.2.1:4433" } else { "[2001:db8:1::1]:4433" };
+        FlowTuple { agent, relay: relay.parse().unwrap() }
+    }
+
+    fn identity(number: u8) -> Identity {
+        Identity {
+            session: SessionId([number + 1; 16]),
+            nodes: [number, number + 100].map(|byte| NodeId::from_bytes([byte; 32])),
+            counters: [u64::from(number), 0],
+            prefix: None,
+            since: MonoTime(1_000_000_000),
+        }
+    }
+
+    struct World {
+        tables: Arc<Tables>,
+        table: FlowTable<NoRoutes>,
+    }
+
+    impl World {
+        fn new() -> World {
+            let tables = Arc::new(Tables::private(TableSizes::for_sessions(16), [1, 2], *b"\x2amagic!!"));
+            World { table: FlowTable::new(Arc::clone(&tables), NoRoutes), tables }
+        }
+
+        /// Session `number`, between two agents of its own.
+        fn install(&mut self, number: u8) -> SlotId {
+            let sides = [tuple(2 * number), tuple(2 * number + 1)];
+            let origin = Origin { identity: identity(number), ..Origin::NONE };
+            self.table.install(sides, Limit::UNLIMITED, &origin, [LEASE_END; 2], NOW).unwrap()
+        }
+
+        /// The daemon dies here, and another one goes on.
+        fn succeed(&mut self) -> Vec<Left> {
+            let (table, left) = FlowTable::adopt(Arc::clone(&self.tables), NoRoutes, NOW);
+            self.table = table;
+            left
+        }
+
+        fn destination(&self, from: FlowTuple) -> Option<SocketAddr> {
+            let arrival = Arrival { from: from.agent, to: from.relay, payload: b"x", tos: 0, ttl: 64 };
+            self.tables.decide(&arrival, NOW).ok().map(|relayed| relayed.to)
+        }
+
+        fn entries(&self) -> u32 {
+            self.tables.index.iter().map(|bucket| bucket.used()).sum()
+        }
+
+        /// Only what sessions say is forwarded, and to whom they say.
+        fn forwards_only(&self, left: &[Left]) {
+            let mut placed = 0;
+            for session in left.iter().filter(|session| session.slot.is_some()) {
+                let [connector, target] = session.tuples.unwrap();
+                assert_eq!(self.destination(connector), Some(target.agent));
+                assert_eq!(self.destination(target), Some(connector.agent));
+                placed += 1;
+            }
+            assert_eq!((self.table.installed(), self.entries()), (placed, 2 * placed));
+        }
+    }
+
+    #[test]
+    fn sessions_go_on_in_their_slots_with_what_they_have_carried() {
+        let mut world = World::new();
+        let slots = [0, 1, 2].map(|number| world.install(number));
+        world.tables.count(SlotSide { slot: slots[1].0, side: Side::Target }, 3, 300);
+        world.tables.slot(slots[1].0).unwrap().side(Side::Connector).traffic.count(50);
+        world.table.accepted(slots[2], Side::Target, 77);
+        world.table.remove(slots[0], NOW);
+        let left = world.succeed();
+        assert_eq!(left.iter().map(|it| it.slot).collect::<Vec<_>>(), [Some(slots[1]), Some(slots[2])]);
+        assert_eq!(left[0].identity, identity(1));
+        assert_eq!(left[1].identity.counters, [2, 77]);
+        assert_eq!((left[0].carried.packets(), left[0].carried.bytes()), (4, 350));
+        assert_eq!(world.table.traffic(slots[1]), left[0].carried);
+        assert!(left[0].has_limit(Limit::UNLIMITED) && !left[0].has_limit(Limit::per_second(1)));
+        assert!(!left[0].is_over(NOW) && left[0].is_over(LEASE_END));
+        world.forwards_only(&left);
+        // What was removed just before rests; what was never used is given next.
+        assert_eq!(world.install(7), SlotId(3));
+    }
+
+    #[test]
+    fn a_session_that_was_half_installed_or_half_removed_leaves_nothing() {
+        for dies in 0..3 {
+            let mut world = World::new();
+            let (stays, slot) = (world.install(0), world.install(1));
+            let memory = world.tables.slot(slot.0).unwrap();
+            memory.deadline.iter().for_each(|deadline| deadline.store(0));
+            if dies >= 1 {
+                let words = memory.side(Side::Connector).tuple(&*world.tables).unwrap();
+                world.tables.withdraw(&words, SlotSide { slot: slot.0, side: Side::Connector });
+            }
+            if dies >= 2 {
+                memory.side(Side::Connector).clear();
+                world.tables.records[slot.0 as usize].clear();
+            }
+            let left = world.succeed();
+            assert_eq!(left.iter().map(|it| it.slot).collect::<Vec<_>>(), [Some(stays)], "{dies}");
+            world.forwards_only(&left);
+            assert_eq!([2, 3].map(|number| world.destination(tuple(number))), [None, None]);
+        }
+    }
+
+    #[test]
+    fn a_side_that_was_half_moved_is_where_its_own_line_says() {
+        let mut world = World::new();
+        let slot = world.install(0);
+        // The new tuple is entered and written into the side's own line; the other line still leads to the old one.
+        let (moved, old) = (tuple(100), tuple(0));
+        let words = super::super::words(moved).unwrap();
+        let other = world.tables.slot(slot.0).unwrap().side(Side::Target).tuple(&*world.tables).unwrap();
+        let lines = Line::of_session([words, other], &world.tables, &mut NoRoutes).unwrap();
+        assert!(world.tables.enter(&words, SlotSide { slot: slot.0, side: Side::Connector }, 0));
+        lines[0].write(world.tables.slot(slot.0).unwrap(), Side::Connector);
+        assert_eq!(world.destination(tuple(1)), Some(old.agent));
+        let left = world.succeed();
+        assert_eq!(left[0].tuples, Some([moved, tuple(1)]));
+        world.forwards_only(&left);
+        assert_eq!(world.destination(old), None);
+    }
+
+    #[test]
+    fn a_session_whose_line_was_being_written_goes_on_without_a_slot() {
+        let mut world = World::new();
+        let slot = world.install(0);
+        world.tables.slot(slot.0).unwrap().side(Side::Target).sequence.add(1);
+        let left = world.succeed();
+        assert_eq!((left[0].identity, left[0].slot, left[0].tuples), (identity(0), None, None));
+        world.forwards_only(&left);
+        assert_eq!((world.destination(tuple(0)), world.destination(tuple(1))), (None, None));
+    }
+
+    #[test]
+    fn a_record_of_another_generation_is_no_session() {
+        let mut world = World::new();
+        let slot = world.install(0);
+        world.tables.slot(slot.0).unwrap().generation.add(1);
+        assert_eq!(world.succeed(), []);
+        world.forwards_only(&[]);
+    }
+
+    #[test]
+    fn of_two_sessions_with_one_tuple_the_second_has_no_slot() {
+        let mut world = World::new();
+        let slots = [world.install(0), world.install(1)];
+        let words = super::super::words(tuple(0)).unwrap();
+        let other = super::super::words(tuple(3)).unwrap();
+        let lines = Line::of_session([words, other], &world.tables, &mut NoRoutes).unwrap();
+        lines[0].write(world.tables.slot(slots[1].0).unwrap(), Side::Connector);
+        let left = world.succeed();
+        assert_eq!([left[0].slot, left[1].slot], [Some(slots[0]), None]);
+        world.forwards_only(&left);
+    }
+
+    #[test]
+    fn sessions_of_tables_that_are_left_behind_can_be_installed_in_others() {
+        let mut old = World::new();
+        let slot = old.install(0);
+        old.tables.count(SlotSide { slot: slot.0, side: Side::Target }, 3, 300);
+        let [left] = &sessions_of(&old.tables)[..] else { panic!("there is one") };
+        assert_eq!((left.slot, left.tuples), (None, Some([tuple(0), tuple(1)])));
+        let mut new = World::new();
+        let origin = Origin { identity: left.identity, debt: left.debt, carried: left.carried };
+        let slot =
+            new.table.install(left.tuples.unwrap(), Limit::UNLIMITED, &origin, left.deadlines, NOW).unwrap();
+        assert_eq!(new.table.traffic(slot).bytes(), 300);
+        assert_eq!(new.destination(tuple(0)), Some(tuple(1).agent));
+    }
+
+    /// A word of the tables that somebody else has written.
+    #[derive(Clone, Copy, Debug)]
+    enum Damage {
+        Line { slot: u8, side: bool, word: u8, value: u32 },
+        Deadline { slot: u8, side: bool, value: u64 },
+        Generation { slot: u8, value: u32 },
+        Index { bucket: u8, word: u8, value: u32 },
+        Local { number: u8, value: u32 },
+    }
+
+    fn damage() -> impl Strategy<Value = Damage> {
+        let value = prop_oneof![Just(0), Just(u32::MAX), any::<u32>(), 0u32..70];
+        prop_oneof![
+            (0u8..6, any::<bool>(), 0u8..16, value.clone())
+                .prop_map(|(slot, side, word, value)| Damage::Line { slot, side, word, value }),
+            (0u8..6, any::<bool>(), any::<u64>()).prop_map(|(slot, side, value)| Damage::Deadline {
+                slot,
+                side,
+                value
+            }),
+            (0u8..6, 0u32..4).prop_map(|(slot, value)| Damage::Generation { slot, value }),
+            (any::<u8>(), 0u8..16, value.clone()).prop_map(|(bucket, word, value)| Damage::Index {
+                bucket,
+                word,
+                value
+            }),
+            (0u8..4, value).prop_map(|(number, value)| Damage::Local { number, value }),
+        ]
+    }
+
+    impl Damage {
+        fn inflict(self, tables: &Tables) {
+            match self {
+                Damage::Line { slot, side, word, value } => {
+                    let line = &tables.slots[usize::from(slot)].sides[usize::from(side)];
+                    match usize::from(word) {
+                        word @ 0..8 => line.address[word].store(value),
+                        8 => line.ports.store(value),
+                        9 => line.new_ports.store(value),
+                        10 => line.hop_and_delta.store(value),
+                        11 => line.families.store(value),
+                        _ => line.sequence.store(value),
+                    }
+                }
+                Damage::Deadline { slot, side, value } => {
+                    tables.slots[usize::from(slot)].deadline[usize::from(side)].store(value);
+                }
+                Damage::Generation { slot, value } => tables.slots[usize::from(slot)].generation.store(value),
+                Damage::Index { bucket, word, value } => {
+                    let bucket = &tables.index[usize::from(bucket) % tables.index.len()];
+                    bucket.damage(usize::from(word), value);
+                }
+                Damage::Local { number, value } => tables.locals[usize::from(number)].damage(value),
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever stands in the tables: it is no panic, and nothing is forwarded but between the tuples of a session.
+        #[test]
+        fn damaged_tables_are_put_in_order(damages in proptest::collection::vec(damage(), 0..8)) {
+            let mut world = World::new();
+            let slots: Vec<SlotId> = (0..5).map(|number| world.install(number)).collect();
+            world.table.remove(slots[3], NOW);
+            damages.iter().for_each(|damage| damage.inflict(&world.tables));
+            let left = world.succeed();
+            let at = NOW;
+            let alive: Vec<Left> = left.into_iter().filter(|left| !left.is_over(at)).collect();
+            for session in alive.iter().filter(|session| session.slot.is_some()) {
+                let [connector, target] = session.tuples.unwrap();
+                prop_assert_eq!(world.destination(connector), Some(target.agent));
+                prop_assert_eq!(world.destination(target), Some(connector.agent));
+            }
+            let of_sessions: Vec<FlowTuple> = alive.iter().filter_map(|left| left.tuples).flatten().collect();
+            for number in 0..12 {
+                if !of_sessions.contains(&tuple(number)) {
+                    prop_assert_eq!(world.destination(tuple(number)), None);
+                }
+            }
+            prop_assert_eq!(world.entries(), 2 * world.table.installed());
+            // And they work as before.
+            let slot = world.install(90);
+            prop_assert_eq!(world.destination(tuple(180)), Some(tuple(181).agent));
+            world.table.remove(slot, NOW);
         }
     }
 }

@@ -279,3 +279,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn entries_of_a_predecessor_stay_as_they_are_until_their_last_user_has_left_them() {
+    let written = Written::default();
+    let mut table = HopTable::new(written.clone(), 5);
+    table.set_ingress([(ETH, Hook::Native)].into());
+    table.hold([(HopId(2), 2), (HopId(3), 1), (HopId::USERSPACE, 1), (HopId(77), 1)]);
+    let cleared = |written: &Written| -> Vec<u16> {
+        written.0.take().into_iter().map(|(id, hop)| (id.0, assert_eq!(hop, USERSPACE)).0).collect()
+    };
+    assert_eq!(cleared(&written), [1, 4], "nobody uses these");
+    table.set_link(ETH, Some(link(ETH)));
+    assert_eq!(cleared(&written), [] as [u16; 0]);
+    // New hops get other numbers.
+    let [first, second, third] = [1, 2, 3].map(|last| table.acquire(gateway(last)));
+    assert_eq!([first, second, third], [Acquired::New(HopId(1)), Acquired::New(HopId(4)), Acquired::Full]);
+    table.release(HopId(2));
+    assert_eq!(cleared(&written), [] as [u16; 0]);
+    table.release(HopId(2));
+    assert_eq!(cleared(&written), [2]);
+    assert_eq!(table.acquire(gateway(3)), Acquired::New(HopId(2)));
+    // From now on it is a hop like any other.
+    table.release(HopId(2));
+    assert_eq!(table.acquire(gateway(4)), Acquired::New(HopId(2)));
+}

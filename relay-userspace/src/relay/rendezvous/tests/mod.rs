@@ -1,5 +1,6 @@
 //! Tests under simulated time. Each is a sentence about what the rendezvous does.
 
+mod adopt;
 mod agents;
 mod binds;
 mod escapes;
