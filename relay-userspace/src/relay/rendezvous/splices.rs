@@ -117,6 +117,22 @@ impl Splices {
         was_last
     }
 
+    #[cfg(test)]
+    pub fn waits(&self, conn: ConnId) -> bool {
+        self.waiting.contains_key(&conn)
+    }
+
+    #[cfg(test)]
+    pub fn waiting(&self) -> impl Iterator<Item = (ConnId, &VecDeque<StreamNumber>)> {
+        self.waiting.iter().map(|(conn, streams)| (*conn, streams))
+    }
+
+    /// How many pairings there are, and how many streams are joined.
+    #[cfg(test)]
+    pub fn counts(&self) -> [usize; 2] {
+        [self.joined.len(), self.ends.len()]
+    }
+
     /// How many pairings there are between this connector and this target.
     pub fn between(&self, connector: Option<NodeNumber>, target: Option<NodeNumber>) -> usize {
         let pair = connector.zip(target).map(<[NodeNumber; 2]>::from);

@@ -1,12 +1,17 @@
 //! What agents do.
 
+use relay_common::Side;
+
 use super::*;
 use crate::protocol::bind::{BindClient, BindEvent, BindOutput};
 use crate::protocol::flow_terms::{FLOW, RelayAnnounce, RelayConnect};
+use crate::relay::datapath::Traffic;
 
 #[derive(Default)]
 pub struct SimulatedAgent {
     pub conn: Option<ConnId>,
+    /// Streams that it has opened on its connection, the first apart.
+    streams: u32,
     pub sessions: BTreeMap<SessionId, SimulatedFlow>,
 }
 
@@ -25,13 +30,28 @@ impl SimulatedAgent {
     }
 }
 
-/// So many, the first of all, are what everybody asks for.
+/// A fifth of all, and one of those that everybody asks for, know only the documented messages.
+pub const fn knows_only_documented(who: usize) -> bool {
+    who % 5 == 3
+}
+
+/// What everybody asks for: of all agents the first so many, and for joined streams the one after them.
 #[derive(Clone, Copy)]
-pub struct PopularAgents(pub usize);
+pub struct PopularAgents {
+    pub for_flows: usize,
+}
 
 impl PopularAgents {
     pub fn one(self, random: &mut Seeded) -> usize {
-        random.below(self.0 as u64) as usize
+        random.below(self.for_flows as u64 + 1) as usize
+    }
+
+    pub fn for_flow(self, random: &mut Seeded) -> usize {
+        random.below(self.for_flows as u64) as usize
+    }
+
+    pub fn to_join(self) -> usize {
+        self.for_flows
     }
 }
 
@@ -42,44 +62,101 @@ impl Simulation {
         self.open.insert(conn, who);
         // The one before, if any, lingers until it is replaced or found dead.
         self.agents[who].conn = Some(conn);
+        self.agents[who].streams = 0;
         let (remote, name) = (control_address(who, conn.0), String::new());
         let agent = Authenticated { conn, node: node(who), name, remote, relay: None };
         self.touched.nodes.insert(who);
         self.rendezvous.connected(agent, self.now);
         self.after_input();
         let allow = (self.random.below(8) == 0).then(|| (0..50).map(|n| node(n).to_string()).collect());
-        let node_id = node(who).to_string();
-        let announce = RelayAnnounce { node_id, timestamp: 0, flow: Some(FLOW), allow };
-        self.transmit(Transit::ToRelay(conn, announce.into()));
+        let flow = (!knows_only_documented(who)).then_some(FLOW);
+        self.say(first_of(conn), RelayAnnounce { allow, ..announcement(who, flow) });
+    }
+
+    /// It waits on some streams more.
+    pub fn wait_on_streams(&mut self, who: usize, streams: usize) {
+        for _ in 0..streams {
+            let Some(end) = self.open_stream(who) else { return };
+            self.say(end, announcement(who, None));
+        }
+    }
+
+    /// It finishes one of its streams, whatever that is used for.
+    pub fn finish_a_stream(&mut self, who: usize) {
+        let Some(conn) = self.agents[who].conn else { return };
+        let stream = self.random.below(u64::from(self.agents[who].streams) + 1);
+        self.touched.nodes.insert(who);
+        self.rendezvous.stream_over(StreamEnd { conn, stream: StreamNumber(stream as u32) });
+        self.after_input();
+    }
+
+    /// Joined streams come to their end: one of the sides has had enough, or nothing has passed.
+    pub fn end_what_is_joined(&mut self) {
+        let Some(session) = self.census.some_joined(&mut self.random) else { return };
+        let ends = [EndReason::Left(Side::Connector), EndReason::Left(Side::Target), EndReason::Idle];
+        let reason = ends[self.random.below(3) as usize];
+        self.rendezvous.spliced_over(session, reason, Traffic::default(), self.now);
+        self.after_input();
+    }
+
+    fn open_stream(&mut self, who: usize) -> Option<StreamEnd> {
+        let agent = &mut self.agents[who];
+        let conn = agent.conn?;
+        agent.streams += 1;
+        Some(StreamEnd { conn, stream: StreamNumber(agent.streams) })
+    }
+
+    fn say(&mut self, end: StreamEnd, message: impl Into<Message>) {
+        self.transmit(Transit::ToRelay(end, message.into()));
     }
 
     pub fn lose_connection(&mut self, who: usize) {
         if let Some(conn) = self.agents[who].conn.take() {
-            self.open.remove(&conn);
-            self.touched.nodes.insert(who);
-            self.rendezvous.closed(conn, "lost");
-            self.after_input();
+            self.connection_dies(conn);
         }
     }
 
+    pub fn connection_dies(&mut self, conn: ConnId) {
+        self.touched.nodes.extend(self.open.remove(&conn));
+        self.census.given.remove(&conn);
+        self.rendezvous.closed(conn, "lost");
+        self.after_input();
+    }
+
     pub fn ask_for_someone(&mut self, who: usize) {
-        let Some(conn) = self.agents[who].conn else { return };
+        let to_join = knows_only_documented(who) || self.random.below(8) == 0;
         let whom = match self.random.below(4) {
-            0 => self.popular.one(&mut self.random),
-            // A neighbour, whom it has asked for before.
+            0 if to_join => self.popular.to_join(),
+            0 => self.popular.for_flow(&mut self.random),
+            // A neighbour, whom it has asked for before: of its own kind, if it is not of the most.
+            1 if to_join => (who / 5 * 5 + 8) % AGENTS,
             1 => (who + 1) % AGENTS,
             _ => self.random.below(AGENTS as u64) as usize,
         };
-        if who == whom {
-            return;
+        if who != whom {
+            self.ask_for(who, whom, to_join);
         }
+    }
+
+    /// Some agents ask for one, each again and again.
+    pub fn several_ask_for_one(&mut self, whom: usize) {
+        for nth in 0..30 {
+            let who = (whom + 1 + nth % 3) % AGENTS;
+            self.ask_for(who, whom, knows_only_documented(who));
+        }
+    }
+
+    fn ask_for(&mut self, who: usize, whom: usize, to_join: bool) {
+        let Some(conn) = self.agents[who].conn else { return };
+        let end = if to_join { self.open_stream(who) } else { Some(first_of(conn)) };
+        let Some(end) = end else { return };
         let connect = RelayConnect {
             source_id: node(who).to_string(),
             target_id: node(whom).to_string(),
             timestamp: None,
-            flow: Some(FLOW),
+            flow: (!to_join).then_some(FLOW),
         };
-        self.transmit(Transit::ToRelay(conn, connect.into()));
+        self.say(end, connect);
     }
 
     /// One of a session's sides ends it: an offer as well as what is paired.
@@ -88,7 +165,7 @@ impl Simulation {
         let Some(conn) = self.agents[who].conn else { return };
         self.agents[who].sessions.remove(&session);
         let disconnect = super::super::disconnect(Some(session));
-        self.transmit(Transit::ToRelay(conn, disconnect.into()));
+        self.say(first_of(conn), disconnect);
     }
 
     /// The NAT gives a data socket another port: a fresh one, or one that another session had.
@@ -183,4 +260,12 @@ impl Simulation {
     fn flows_at_mut(&mut self, address: SocketAddr) -> &mut Vec<(usize, SessionId)> {
         self.receivers.entry(address).or_default()
     }
+}
+
+fn announcement(who: usize, flow: Option<u32>) -> RelayAnnounce {
+    RelayAnnounce { node_id: node(who).to_string(), timestamp: 0, flow, allow: None }
+}
+
+fn first_of(conn: ConnId) -> StreamEnd {
+    StreamEnd { conn, stream: StreamNumber::FIRST }
 }

@@ -9,6 +9,11 @@ use crate::relay::prefix::Prefix;
 pub struct Census {
     pub sessions: BTreeMap<SessionId, Known>,
     pub by_slot: BTreeMap<SlotId, SessionId>,
+    /// Streams that are joined, by session, and all of them.
+    pub joined: BTreeMap<SessionId, Joined>,
+    pub ends: BTreeSet<StreamEnd>,
+    /// Connections whose first stream was joined once: the relay says nothing unasked there any more.
+    pub given: BTreeSet<ConnId>,
     nodes: BTreeMap<usize, Counts>,
     pub prefixes: BTreeMap<Prefix, u32>,
     /// Sides that have proved a tuple which is still theirs.
@@ -25,12 +30,28 @@ pub struct Known {
     pub slot: Option<SlotId>,
 }
 
+/// What is known of two joined streams.
+pub struct Joined {
+    pub nodes: [usize; 2],
+    prefix: Prefix,
+    pub ends: [StreamEnd; 2],
+}
+
 /// Of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Offers and sessions by datagrams.
     pub sessions: u32,
+    /// Sessions by joined streams.
+    pub joined: u32,
     /// As connector and as target.
     pub offers: [u32; 2],
+}
+
+impl Counts {
+    pub fn all(self) -> u32 {
+        self.sessions + self.joined
+    }
 }
 
 /// What an input may have changed.
@@ -61,7 +82,7 @@ impl Census {
     }
 
     pub fn sessions_of(&self, who: usize) -> usize {
-        self.counts(who).sessions as usize
+        self.counts(who).all() as usize
     }
 
     pub fn nodes_of(&self, session: SessionId) -> [usize; 2] {
@@ -72,6 +93,41 @@ impl Census {
     pub fn some_session(&self, random: &mut Seeded) -> Option<SessionId> {
         let from = SessionId(random.array());
         self.sessions.range(from..).next().map(|(session, _)| *session)
+    }
+
+    /// Any two joined streams.
+    pub fn some_joined(&self, random: &mut Seeded) -> Option<SessionId> {
+        let from = SessionId(random.array());
+        self.joined.range(from..).next().map(|(session, _)| *session)
+    }
+
+    pub fn join(&mut self, session: SessionId, nodes: [usize; 2], prefix: Prefix, ends: [StreamEnd; 2]) {
+        *self.prefixes.entry(prefix).or_default() += 1;
+        for (who, end) in nodes.into_iter().zip(ends) {
+            self.nodes.entry(who).or_default().joined += 1;
+            assert!(self.ends.insert(end), "a stream is joined to one other");
+            if end.stream == StreamNumber::FIRST {
+                self.given.insert(end.conn);
+            }
+        }
+        assert!(
+            self.joined.insert(session, Joined { nodes, prefix, ends }).is_none(),
+            "an id is one session's"
+        );
+    }
+
+    /// Whether it was two joined streams that have ended. What they were part of has to be looked at.
+    pub fn part(&mut self, session: SessionId, nodes: [usize; 2], touched: &mut Touched) -> bool {
+        let Some(joined) = self.joined.remove(&session) else { return false };
+        assert_eq!(nodes, joined.nodes);
+        for (who, end) in nodes.into_iter().zip(joined.ends) {
+            self.forget(who, |counts| counts.joined -= 1);
+            self.ends.remove(&end);
+        }
+        self.forget_asked(joined.prefix);
+        touched.nodes.extend(nodes);
+        touched.prefixes.insert(joined.prefix);
+        true
     }
 
     pub fn offered(&mut self, session: SessionId, nodes: [usize; 2], prefix: Prefix) {
@@ -100,17 +156,9 @@ impl Census {
             Self::close_offer(&mut self.nodes, known.nodes);
         }
         for who in known.nodes {
-            let counts = self.nodes.get_mut(&who).unwrap();
-            counts.sessions -= 1;
-            if *counts == Counts::default() {
-                self.nodes.remove(&who);
-            }
+            self.forget(who, |counts| counts.sessions -= 1);
         }
-        let asked = self.prefixes.get_mut(&known.prefix).unwrap();
-        *asked -= 1;
-        if *asked == 0 {
-            self.prefixes.remove(&known.prefix);
-        }
+        self.forget_asked(known.prefix);
         if let Some(slot) = known.slot {
             self.by_slot.remove(&slot);
         }
@@ -137,6 +185,22 @@ impl Census {
         }
         self.by_slot.extend(slot.map(|slot| (slot, session)));
         if before == tuples { Vec::new() } else { before.into_iter().chain(tuples).flatten().collect() }
+    }
+
+    fn forget(&mut self, who: usize, one: impl FnOnce(&mut Counts)) {
+        let counts = self.nodes.get_mut(&who).unwrap();
+        one(counts);
+        if *counts == Counts::default() {
+            self.nodes.remove(&who);
+        }
+    }
+
+    fn forget_asked(&mut self, prefix: Prefix) {
+        let asked = self.prefixes.get_mut(&prefix).unwrap();
+        *asked -= 1;
+        if *asked == 0 {
+            self.prefixes.remove(&prefix);
+        }
     }
 
     fn close_offer(nodes: &mut BTreeMap<usize, Counts>, of: [usize; 2]) {

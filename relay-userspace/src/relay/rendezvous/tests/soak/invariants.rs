@@ -5,10 +5,11 @@ use relay_common::{Reason, Side};
 use super::super::relay_of;
 use super::*;
 use crate::protocol::flow_terms::RelayReady;
-use crate::relay::datapath::{Arrival, FlowTuple};
+use crate::relay::datapath::{Arrival, FlowTuple, Traffic};
 use crate::relay::prefix::Prefix;
 
 use super::super::super::session::{Session, SessionState};
+use super::super::super::splices::MAX_WAITING_STREAMS;
 
 impl Simulation {
     /// Carries the outputs out, and checks what must hold for each.
@@ -31,23 +32,40 @@ impl Simulation {
                 }
                 Output::Ping { conn } => {
                     assert!(self.open.contains_key(&conn));
+                    assert!(!self.census.given.contains(&conn), "its first stream is a peer's");
                     let ping = crate::protocol::message::Ping { ts: 0 };
                     self.transmit(Transit::ToAgent(conn, ping.into()));
                 }
                 Output::Pong { .. } => {}
                 Output::Close { conn, .. } => {
                     let who = self.open.remove(&conn).expect("a connection is closed once");
+                    self.census.given.remove(&conn);
                     self.touched.nodes.insert(who);
                 }
                 Output::Bind { to, bytes, .. } => {
                     assert!(self.sources.contains(&to), "nothing is sent where no datagram came from");
                     self.transmit(Transit::BindToAgent(to, bytes));
                 }
-                Output::Splice { .. } | Output::Unsplice { .. } => {
-                    panic!("nobody here has announced itself or asked without `flow`")
+                Output::Splice { session, ends, .. } => self.join(session, ends),
+                Output::Unsplice { session, reason } => {
+                    assert!(self.census.joined.contains_key(&session), "only what is joined is parted");
+                    self.rendezvous.spliced_over(session, reason, Traffic::default(), self.now);
                 }
                 Output::Event(event) => self.take_down(&event),
             }
+        }
+    }
+
+    fn join(&mut self, session: SessionId, ends: [StreamEnd; 2]) {
+        let nodes = ends.map(|end| *self.open.get(&end.conn).expect("both are connected"));
+        let prefix = Prefix::of(self.rendezvous.agents.get(ends[0].conn).unwrap().remote.ip());
+        self.census.join(session, nodes, prefix, ends);
+        self.touched.nodes.extend(nodes);
+        self.touched.prefixes.insert(prefix);
+        let [_, target] = nodes;
+        // It waits for the next one, if it does not forget that.
+        if self.random.below(4) > 0 {
+            self.wait_on_streams(target, 1);
         }
     }
 
@@ -72,10 +90,16 @@ impl Simulation {
                 self.touched.sessions.insert(*session);
                 "paired"
             }
-            Event::Ended { session, reason, .. } => {
-                self.census.ended(*session, &mut self.touched);
-                reason.word()
+            Event::Ended { session, connector, target, reason, .. } => {
+                match self.census.part(*session, [who(connector), who(target)], &mut self.touched) {
+                    true => "parted",
+                    false => {
+                        self.census.ended(*session, &mut self.touched);
+                        reason.word()
+                    }
+                }
             }
+            Event::Spliced { .. } => "joined",
             Event::Moved { session, .. } => {
                 self.touched.sessions.insert(*session);
                 "moved"
@@ -120,8 +144,10 @@ impl Simulation {
     }
 
     fn check_totals(&self) {
-        let Rendezvous { nodes, agents, sessions, .. } = &self.rendezvous;
+        let Rendezvous { nodes, agents, sessions, splices, .. } = &self.rendezvous;
         assert_eq!(agents.count(), self.open.len());
+        assert_eq!(splices.counts(), [self.census.joined.len(), self.census.ends.len()]);
+        assert_eq!(self.census.ends.len(), 2 * self.census.joined.len());
         assert_eq!(sessions.total(), self.census.sessions.len());
         assert_eq!(sessions.tuple_count(), self.census.bound, "every proved tuple has one owner");
         assert_eq!(self.flows.ledger.slots.len(), self.census.by_slot.len(), "no flow without a session");
@@ -130,7 +156,7 @@ impl Simulation {
     }
 
     fn check_node(&mut self, who: usize) {
-        let Rendezvous { nodes, agents, sessions, settings, .. } = &self.rendezvous;
+        let Rendezvous { nodes, agents, sessions, splices, settings, .. } = &self.rendezvous;
         let (id, policy, counts) = (node(who), &settings.policy, self.census.counts(who));
         let number = nodes.number(&id);
         let Some(node) = number.map(|number| nodes.get(number).unwrap()) else {
@@ -141,21 +167,23 @@ impl Simulation {
         };
         assert!(policy.access.permits(&id), "who may not be here is not");
         let conns = nodes.connections(&id);
-        assert!(counts.sessions > 0 || !conns.is_empty(), "a node that has gone is forgotten");
+        assert!(counts.all() > 0 || !conns.is_empty(), "a node that has gone is forgotten");
         for conn in &conns {
             assert_eq!(agents.get(*conn).map(|agent| agent.node), Some(id));
             assert_eq!(self.open.get(conn), Some(&who));
         }
         assert_eq!(
             (node.sessions, Side::BOTH.map(|side| node.open_offers(side))),
-            (counts.sessions, counts.offers)
+            (counts.all(), counts.offers)
         );
         assert_eq!(sessions.of_node(number, nodes).count(), counts.sessions as usize);
         let [as_source, as_target] = counts.offers;
         assert!(as_source <= policy.offers_per_source && as_target <= policy.offers_per_target);
-        assert!(counts.sessions <= policy.sessions_per_node);
+        assert!(counts.all() <= policy.sessions_per_node);
         if let Some(announcement) = &node.announcement {
             assert!(conns.contains(&announcement.conn));
+            let waits = splices.waits(announcement.conn);
+            assert!(announcement.speaks_flow || waits, "who takes no flows waits on a stream");
         }
         if node.announcement.is_some() {
             self.census.announced.insert(who);
@@ -229,7 +257,7 @@ impl Simulation {
 
     /// Everything there is, found by walking over it.
     pub fn check_whole(&mut self) {
-        let Rendezvous { nodes, agents, sessions, pings, looks, .. } = &self.rendezvous;
+        let Rendezvous { nodes, agents, sessions, splices, pings, looks, .. } = &self.rendezvous;
         assert!(agents.ids().iter().eq(self.open.keys()));
         let mut paired = 0;
         for session in sessions.iter() {
@@ -240,6 +268,17 @@ impl Simulation {
             paired += usize::from(session.slot.is_some());
         }
         assert_eq!(self.census.by_slot.len(), paired);
+        for splice in self.rendezvous.splices(self.now) {
+            let known = &self.census.joined[&splice.session];
+            assert_eq!([splice.connector, splice.target].map(|node| who(&node)), known.nodes);
+            assert!(known.ends.iter().all(|end| self.open.contains_key(&end.conn)), "both are connected");
+        }
+        for (conn, streams) in splices.waiting() {
+            assert!(self.open.contains_key(&conn));
+            assert!((1..=MAX_WAITING_STREAMS).contains(&streams.len()));
+            let is_joined = |stream| self.census.ends.contains(&StreamEnd { conn, stream });
+            assert!(!streams.iter().any(|stream| is_joined(*stream)), "what waits is not joined");
+        }
         let asked: BTreeMap<Prefix, u32> = sessions.prefixes().iter().collect();
         assert_eq!(asked, self.census.prefixes);
         assert!(

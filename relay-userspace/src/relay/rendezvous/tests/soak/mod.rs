@@ -46,7 +46,7 @@ fn soak(seed: u64, steps: u32) {
     }
     simulation.check_whole();
     let (seen, inputs) = (simulation.seen.clone(), simulation.inputs);
-    let events = ["offered", "paired", "moved", "tuple lost", "replaced", "limited"];
+    let events = ["offered", "paired", "moved", "tuple lost", "replaced", "limited", "joined", "parted"];
     let ends = EndReason::ALL.map(EndReason::word).into_iter().filter(|reason| *reason != "shutdown");
     let unseen: Vec<&str> =
         events.into_iter().chain(ends).filter(|event| !seen.contains_key(event)).collect();
@@ -64,6 +64,9 @@ fn soak(seed: u64, steps: u32) {
         Refusal::TargetRate,
         Refusal::TargetSessions,
         Refusal::ConnectRate,
+        Refusal::FlowOnly,
+        Refusal::DocumentedOnly,
+        Refusal::WaitingStreams,
     ];
     let missed: Vec<Refusal> = missed.into_iter().filter(|refusal| refusals.of(*refusal) == 0).collect();
     assert!(
@@ -71,7 +74,10 @@ fn soak(seed: u64, steps: u32) {
         "nothing was refused for {missed:?}: {:?}",
         refusals.iter().collect::<Vec<_>>()
     );
-    assert!(seen["paired"] > 1000 && inputs > u64::from(steps) * 4, "{inputs} inputs: {seen:?}");
+    assert!(
+        seen["paired"] > 1000 && seen["joined"] > 500 && inputs > u64::from(steps) * 4,
+        "{inputs} inputs: {seen:?}"
+    );
     simulation.everyone_leaves();
 }
 
@@ -123,7 +129,7 @@ impl Simulation {
             random,
             now,
             agents: (0..AGENTS).map(|_| SimulatedAgent::default()).collect(),
-            popular: PopularAgents(3),
+            popular: PopularAgents { for_flows: 3 },
             network: Network::default(),
             next_conn: 0,
             open: BTreeMap::new(),
@@ -147,8 +153,9 @@ impl Simulation {
                 self.connect(who);
             }
             30..36 => self.lose_connection(who),
-            36..84 => (0..3).for_each(|nth| self.ask_for_someone((who + nth * 1000) % AGENTS)),
-            84..86 => (0..20).for_each(|_| self.ask_for_someone(who)),
+            36..84 => (0..4).for_each(|nth| self.ask_for_someone((who + nth * 1000) % AGENTS)),
+            84 => (0..20).for_each(|_| self.ask_for_someone(who)),
+            85 => self.several_ask_for_one(who),
             86..92 => self.end_a_session(),
             92..112 => self.change_address(),
             112..168 => self.carry_a_packet(),
@@ -158,6 +165,11 @@ impl Simulation {
             180..182 => self.migrate(who),
             182 => self.operator_ends(who),
             183 => self.policy_changes(),
+            184..188 => self.wait_on_streams(who, 1),
+            188 => self.wait_on_streams(self.popular.to_join(), 80),
+            189..192 => self.finish_a_stream(who),
+            192..195 => self.end_what_is_joined(),
+            195..198 => self.rendezvous.spliced_bytes(1000, self.now),
             _ => {}
         }
         let span = Duration::from_micros(self.random.below(10_000));
@@ -212,7 +224,10 @@ impl Simulation {
 
     /// The operator ends all sessions of a node, or one of all.
     fn operator_ends(&mut self, who: usize) {
-        let one = self.census.some_session(&mut self.random);
+        let one = match self.random.below(2) {
+            0 => self.census.some_session(&mut self.random),
+            _ => self.census.some_joined(&mut self.random),
+        };
         match one {
             Some(session) if self.random.below(2) == 0 => {
                 assert!(self.rendezvous.end_by_operator(session, &mut self.flows, self.now));
@@ -232,9 +247,16 @@ impl Simulation {
             self.agents[who].forget_sessions();
         }
         self.network.clear();
+        // Where no Ping can be sent, it is QUIC that finds a connection dead.
+        let waits = |conn: &ConnId| self.rendezvous.agents.get(*conn).unwrap().gave_first_stream;
+        for conn in self.open.keys().copied().filter(waits).collect::<Vec<_>>() {
+            self.connection_dies(conn);
+        }
         self.pass(seconds(240));
         self.check_whole();
         assert_eq!(self.rendezvous.sessions.total(), 0);
+        assert_eq!(self.rendezvous.splices.counts(), [0, 0]);
+        assert_eq!(self.rendezvous.splices.waiting().count(), 0);
         assert_eq!(self.rendezvous.nodes.iter().count(), 0);
         assert_eq!(self.rendezvous.sessions.prefixes().iter().count(), 0);
         assert!(self.flows.ledger.slots.is_empty());

@@ -12,7 +12,7 @@ pub struct Network {
 }
 
 pub enum Transit {
-    ToRelay(ConnId, Message),
+    ToRelay(StreamEnd, Message),
     ToAgent(ConnId, Message),
     BindToRelay(SocketAddr, [u8; BIND_LEN]),
     BindToAgent(SocketAddr, [u8; BIND_LEN]),
@@ -64,9 +64,11 @@ impl Simulation {
     pub fn arrive(&mut self, transit: Transit) {
         let now = self.now;
         match transit {
-            Transit::ToRelay(conn, message) => {
-                self.touched.of_message(self.open.get(&conn).copied(), &message);
-                self.rendezvous.received(conn, message, &mut self.flows, &mut self.random, now);
+            Transit::ToRelay(end, message) => {
+                self.touched.of_message(self.open.get(&end.conn).copied(), &message);
+                self.rendezvous.received_on(end, message, &mut self.flows, &mut self.random, now);
+                let is_the_peers = self.census.ends.contains(&end);
+                assert!(!is_the_peers || self.rendezvous.outputs.is_empty(), "nothing follows on {end:?}");
                 self.after_input();
             }
             Transit::BindToRelay(from, bytes) => {
@@ -118,7 +120,10 @@ impl Simulation {
                     self.agents[who].sessions.remove(&session);
                 }
             }
-            Message::Ping(_) => self.transmit(Transit::ToRelay(conn, Pong { ts: 0, echo: 0 }.into())),
+            Message::Ping(_) => {
+                let first = StreamEnd { conn, stream: StreamNumber::FIRST };
+                self.transmit(Transit::ToRelay(first, Pong { ts: 0, echo: 0 }.into()));
+            }
             _ => {}
         }
     }
