@@ -4,6 +4,7 @@
 //! `flow` gets the oldest of its waiting streams joined to the stream it asked on. This decides; the bytes are carried
 //! elsewhere ([`Output::Splice`]), where the relay can read them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -51,8 +52,12 @@ pub(super) struct Splices {
     /// Of each connection, the oldest first.
     waiting: BTreeMap<ConnId, VecDeque<StreamNumber>>,
     joined: BTreeMap<SessionId, Splice>,
-    /// Which streams are joined.
-    ends: BTreeSet<StreamEnd>,
+    /// Which streams are joined: the pairing and the side of each.
+    ends: BTreeMap<StreamEnd, (SessionId, Side)>,
+    /// How many pairings there are between a connector and a target, in this order.
+    pairs: BTreeMap<[NodeNumber; 2], usize>,
+    /// The pairings of each node.
+    of_nodes: BTreeSet<(NodeNumber, SessionId)>,
 }
 
 /// Two joined streams.
@@ -86,7 +91,7 @@ pub struct SpliceStatus {
 impl Splices {
     /// Whether a stream is joined to another.
     fn is_joined(&self, end: StreamEnd) -> bool {
-        self.ends.contains(&end)
+        self.ends.contains_key(&end)
     }
 
     /// The stream of a connection that has waited longest.
@@ -133,18 +138,58 @@ impl Splices {
         [self.joined.len(), self.ends.len()]
     }
 
+    /// The ends of all pairings, of all pairs and of all nodes are those that are found by walking over all pairings.
+    #[cfg(test)]
+    pub fn check(&self) {
+        let (mut ends, mut pairs, mut of_nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        for (session, splice) in &self.joined {
+            ends.extend(splice.ends.into_iter().zip(Side::BOTH.map(|side| (*session, side))));
+            *pairs.entry(splice.nodes).or_default() += 1;
+            of_nodes.extend(splice.nodes.map(|node| (node, *session)));
+        }
+        assert!(ends == self.ends && pairs == self.pairs && of_nodes == self.of_nodes, "{self:?}");
+    }
+
     /// How many pairings there are between this connector and this target.
     pub fn between(&self, connector: Option<NodeNumber>, target: Option<NodeNumber>) -> usize {
         let pair = connector.zip(target).map(<[NodeNumber; 2]>::from);
-        self.joined.values().filter(|splice| Some(splice.nodes) == pair).count()
+        pair.and_then(|pair| self.pairs.get(&pair)).copied().unwrap_or(0)
     }
 
     /// The pairings with a stream on `conn`, each with the side that has it.
-    fn on(&self, conn: ConnId) -> Vec<(SessionId, Side)> {
-        let side = |splice: &Splice| {
-            Side::BOTH.into_iter().zip(splice.ends).find(|(_, end)| end.conn == conn).map(|(side, _)| side)
-        };
-        self.joined.iter().filter_map(|(session, splice)| Some((*session, side(splice)?))).collect()
+    fn on(&self, conn: ConnId) -> impl Iterator<Item = (SessionId, Side)> {
+        let stream = |number| StreamEnd { conn, stream: StreamNumber(number) };
+        self.ends.range(stream(u32::MIN)..=stream(u32::MAX)).map(|(_, pairing)| *pairing)
+    }
+
+    /// The pairings of a node.
+    fn of(&self, node: NodeNumber) -> impl Iterator<Item = SessionId> {
+        let all = (node, SessionId([u8::MIN; 16]))..=(node, SessionId([u8::MAX; 16]));
+        self.of_nodes.range(all).map(|(_, session)| *session)
+    }
+
+    fn join(&mut self, session: SessionId, splice: Splice) {
+        for ((side, end), node) in Side::BOTH.into_iter().zip(splice.ends).zip(splice.nodes) {
+            self.ends.insert(end, (session, side));
+            self.of_nodes.insert((node, session));
+        }
+        *self.pairs.entry(splice.nodes).or_default() += 1;
+        self.joined.insert(session, splice);
+    }
+
+    fn part(&mut self, session: SessionId) -> Option<Splice> {
+        let splice = self.joined.remove(&session)?;
+        for (end, node) in splice.ends.iter().zip(splice.nodes) {
+            self.ends.remove(end);
+            self.of_nodes.remove(&(node, session));
+        }
+        if let Entry::Occupied(mut pair) = self.pairs.entry(splice.nodes) {
+            *pair.get_mut() -= 1;
+            if *pair.get() == 0 {
+                pair.remove();
+            }
+        }
+        Some(splice)
     }
 }
 
@@ -194,10 +239,7 @@ impl Rendezvous {
 
     /// The bytes of a pairing are no longer carried: on their own account, or because of [`Output::Unsplice`].
     pub fn spliced_over(&mut self, session: SessionId, reason: EndReason, traffic: Traffic, now: MonoTime) {
-        let Some(splice) = self.splices.joined.remove(&session) else { return };
-        for end in &splice.ends {
-            self.splices.ends.remove(end);
-        }
+        let Some(splice) = self.splices.part(session) else { return };
         self.sessions.prefixes_mut().remove(splice.prefix);
         let nodes = self.nodes.ids(splice.nodes);
         for number in splice.nodes {
@@ -277,10 +319,9 @@ impl Rendezvous {
             }
             self.wait_no_more(end);
             self.give_away(end);
-            self.splices.ends.insert(end);
         }
         let prefix = self.sessions.prefixes_mut().add(prefix);
-        self.splices.joined.insert(session, Splice { nodes, ends, prefix, since: now });
+        self.splices.join(session, Splice { nodes, ends, prefix, since: now });
         let (limit, idle_timeout) = (self.settings.limit, self.settings.idle_timeout);
         self.event(Event::Spliced { session, connector: source, target, limit });
         let ready = RelayReady::documented(ReadyStatus::Ready, Some(target));
@@ -297,9 +338,8 @@ impl Rendezvous {
 
     /// Ends the pairings of a node. How many there were.
     pub(super) fn unsplice_node(&mut self, node: Option<NodeNumber>, reason: EndReason) -> usize {
-        let is_of = |splice: &Splice| node.is_some_and(|node| splice.nodes.contains(&node));
         let mut count = 0;
-        for session in self.splices.joined.iter().filter(|(_, splice)| is_of(splice)).map(|(id, _)| *id) {
+        for session in node.into_iter().flat_map(|node| self.splices.of(node)) {
             self.outputs.push_back(Output::Unsplice { session, reason });
             count += 1;
         }

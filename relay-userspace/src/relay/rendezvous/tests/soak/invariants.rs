@@ -273,6 +273,7 @@ impl Simulation {
             assert_eq!([splice.connector, splice.target].map(|node| who(&node)), known.nodes);
             assert!(known.ends.iter().all(|end| self.open.contains_key(&end.conn)), "both are connected");
         }
+        splices.check();
         for (conn, streams) in splices.waiting() {
             assert!(self.open.contains_key(&conn));
             assert!((1..=MAX_WAITING_STREAMS).contains(&streams.len()));
