@@ -26,6 +26,10 @@ pub const NODE_VIOLATIONS: usize = 3;
 /// once is bounded otherwise.
 pub const PREFIX_FAILURES: u64 = 600;
 
+/// A prefix is not banned for longer than this for its failures: one broken host must not lock out for long all others
+/// behind its address. A flood is held off by that just as well, as it is banned again after as many failures.
+pub const LONGEST_PREFIX_BAN: Duration = Duration::from_secs(60);
+
 /// Violations and failures are forgotten after this.
 pub const WINDOW: Duration = Duration::from_secs(300);
 
@@ -86,7 +90,8 @@ struct Ban {
 }
 
 impl Bans {
-    /// Nobody is banned. Who will be is so for `duration`; zero: nobody will be.
+    /// Nobody is banned. Nodes that will be are so for `duration`, prefixes for no longer than [`LONGEST_PREFIX_BAN`]; zero:
+    /// nobody will be.
     pub fn new(duration: Duration) -> Bans {
         Bans {
             duration,
@@ -115,7 +120,7 @@ impl Bans {
             return false;
         }
         self.violations.remove(&node);
-        *self.nodes.see(node, now, Ban::never) = self.ban(cause, now);
+        *self.nodes.see(node, now, Ban::never) = Ban::of(cause, now + self.duration);
         true
     }
 
@@ -127,7 +132,8 @@ impl Bans {
             return false;
         }
         self.failures.remove(&prefix);
-        *self.prefixes.see(prefix, now, Ban::never) = self.ban(cause, now);
+        let until = now + self.duration.min(LONGEST_PREFIX_BAN);
+        *self.prefixes.see(prefix, now, Ban::never) = Ban::of(cause, until);
         true
     }
 
@@ -187,13 +193,13 @@ impl Bans {
         bans.sort_by_key(|ban| ban.subject);
         bans
     }
-
-    fn ban(&self, cause: Refusal, now: MonoTime) -> Ban {
-        Ban { until: now + self.duration, cause: BanCause::Refused(cause) }
-    }
 }
 
 impl Ban {
+    fn of(cause: Refusal, until: MonoTime) -> Ban {
+        Ban { until, cause: BanCause::Refused(cause) }
+    }
+
     /// What a new entry is before it is written.
     const fn never() -> Ban {
         Ban { until: MonoTime(0), cause: BanCause::ByHand }
@@ -314,6 +320,19 @@ mod tests {
         assert_eq!(banned, Some(PREFIX_FAILURES));
         assert!(bans.left(BanSubject::Prefix(nat), at(1)).is_some());
         assert_eq!(bans.left(BanSubject::Prefix(prefix("192.0.2.2")), at(1)), None);
+    }
+
+    #[test]
+    fn a_prefix_is_banned_for_a_minute_at_most_unless_the_operator_wants_more() {
+        let nat = BanSubject::Prefix(prefix("192.0.2.1"));
+        for (duration, expected) in [(10, 10), (60, 60), (3600, 60)] {
+            let mut bans = Bans::new(Duration::from_secs(duration));
+            while !bans.failure(prefix("192.0.2.1"), Refusal::TlsFailed, at(0)) {}
+            assert_eq!(bans.left(nat, at(0)), Some(Duration::from_secs(expected)));
+            assert_eq!(bans.left(nat, at(expected)), None, "who is behind it may try again");
+            bans.add(nat, HOUR, at(0)).unwrap();
+            assert_eq!(bans.left(nat, at(0)), Some(HOUR));
+        }
     }
 
     #[test]
