@@ -86,6 +86,24 @@ async fn failures_before_a_key_is_proved_ban_their_address_and_touch_no_connecti
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ban_holds_for_who_is_shaking_hands_when_it_is_given() {
+    for (subject, refusal) in [(id(1), "banned_node"), ("127.0.0.1".to_owned(), "banned_prefix")] {
+        let relay = TestRelay::start("");
+        let mut agent = Agent::greets(&relay, 1).await;
+        let Message::HelloAck(ack) = agent.receive().await else { panic!() };
+        let subject = subject.parse().unwrap();
+        relay.ask::<serde_json::Value>(Request::AddBan { subject, seconds: None }).await;
+        let signature = Bytes(key(1).sign(&ack.challenge.0).to_vec());
+        agent.send(&Verify { signature, challenge: ack.challenge }.into()).await;
+        let Message::VerifyAck(_) = agent.receive().await else { panic!() };
+        let text = agent.is_refused_saying(4001).await;
+        assert!(text.starts_with("banned for "), "{text}");
+        relay.has_refused(refusal).await;
+        assert_eq!(relay.peers().await.peers, []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_banned_agent_that_is_connected_stays_and_cannot_be_told_from_an_absent_one() {
     let relay = TestRelay::start("");
     let mut target = Agent::connected(&relay, 2).await;

@@ -60,10 +60,10 @@ fn proves_address(code: TransportErrorCode) -> bool {
 }
 
 /// Somebody who has proved who it is, and is not to be let in.
-struct TurnedAway {
-    refusal: Refusal,
-    code: ErrorCode,
-    text: String,
+pub(super) struct TurnedAway {
+    pub refusal: Refusal,
+    pub code: ErrorCode,
+    pub text: String,
 }
 
 impl Listener {
@@ -168,13 +168,25 @@ impl Listener {
                 text,
             });
         }
-        if let Some(left) = self.rules.bans().left(BanSubject::Node(node), MonoTime::now()) {
-            let text = format!("banned for {} s more", left.as_secs().max(1));
-            return Some(TurnedAway { refusal: Refusal::BannedNode, code: ErrorCode::RateLimited, text });
+        if let Some(banned) = self.banned(node, from) {
+            return Some(banned);
         }
         let full = self.seats.full_for(node, prefix, policy.connections)?;
         let text = NO_SEAT.to_owned();
         Some(TurnedAway { refusal: connections_full(full), code: ErrorCode::Limited, text })
+    }
+
+    /// Why a node that has proved its key is not let in, if it or the prefix it comes from is banned.
+    pub(super) fn banned(&self, node: NodeId, from: SocketAddr) -> Option<TurnedAway> {
+        let (bans, now) = (self.rules.bans(), MonoTime::now());
+        let of_node = bans.left(BanSubject::Node(node), now).map(|left| (Refusal::BannedNode, left));
+        let of_prefix = || {
+            let left = bans.left(BanSubject::Prefix(Prefix::of(from.ip())), now)?;
+            Some((Refusal::BannedPrefix, left))
+        };
+        let (refusal, left) = of_node.or_else(of_prefix)?;
+        let text = format!("banned for {} s more", left.as_secs().max(1));
+        Some(TurnedAway { refusal, code: ErrorCode::RateLimited, text })
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::rules::{ControlPolicy, Rules};
 
 use self::admission::{Admission, Attempt, Verdict};
 use self::frames::say_and_close;
-use self::introduction::{Introduced, Rejection};
+use self::introduction::{Introduced, Rejection, TurnedAway};
 use self::message_rate::MessageRates;
 use self::places::{Full, Place, Places};
 use self::rules::lock;
@@ -301,6 +301,13 @@ impl Listener {
             Err(rejection) => return self.reject(rejection, from).await,
         };
         let (node, connection) = (introduced.peer.node_id, introduced.connection.clone());
+        // They may have been banned while they shook hands.
+        if let Some(TurnedAway { refusal, code, text }) = self.banned(node, from) {
+            let Introduced { connection, mut send, .. } = introduced;
+            let error = ErrorMessage::new(code, text.as_str());
+            say_and_close(&connection, &mut send, &[error.into()], code, &text).await;
+            return self.refused(refusal, Some(node), from).await;
+        }
         let limits = self.rules.policy().connections;
         let _seat = match self.seats.take(node, Prefix::of(from.ip()), connection, limits) {
             Ok((seat, None)) => seat,
