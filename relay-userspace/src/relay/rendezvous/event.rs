@@ -183,6 +183,8 @@ pub enum EndReason {
     Idle,
     /// This side has ended it.
     Left(Side),
+    /// Its two streams were not both given away in time.
+    NotJoined,
     /// The relay's operator has ended it.
     Operator,
     /// `[access]` does not permit one of its nodes any more.
@@ -199,7 +201,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// Each, in the order of their words in docs/accounting.md.
-    pub const ALL: [EndReason; 16] = [
+    pub const ALL: [EndReason; 17] = [
         EndReason::OfferExpired,
         EndReason::Displaced,
         EndReason::Refused,
@@ -210,6 +212,7 @@ impl EndReason {
         EndReason::Idle,
         EndReason::Left(Side::Connector),
         EndReason::Left(Side::Target),
+        EndReason::NotJoined,
         EndReason::Operator,
         EndReason::AccessDenied,
         EndReason::Banned,
@@ -231,6 +234,7 @@ impl EndReason {
             EndReason::Idle => "idle",
             EndReason::Left(Side::Connector) => "connector_left",
             EndReason::Left(Side::Target) => "target_left",
+            EndReason::NotJoined => "not_joined",
             EndReason::Operator => "operator",
             EndReason::AccessDenied => "access_denied",
             EndReason::Banned => "banned",
@@ -252,6 +256,7 @@ impl fmt::Display for EndReason {
             EndReason::ConsentLost(side) => write!(f, "the {} has fallen silent", role(*side)),
             EndReason::Idle => f.write_str("idle"),
             EndReason::Left(side) => write!(f, "ended by the {}", role(*side)),
+            EndReason::NotJoined => f.write_str("the two streams were not free to be joined in time"),
             EndReason::Operator => f.write_str("ended by the relay's operator"),
             EndReason::AccessDenied => f.write_str("the relay's operator does not permit one of the nodes"),
             EndReason::Banned => f.write_str("one of the nodes is banned"),

@@ -187,6 +187,8 @@ impl Rendezvous {
             EndReason::Refused => {
                 return self.tell_failure(conn, ended, side, ErrorCode::Refused, reason);
             }
+            // Of joined streams, which end without a message.
+            EndReason::NotJoined => return,
             EndReason::Left(leaver) if leaver == side => return,
             EndReason::Left(_) => disconnect_reason::PEER_GONE,
             EndReason::ConsentLost(_) => disconnect_reason::CONSENT_LOST,

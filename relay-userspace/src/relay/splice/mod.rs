@@ -21,7 +21,7 @@ use quinn::{RecvStream, SendStream, VarInt};
 use relay_common::Side;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::pace::Pace;
 use self::pump::{Over, Shared, carry};
@@ -41,6 +41,10 @@ pub const STREAM_WINDOW: u32 = 88 * 1024;
 
 /// Of it, what has been written and not acknowledged: on all streams of a connection together.
 pub const SEND_WINDOW: u32 = 96 * 1024;
+
+/// So long two streams may take to be handed over. A task that hands one over may first write for 10 s to an agent that does
+/// not read, and gives that up then.
+const HAND_OVER: Duration = Duration::from_secs(15);
 
 /// So much is read at a time. Only what was read before the streams were joined may be more: a frame that was not whole.
 const CHUNK: usize = 32 * 1024;
@@ -126,8 +130,8 @@ impl Splicer {
     }
 
     /// Joins the streams that are put into the two places, indexed by [`Side`]. If a place is dropped, its agent's stream is
-    /// gone. Once both are there, the connector is told that it is `ready`. The pairing ends once nothing has passed for
-    /// `idle_timeout`.
+    /// gone; if both have not come after [`HAND_OVER`], nothing is joined and they are reset. Once both are there, the
+    /// connector is told that it is `ready`. The pairing ends once nothing has passed for `idle_timeout`.
     pub fn join(
         &mut self,
         session: SessionId,
@@ -139,11 +143,14 @@ impl Splicer {
         let [(connector, from_connector), (target, from_target)] = [oneshot::channel(), oneshot::channel()];
         let carried = Arc::clone(&shared);
         let task = self.tasks.spawn(async move {
-            let halves = (from_connector.await, from_target.await);
-            let reason = match halves {
-                (Ok(connector), Ok(target)) => run(ready, [connector, target], &carried, idle_timeout).await,
-                (Err(_), _) => EndReason::Left(Side::Connector),
-                (_, Err(_)) => EndReason::Left(Side::Target),
+            let halves = async { (from_connector.await, from_target.await) };
+            let reason = match timeout(HAND_OVER, halves).await {
+                Ok((Ok(connector), Ok(target))) => {
+                    run(ready, [connector, target], &carried, idle_timeout).await
+                }
+                Ok((Err(_), _)) => EndReason::Left(Side::Connector),
+                Ok((_, Err(_))) => EndReason::Left(Side::Target),
+                Err(_elapsed) => EndReason::NotJoined,
             };
             (session, reason)
         });

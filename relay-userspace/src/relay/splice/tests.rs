@@ -241,6 +241,35 @@ async fn an_agent_whose_stream_is_gone_before_it_is_joined_ends_the_pairing() {
 }
 
 #[tokio::test]
+async fn streams_that_are_not_both_handed_over_in_time_are_reset_and_the_pairing_ends() {
+    let relay = {
+        let server = tls::server_config(&NodeKey::from_seed(&[9; 32]), tls::ALPN_RELAY).unwrap();
+        Endpoint::server(server, ([127, 0, 0, 1], 0).into()).unwrap()
+    };
+    let [(mut connector, connector_half), (mut target, target_half)] =
+        [agent(&relay, 1, Bytes::new()).await, agent(&relay, 2, Bytes::new()).await];
+    let mut splicer = Splicer::new();
+    tokio::time::pause();
+    let [to_connector, to_target] = splicer.join(SESSION, ready(), Limit::UNLIMITED, PATIENCE);
+    to_connector.send(connector_half).unwrap();
+    let begin = tokio::time::Instant::now();
+    let reason = loop {
+        if let News::Over { session, reason, .. } = splicer.news().await {
+            assert_eq!(session, SESSION);
+            break reason;
+        }
+    };
+    assert_eq!((reason, begin.elapsed().as_secs()), (EndReason::NotJoined, HAND_OVER.as_secs()));
+    tokio::time::resume();
+    // The other one comes too late.
+    drop(to_target.send(target_half).unwrap_err());
+    for agent in [&mut connector, &mut target] {
+        let reset = agent.receive.read_chunk(100, true).await;
+        assert!(matches!(reset, Err(ReadError::Reset(code)) if code == ENDED_BY_THE_RELAY), "{reset:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_pairing_on_which_nothing_passes_ends() {
     let mut world = World::joined(Limit::UNLIMITED, Duration::from_millis(300), b"").await;
     world.connector.send.write_all(b"something").await.unwrap();

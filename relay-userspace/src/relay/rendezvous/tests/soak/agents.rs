@@ -90,11 +90,12 @@ impl Simulation {
         self.after_input();
     }
 
-    /// Joined streams come to their end: one of the sides has had enough, or nothing has passed.
+    /// Joined streams come to their end: one of the sides has had enough, nothing has passed, or it was too late to join them.
     pub fn end_what_is_joined(&mut self) {
         let Some(session) = self.census.some_joined(&mut self.random) else { return };
-        let ends = [EndReason::Left(Side::Connector), EndReason::Left(Side::Target), EndReason::Idle];
-        let reason = ends[self.random.below(3) as usize];
+        let [connector, target] = Side::BOTH.map(EndReason::Left);
+        let ends = [connector, target, EndReason::Idle, EndReason::NotJoined];
+        let reason = ends[self.random.below(4) as usize];
         self.rendezvous.spliced_over(session, reason, Traffic::default(), self.now);
         self.after_input();
     }

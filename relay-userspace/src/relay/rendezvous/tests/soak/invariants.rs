@@ -92,12 +92,10 @@ impl Simulation {
             }
             Event::Ended { session, connector, target, reason, .. } => {
                 match self.census.part(*session, [who(connector), who(target)], &mut self.touched) {
-                    true => "parted",
-                    false => {
-                        self.census.ended(*session, &mut self.touched);
-                        reason.word()
-                    }
+                    true => *self.seen.entry("parted").or_default() += 1,
+                    false => self.census.ended(*session, &mut self.touched),
                 }
+                reason.word()
             }
             Event::Spliced { .. } => "joined",
             Event::Moved { session, .. } => {
