@@ -4,6 +4,9 @@
 //! stream to one on which the peer waits; and on each of its relays it waits for such peers itself. Over the joined stream
 //! runs the documented handshake, the connector as initiator, then Message, MessageAck, Ping and Pong.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -240,11 +243,10 @@ struct Target {
     accept: Arc<watch::Sender<BTreeSet<NodeId>>>,
     refusals: RefusalLog,
     inbox: mpsc::Sender<IncomingMessage>,
-    /// Places for peers that are served at once.
-    places: Arc<Semaphore>,
 }
 
-/// Peers that are served at once over streams that relays can read. Each may have a message of 64 KiB under way.
+/// Peers that are served at once over the streams of one relay, which can read them. Each may have a message of 64 KiB under
+/// way. What comes by one relay takes nothing from the others: whoever fills these places may be that relay itself.
 const MAX_READABLE_PEERS: usize = 32;
 
 /// After a stream that came to nothing the next one waits this long.
@@ -261,7 +263,6 @@ impl Waiting {
             accept: Arc::new(watch::Sender::new(settings.accept.iter().copied().collect())),
             refusals: serving.refusals.clone(),
             inbox: serving.inbox.clone(),
-            places: Arc::new(Semaphore::new(MAX_READABLE_PEERS)),
         });
         Waiting { target, stop: CancellationToken::new() }
     }
@@ -295,10 +296,11 @@ impl Drop for Waiting {
 
 impl Target {
     async fn wait_on(self, connection: Connection) {
+        let places = Arc::new(Semaphore::new(MAX_READABLE_PEERS));
         // Dropping it ends those who are served.
         let mut served = tokio::task::JoinSet::new();
         while connection.close_reason().is_none() {
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             while served.try_join_next().is_some() {}
             match self.first_message(&connection).await {
                 Ok((first, stream)) => {
