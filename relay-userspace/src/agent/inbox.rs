@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 
 use super::reached::Path;
 use super::refusal::Refusal;
-use super::streams::Refused;
+use super::streams::{OWN_TOPICS, Refused};
 use crate::identity::NodeId;
 use crate::protocol::body::Body;
 use crate::protocol::message::AtlasMessage;
@@ -56,6 +56,13 @@ pub(super) fn take(
     if id.is_empty() || id.chars().count() > MAX_ID_CHARS || id.chars().any(|c| !c.is_ascii_graphic()) {
         let why = format!("`id` must have 1 to {MAX_ID_CHARS} visible ASCII characters");
         return refused(Refusal::ForeignMessage, why);
+    }
+    if let Some(own) = topic.as_deref().filter(|topic| topic.starts_with(OWN_TOPICS)) {
+        let own: String = own.chars().take(64).collect();
+        let why = format!(
+            "topics that begin with {OWN_TOPICS} are the agents' own, and {own:?} is not served here"
+        );
+        return refused(Refusal::UnknownTopic, why);
     }
     let message = IncomingMessage { id, from: peer, path, timestamp, reply_to, topic, body };
     if inbox.try_send(message).is_err() {
@@ -114,6 +121,22 @@ mod tests {
             assert_eq!(refused.refusal, Refusal::ForeignMessage, "{wrong:?}");
         }
         assert!(taken.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_topic_of_the_agents_own_never_reaches_the_application() {
+        let (inbox, mut taken) = mpsc::channel(INBOX_LEN);
+        for path in [Path::Relay, Path::ReadableByRelay] {
+            for topic in ["net/", "net/tcp", "net/udp", "net/other"] {
+                let message = AtlasMessage { topic: Some(topic.into()), ..message() };
+                let refused = take(ME, (PEER, path), true, message, &inbox).err().unwrap();
+                assert_eq!(refused.refusal, Refusal::UnknownTopic, "{topic}");
+            }
+        }
+        assert!(taken.try_recv().is_err());
+        let message = AtlasMessage { topic: Some("network".into()), ..message() };
+        take(ME, (PEER, Path::ReadableByRelay), true, message, &inbox).ok().unwrap();
+        assert_eq!(taken.try_recv().unwrap().topic.as_deref(), Some("network"));
     }
 
     #[test]
