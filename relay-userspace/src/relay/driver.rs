@@ -188,9 +188,9 @@ impl Driver {
                 Output::Send { conn, message } => (conn, message),
                 Output::Ping { conn } => (conn, Ping { ts: unix_seconds() }.into()),
                 Output::Pong { conn, echo } => (conn, Pong { ts: unix_seconds(), echo }.into()),
-                Output::Close { conn, code, reason } => {
+                Output::Close { conn, code, reason, blamed } => {
                     if let Some(outbox) = self.outboxes.remove(&conn) {
-                        let _given_up_anyway = outbox.try_send(ToAgent::Close { code, reason });
+                        let _given_up_anyway = outbox.try_send(ToAgent::Close { code, reason, blamed });
                     }
                     continue;
                 }

@@ -65,6 +65,22 @@ async fn abuse_after_the_handshake_bans_a_node_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ban_is_listed_with_what_was_done_last() {
+    let relay = TestRelay::start("");
+    for seed in [2, 2, 1] {
+        let mut agent = Agent::connected(&relay, 1).await;
+        match seed {
+            1 => agent.asks_for(1).await,
+            other => agent.send(&announce(other)).await,
+        }
+        agent.is_refused(1004).await;
+    }
+    relay.until_banned(1).await;
+    let bans = relay.ask::<Bans>(Request::Bans).await.bans;
+    assert_eq!((&*bans[0].subject, &*bans[0].why), (&*id(1), "connect_to_self"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failures_before_a_key_is_proved_ban_their_address_and_touch_no_connection() {
     let relay = TestRelay::start("");
     let mut before = Agent::connected(&relay, 1).await;

@@ -82,9 +82,9 @@ impl Listener {
                             leaving.insert(stream, (open.send, to, held));
                         }
                     }
-                    Some(ToAgent::Close { code, reason }) => {
-                        if code == ErrorCode::InvalidIdentity.number() {
-                            self.blame(Some(peer.node_id), remote, Refusal::ForeignIdentity);
+                    Some(ToAgent::Close { code, reason, blamed }) => {
+                        if let Some(refusal) = blamed {
+                            self.blame(Some(peer.node_id), remote, refusal);
                         }
                         finish_and_close(&connection, &mut streams, code, reason).await;
                         break reason.to_owned();

@@ -136,6 +136,8 @@ pub enum ToAgent {
         code: u32,
         /// QUIC close reason.
         reason: &'static str,
+        /// What the agent has done to be blamed for, if that is why.
+        blamed: Option<Refusal>,
     },
 }
 

@@ -156,7 +156,8 @@ impl Rendezvous {
         if !self.settings.policy.access.permits(&node) {
             self.refused(Refusal::AccessDenied, Some(node), remote, now);
             self.send(conn, goodbye(disconnect_reason::OPERATOR, Some(NOT_PERMITTED.to_owned()), None));
-            return self.outputs.push_back(Output::Close { conn, code: 0, reason: NOT_PERMITTED });
+            let (code, reason, blamed) = (0, NOT_PERMITTED, None);
+            return self.outputs.push_back(Output::Close { conn, code, reason, blamed });
         }
         self.event(Event::Connected { node, name: name.clone(), remote });
         self.agents.insert(
@@ -245,7 +246,9 @@ impl Rendezvous {
         };
         if older.is_some() && !self.nodes.may_be_replaced(&node, now) {
             let text = "this node was replaced 6 times within the hour: does another host use its identity?";
-            return self.expel(conn, ErrorCode::RateLimited, Refusal::ReplacedTooOften, text, now);
+            self.refuse(conn, Refusal::ReplacedTooOften, now);
+            self.send(conn, ErrorMessage::new(ErrorCode::RateLimited, text));
+            return self.close(conn, ErrorCode::RateLimited.number(), text);
         }
         if !flow && !self.wait_on_stream(conn, now) {
             return;
@@ -300,8 +303,19 @@ impl Rendezvous {
 
     /// Has a connection closed, and forgets it.
     pub(super) fn close(&mut self, conn: ConnId, code: u32, reason: &'static str) {
+        self.close_blaming(conn, code, reason, None);
+    }
+
+    /// As [`close`](Self::close), for what the agent is `blamed` for, if for something.
+    pub(super) fn close_blaming(
+        &mut self,
+        conn: ConnId,
+        code: u32,
+        reason: &'static str,
+        blamed: Option<Refusal>,
+    ) {
         if self.agents.get(conn).is_some() {
-            self.outputs.push_back(Output::Close { conn, code, reason });
+            self.outputs.push_back(Output::Close { conn, code, reason, blamed });
             self.forget(conn);
         }
     }

@@ -153,6 +153,8 @@ pub enum Output {
         code: u32,
         /// QUIC close reason.
         reason: &'static str,
+        /// What the agent has done that no sound agent does, if that is why: it counts towards a ban.
+        blamed: Option<Refusal>,
     },
     /// Send a bind datagram.
     Bind {
@@ -402,11 +404,11 @@ impl Rendezvous {
         self.sessions.iter().filter_map(status).collect()
     }
 
-    /// Answers a message with an error and ends the connection.
+    /// Answers a message that no sound agent sends with an error, and ends the connection.
     fn expel(&mut self, conn: ConnId, code: ErrorCode, refusal: Refusal, text: &'static str, now: MonoTime) {
         self.refuse(conn, refusal, now);
         self.send(conn, ErrorMessage::new(code, text));
-        self.close(conn, code.number(), text);
+        self.close_blaming(conn, code.number(), text, Some(refusal));
     }
 
     /// Counts what an agent is refused, and logs it if none like it was in the last second.
