@@ -161,9 +161,44 @@ fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Whether the sources have a function of that name.
+/// Whether the sources have a test of that name which is run.
 fn is_test(name: &str, sources: &[String]) -> bool {
-    sources.iter().any(|source| source.contains(&format!("fn {name}(")))
+    let head = format!("fn {name}(");
+    let is_run = |attributes: &[&str]| {
+        let has = |begin: &str| attributes.iter().any(|attribute| attribute.starts_with(begin));
+        (has("#[test]") || has("#[tokio::test]") || has("#[tokio::test(")) && !has("#[ignore")
+    };
+    sources.iter().any(|source| {
+        source.match_indices(&head).any(|(at, _)| is_run(&attributes_before(source.get(..at).unwrap())))
+    })
+}
+
+/// The attributes that stand right before the end of `source`, which is where a function begins.
+fn attributes_before(source: &str) -> Vec<&str> {
+    let (above, visibility) = source.rsplit_once('\n').unwrap_or(("", source));
+    if !visibility.split_whitespace().all(|word| ["pub", "async", "const"].contains(&word)) {
+        return Vec::new();
+    }
+    let lines = above.lines().rev().map(str::trim);
+    let attached = lines.take_while(|line| line.starts_with("#[") || line.starts_with("//"));
+    attached.filter(|line| line.starts_with("#[")).collect()
+}
+
+#[test]
+fn a_function_that_is_no_test_or_is_ignored_does_not_pass_for_one() {
+    let sources = [
+        "#[test]\nfn plain() {\n    fn inner() {}\n}\n\n#[tokio::test(flavor = \"multi_thread\")]\n// Why.\n\
+         #[cfg(unix)]\nasync fn asynchronous() {}\n\nproptest! {\n    #[test]\n    fn any(x: u8) {}\n}\n",
+        "/// Not #[test].\npub fn shared() {}\n#[test]\n#[ignore = \"long\"]\nfn ignored() {}\n",
+        "// fn commented() {}\n#[test]\n// fn in_a_comment() {}\nfn test() {}\n#[tokio::test_with]\nfn other() {}\n",
+    ]
+    .map(str::to_owned);
+    for name in ["plain", "asynchronous", "any", "test"] {
+        assert!(is_test(name, &sources), "{name}");
+    }
+    for name in ["inner", "shared", "ignored", "commented", "in_a_comment", "other", "absent", "plai"] {
+        assert!(!is_test(name, &sources), "{name}");
+    }
 }
 
 /// The text of all sources below `directory`, without what was built.
