@@ -321,3 +321,17 @@ async fn follow_address(endpoint: &quinn::Endpoint, relay: SocketAddr, changed: 
 pub async fn drained(endpoint: &quinn::Endpoint) {
     let _idle = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_does_not_answer_is_given_up_after_five_seconds() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let begin = tokio::time::Instant::now();
+        let given_up = dial(&NodeKey::from_seed(&[1; 32]), silent.local_addr().unwrap()).await;
+        assert!(matches!(given_up, Err(LinkError::DialTimeout)), "{given_up:?}");
+        assert_eq!(begin.elapsed().as_secs(), 5);
+    }
+}
