@@ -25,8 +25,8 @@ use relay_userspace::protocol::flow_terms::{ReadyStatus, RelayAnnounce};
 use relay_userspace::protocol::frames::{FrameReader, write_frame};
 use relay_userspace::protocol::handshake::{Initiator, Progress};
 use relay_userspace::protocol::message::{Hello, Ping, Verify, VerifyStatus};
-use relay_userspace::relay::Relay;
 use relay_userspace::relay::report::{Peers, Status};
+use relay_userspace::relay::{Relay, StartError};
 use relay_userspace::tls;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -269,6 +269,20 @@ async fn another_alpn_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn once_a_relay_has_stopped_another_can_have_its_port() {
+    // Below those that the kernel gives to who asks for any.
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    let mut present = (first..).find_map(|port| TestRelay::start_on(port, "").ok()).unwrap();
+    for _ in 0..20 {
+        let (relay, running) = present;
+        let _agents = [Agent::connected(&relay, 1).await, Agent::connected(&relay, 2).await];
+        relay.shutdown.cancel();
+        running.stopped().await.unwrap();
+        present = TestRelay::start_on(relay.address.port(), "").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_changes_its_address_stays_connected() {
     let relay = TestRelay::start("");
     let mut agent = Agent::connected(&relay, 1).await;
@@ -299,6 +313,10 @@ struct TestRelay {
 
 impl TestRelay {
     fn start(transport: &str) -> TestRelay {
+        TestRelay::start_on(0, transport).unwrap().0
+    }
+
+    fn start_on(port: u16, transport: &str) -> Result<(TestRelay, Relay), StartError> {
         let directory = tempfile::tempdir().unwrap();
         let text = format!(
             "[transport]\nenable_relay = true\noffer_relay = true\n{transport}\n\
@@ -306,10 +324,11 @@ impl TestRelay {
         );
         let root = AtlasRoot::at(directory.path());
         let mut config = Config::parse(&text, Path::new("config.toml"), &root).unwrap();
-        config.network.port = 0;
+        config.network.port = port;
         let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
-        TestRelay { address: ([127, 0, 0, 1], relay.local_addr().port()).into(), directory, shutdown }
+        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone())?;
+        let address = ([127, 0, 0, 1], relay.local_addr().port()).into();
+        Ok((TestRelay { address, directory, shutdown }, relay))
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(&self, request: Request) -> T {

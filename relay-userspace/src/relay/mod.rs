@@ -90,6 +90,7 @@ impl Relay {
             max_streams_per_conn: config.transport.max_streams_per_conn,
             idle_timeout: config.transport.idle_timeout,
         };
+        let quic_gone = quic.gone();
         let endpoint = control::endpoint(&control_settings, quic, &connection_ids)?;
         let limit = config.transport.relay_bandwidth_limit;
         tracing::info!(
@@ -112,7 +113,8 @@ impl Relay {
         driver.succeed(&left, predecessor);
         let reloads = Reloader { asked: asked.clone() };
         let inputs = Inputs { control, binds, admin: admin_requests, shutdown: shutdown.clone() };
-        let parts = Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked };
+        let parts =
+            Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone };
         Ok(Relay { address, reloads, supervisor: tokio::spawn(supervise(parts, shutdown)) })
     }
 
@@ -236,11 +238,12 @@ struct Parts {
     events: mpsc::Sender<control::ControlEvent>,
     admin: AdminSocket,
     asked: mpsc::Sender<Asked>,
+    quic_gone: CancellationToken,
 }
 
 /// Runs the parts, and takes them down in order: agents are told while the port still works, and the port closes last.
 async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stopped> {
-    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked } = parts;
+    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone } = parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
@@ -251,7 +254,7 @@ async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stop
     });
     let guard = ended.clone().drop_guard();
     let serving = control::serve(endpoint.clone(), control_settings, rules, events, shutdown.clone());
-    let control = tokio::spawn(async move {
+    let mut control = tokio::spawn(async move {
         serving.await;
         drop(guard);
     });
@@ -263,14 +266,18 @@ async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stop
     let result = if shutdown.is_cancelled() { Ok(()) } else { Err(Stopped) };
     shutdown.cancel();
     let packets = driver.await;
-    let _told_as_far_as_possible = timeout(FAREWELL, control).await;
+    let _told_as_far_as_possible = timeout(FAREWELL, &mut control).await;
     endpoint.close(quinn::VarInt::from_u32(0), b"the relay stops");
     let _told_as_far_as_possible = timeout(FAREWELL, endpoint.wait_idle()).await;
+    control.abort();
+    drop(endpoint);
     admin.abort();
     let _aborted = admin.await;
     if let Ok(packets) = packets {
         packets.close().await;
     }
+    // Whoever starts another relay now is to find the port free.
+    let _connections_to_the_unreachable_last_longer = timeout(FAREWELL, quic_gone.cancelled()).await;
     tracing::info!("relay stopped");
     result
 }

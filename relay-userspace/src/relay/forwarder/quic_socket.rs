@@ -15,6 +15,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::amplification::Amplification;
 use super::socket_options;
@@ -41,6 +42,9 @@ pub struct QuicSocket {
     address: SocketAddr,
     inbox: Mutex<Inbox>,
     amplification: Mutex<Amplification>,
+    gone: CancellationToken,
+    /// The last to be dropped.
+    _gone: DropGuard,
 }
 
 /// What sends to one family.
@@ -90,7 +94,15 @@ impl QuicSocket {
         let address = control.v4.local_addr()?;
         let senders = control.clone().try_map(|socket| Sender::new(socket.try_clone()?))?;
         let inbox = Mutex::new(Inbox { queue: VecDeque::with_capacity(QUEUE_LEN), receiver: None });
-        Ok(QuicSocket { senders, address, inbox, amplification: Mutex::new(Amplification::new()) })
+        let (amplification, gone) = (Mutex::new(Amplification::new()), CancellationToken::new());
+        let _gone = gone.clone().drop_guard();
+        Ok(QuicSocket { senders, address, inbox, amplification, gone, _gone })
+    }
+
+    /// Cancelled once this is dropped, and the port let go of. quinn keeps it in tasks of its own, which end some time after
+    /// the last endpoint is dropped.
+    pub fn gone(&self) -> CancellationToken {
+        self.gone.clone()
     }
 
     /// Gives quinn a datagram: its source, the local address it came to, its TOS byte, its payload. False if `most`
