@@ -7,6 +7,8 @@
     reason = "in a test a panic is a failure"
 )]
 
+mod echo;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+use echo::echo_server;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -494,19 +498,4 @@ async fn echoes(address: SocketAddr, bytes: u32) {
     wrote.unwrap();
     was_read.unwrap();
     assert!(sent == received, "what comes back is what was sent");
-}
-
-/// A TCP server that sends back what it gets.
-async fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _client_gone = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    address
 }

@@ -8,6 +8,8 @@
     reason = "in a test a panic is a failure"
 )]
 
+mod echo;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,8 +26,10 @@ use relay_userspace::identity::NodeKey;
 use relay_userspace::relay::Relay;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
+
+use echo::echo_server;
 
 /// What survives takes seconds, and longer on a loaded machine; the agents' own QUIC gives up after 30 s of silence.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -304,19 +308,4 @@ fn config(root: &Path) -> Config {
     let mut config = Config::parse(text, Path::new("config.toml"), &AtlasRoot::at(root)).unwrap();
     config.network.port = 0;
     config
-}
-
-/// A TCP server that sends back what it gets.
-async fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _client_gone = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    address
 }
