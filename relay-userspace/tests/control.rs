@@ -6,18 +6,16 @@
 mod abuse;
 #[path = "control/amplification.rs"]
 mod amplification;
+mod relay_on_loopback;
 #[path = "control/reload.rs"]
 mod reload;
 
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
-use relay_userspace::admin::{self, Request};
+use relay_userspace::admin::Request;
 use relay_userspace::clock::MonoTime;
-use relay_userspace::config::{AtlasRoot, Config};
-use relay_userspace::identity::NodeKey;
 use relay_userspace::protocol::Message;
 use relay_userspace::protocol::byte_fields::Bytes;
 use relay_userspace::protocol::envelope;
@@ -25,11 +23,10 @@ use relay_userspace::protocol::flow_terms::{ReadyStatus, RelayAnnounce};
 use relay_userspace::protocol::frames::{FrameReader, write_frame};
 use relay_userspace::protocol::handshake::{Initiator, Progress};
 use relay_userspace::protocol::message::{Hello, Ping, Verify, VerifyStatus};
-use relay_userspace::relay::report::{Peers, Status};
-use relay_userspace::relay::{Relay, StartError};
+use relay_userspace::relay::report::Status;
 use relay_userspace::tls;
-use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
+
+use relay_on_loopback::{TestRelay, key, unix_s};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_announced_agent_is_listed_and_answered_on_the_stream_it_asked_on() {
@@ -270,15 +267,16 @@ async fn another_alpn_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn once_a_relay_has_stopped_another_can_have_its_port() {
+    let start_on = |port| TestRelay::start_with("", |config| config.network.port = port);
     // Below those that the kernel gives to who asks for any.
     let first = 20_000 + (std::process::id() % 10_000) as u16;
-    let mut present = (first..).find_map(|port| TestRelay::start_on(port, "").ok()).unwrap();
+    let mut present = (first..).find_map(|port| start_on(port).ok()).unwrap();
     for _ in 0..20 {
         let (relay, running) = present;
         let _agents = [Agent::connected(&relay, 1).await, Agent::connected(&relay, 2).await];
         relay.shutdown.cancel();
         running.stopped().await.unwrap();
-        present = TestRelay::start_on(relay.address.port(), "").unwrap();
+        present = start_on(relay.address.port()).unwrap();
     }
 }
 
@@ -304,43 +302,7 @@ async fn an_agent_that_changes_its_address_stays_connected() {
     }
 }
 
-/// A relay on loopback with a root of its own.
-struct TestRelay {
-    address: SocketAddr,
-    directory: TempDir,
-    shutdown: CancellationToken,
-}
-
 impl TestRelay {
-    fn start(transport: &str) -> TestRelay {
-        TestRelay::start_on(0, transport).unwrap().0
-    }
-
-    fn start_on(port: u16, transport: &str) -> Result<(TestRelay, Relay), StartError> {
-        let directory = tempfile::tempdir().unwrap();
-        let text = format!(
-            "[transport]\nenable_relay = true\noffer_relay = true\n{transport}\n\
-             [datapath]\nmode = \"userspace\"\nmax_sessions = 16\n"
-        );
-        let root = AtlasRoot::at(directory.path());
-        let mut config = Config::parse(&text, Path::new("config.toml"), &root).unwrap();
-        config.network.port = port;
-        let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone())?;
-        let address = ([127, 0, 0, 1], relay.local_addr().port()).into();
-        Ok((TestRelay { address, directory, shutdown }, relay))
-    }
-
-    async fn ask<T: serde::de::DeserializeOwned>(&self, request: Request) -> T {
-        let socket = AtlasRoot::at(self.directory.path()).admin_socket();
-        let answer = tokio::task::spawn_blocking(move || admin::ask(&socket, request)).await.unwrap();
-        serde_json::from_value(answer.unwrap()).unwrap()
-    }
-
-    async fn peers(&self) -> Peers {
-        self.ask(Request::Peers).await
-    }
-
     /// The refusal is counted. The agent may know of it before the driver does.
     async fn has_refused(&self, refusal: &str) {
         let counted = async {
@@ -349,12 +311,6 @@ impl TestRelay {
             }
         };
         tokio::time::timeout(Duration::from_secs(5), counted).await.expect(refusal);
-    }
-}
-
-impl Drop for TestRelay {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
     }
 }
 
@@ -428,14 +384,6 @@ impl Agent {
         let ConnectionError::ApplicationClosed(close) = self.connection.closed().await else { panic!() };
         assert_eq!(close.error_code, code.into());
     }
-}
-
-fn key(seed: u8) -> NodeKey {
-    NodeKey::from_seed(&[seed; 32])
-}
-
-fn unix_s() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
 }
 
 fn hello(seed: u8) -> Hello {

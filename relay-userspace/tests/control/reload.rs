@@ -1,7 +1,9 @@
 //! What a configuration that is read again changes for those that are here and those that come.
 
-use relay_userspace::config::{ConfigSource, Reloaded};
+use relay_userspace::config::{AtlasRoot, ConfigSource, Reloaded};
 use relay_userspace::protocol::flow_terms::ErrorMessage;
+use relay_userspace::relay::Relay;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 
