@@ -5,6 +5,7 @@
 //! charge it.
 
 mod adoption;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -27,6 +28,7 @@ use super::tables::Tables;
 use crate::clock::MonoTime;
 
 pub use adoption::{Left, sessions_of};
+pub use trial::TrialError;
 
 /// Sessions whose next hops are asked for at once: a fraction of a millisecond of the driver's time. Binds wait for no more
 /// than one such portion.

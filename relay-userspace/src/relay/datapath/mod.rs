@@ -19,6 +19,7 @@ pub mod ports;
 mod previous_tuples;
 mod program;
 mod record;
+mod resolution;
 mod routing;
 mod selection;
 mod slot_pool;
@@ -26,7 +27,7 @@ mod tables;
 mod xdp_features;
 
 pub use backing::{Backing, BackingFault, BackingKind};
-pub use flow_table::{FlowTable, Left, NoRoutes, Routes, sessions_of};
+pub use flow_table::{FlowTable, Left, NoRoutes, Routes, TrialError, sessions_of};
 pub use flows::{
     Debt, FlowTuple, Flows, InstallError, Limit, Origin, SideTraffic, SlotId, Traffic, TupleFault,
 };

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -15,7 +15,7 @@ use netlink_packet_route::link::{
     VlanProtocol, XdpAttached,
 };
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -97,16 +97,6 @@ impl Netlink {
         let answers = unless(libc::ENOENT, self.0.ask(Message::GetNeighbour(about(key)), 0))?;
         Ok(answers.iter().find_map(neighbour))
     }
-
-    /// Has the kernel resolve a neighbour, or find out whether it is still there. Needs CAP_NET_ADMIN.
-    ///
-    /// # Errors
-    /// The kernel refuses or cannot be reached.
-    pub fn resolve(&mut self, key: HopKey) -> io::Result<()> {
-        let mut question = about(key);
-        question.header.flags = NeighbourFlags::Use;
-        self.0.ask(Message::NewNeighbour(question), NLM_F_CREATE | NLM_F_ACK).map(drop)
-    }
 }
 
 /// A connection of one netlink family, whose messages are `M`.
@@ -124,7 +114,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Connection<M> {
         Ok(Connection { socket, asked: 0, messages: PhantomData })
     }
 
-    /// Asks and collects the answers: one, or with [`NLM_F_DUMP`] as many as there are, or with [`NLM_F_ACK`] none.
+    /// Asks and collects the answers: one, or with [`NLM_F_DUMP`] as many as there are.
     pub fn ask(&mut self, question: M, flags: u16) -> io::Result<Vec<M>> {
         self.asked = self.asked.wrapping_add(1);
         let mut header = NetlinkHeader::default();

@@ -11,6 +11,7 @@ use super::netlink::Netlink;
 use super::network_events::NetworkChange;
 use super::next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link};
 use super::program::Hook;
+use super::resolution::resolve;
 use super::xdp_features::XdpFeatures;
 
 /// The next hops in use, and the connection to the kernel that knows of them.
@@ -132,7 +133,7 @@ impl<A: HopArray> NextHops<A> {
         });
         self.table.set_neighbour(key, known.map(|known| known.neighbour));
         if known.map_or(is_new, |known| known.stale)
-            && let Err(error) = self.netlink.resolve(key)
+            && let Err(error) = resolve(key)
         {
             tracing::debug!(gateway = %key.gateway, %error, "the kernel was not made to look for a neighbour");
         }
