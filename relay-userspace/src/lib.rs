@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod control_transport;
 pub mod identity;
+pub mod privilege;
 pub mod protocol;
 pub mod refusals;
 pub mod relay;

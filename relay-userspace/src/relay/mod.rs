@@ -65,6 +65,8 @@ impl Relay {
     /// Starts a relay with `config`, which can be read again from `source`. It runs until `shutdown` is cancelled; then its
     /// agents are told and its flows removed. Must be called within a tokio runtime.
     ///
+    /// The calling thread has no capabilities afterwards.
+    ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
     pub fn start(
@@ -82,8 +84,9 @@ impl Relay {
         let addresses = relay_port.addresses();
         let address = addresses.v4;
         let connection_ids = relay_port.connection_ids();
-        let Opened { packets, quic, binds, left, predecessor } =
+        let Opened { mut packets, quic, binds, left, predecessor } =
             PacketPath::open(&config.datapath, relay_port, magic, legacy, keeper)?;
+        packets.drop_privilege()?;
         let control_settings = ControlSettings {
             key: key.clone(),
             name: name.to_owned(),

@@ -12,7 +12,7 @@ use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
     Backing, FlowTable, Hook, HopWriter, Left, NetworkChange, NetworkEvents, NewTables, NextHops, Port,
-    PortError, Program, Selection, TableSizes, Tables, XdpError, ports, sessions_of,
+    PortError, Program, Selection, TableSizes, Tables, TrialError, XdpError, ports, sessions_of,
 };
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
@@ -20,6 +20,7 @@ use super::legacy::{Legacy, name_of_link};
 use super::report;
 use crate::clock::MonoTime;
 use crate::config::{Datapath, DatapathMode};
+use crate::privilege::{self, Capabilities};
 use crate::protocol::bind::BindMagic;
 
 /// The packet path. Dropping it detaches the program and stops the readers.
@@ -190,6 +191,19 @@ impl PacketPath {
         backing.into_iter().flat_map(Backing::descriptors)
     }
 
+    /// Gives up what privilege the calling thread has left, and proves that the path works without: once it has begun, it
+    /// is too late to find that out. Everything that takes privilege has to be open.
+    ///
+    /// # Errors
+    /// A flow cannot be installed, found or removed any more, or the program's counters not be read.
+    pub fn drop_privilege(&mut self) -> Result<(), PathError> {
+        let kept = privilege::drop_all().map_err(PathError::Privilege)?;
+        self.flows.prove(MonoTime::now())?;
+        self.program.as_ref().map(Program::tallies).transpose().map_err(PathError::Counters)?;
+        tracing::info!(capabilities = %kept, "privilege dropped; a flow was installed, found and removed without");
+        Ok(())
+    }
+
     /// Takes the path down. Once this returns, the relay's port is closed as far as the path has it open.
     pub async fn close(self) {
         let PacketPath { forwarder, .. } = self;
@@ -277,6 +291,7 @@ impl PacketPath {
             },
             kernel,
             userspace,
+            capabilities: privilege::of_process().ok().map(Capabilities::names),
             ..report::Status::default()
         })
     }
@@ -315,6 +330,17 @@ pub enum PathError {
     /// The readers cannot start.
     #[error("starting the userspace forwarder: {0}")]
     Forwarder(#[source] io::Error),
+    /// Capabilities cannot be given up.
+    #[error("giving up capabilities: {0}")]
+    Privilege(#[source] io::Error),
+    /// The tables cannot be used without them.
+    #[error("without capabilities the flow tables do not work: {0}; --datapath userspace needs none")]
+    Trial(#[from] TrialError),
+    /// Nor the program's counters.
+    #[error(
+        "without capabilities the program's counters cannot be read: {0}; --datapath userspace needs none"
+    )]
+    Counters(#[source] XdpError),
     /// The random number generator failed.
     #[error("the operating system gives no random numbers")]
     NoRandomness,

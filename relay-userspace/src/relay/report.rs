@@ -111,6 +111,9 @@ pub struct Status {
     pub kernel: BTreeMap<String, u64>,
     /// The same in the userspace forwarder.
     pub userspace: BTreeMap<String, u64>,
+    /// The capabilities that the daemon still has, such as `cap_bpf`; none if the kernel does not tell (no /proc).
+    #[serde(default)]
+    pub capabilities: Option<Vec<String>>,
     /// What control has refused, by reason.
     pub control: BTreeMap<String, u64>,
     /// UDP payload bytes per second of all sessions together: an average over five seconds, up to six seconds old.

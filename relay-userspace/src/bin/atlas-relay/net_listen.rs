@@ -8,6 +8,7 @@ use relay_userspace::agent::{
 use relay_userspace::bootstrap::{OwnAddress, Registrant, Registrations};
 use relay_userspace::config::{Config, ConfigSource, Reading, Readings, Reloaded, Role};
 use relay_userspace::identity::NodeId;
+use relay_userspace::privilege;
 use relay_userspace::protocol::body::Body;
 use relay_userspace::protocol::handshake::printable;
 use relay_userspace::relay::Relay;
@@ -20,15 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent_forwards;
 use crate::args::Listen;
-use crate::node::{Node, StopSignals, runtime};
+use crate::node::{Node, StopSignals, restrict_files, runtime, runtime_without_privilege};
 
 pub fn run(options: Listen) -> anyhow::Result<()> {
-    let runtime = runtime()?;
     // Before anything that takes time: until then SIGHUP kills the process, and whoever has started it may send one soon.
-    let reload = {
-        let _within = runtime.enter();
-        reload_signal()?
-    };
+    let reload = reload_signal()?;
     let mut node = Node::open()?;
     for warning in &node.config.warnings {
         tracing::warn!(line = warning.line, key = warning.key, "configuration: {}", warning.text);
@@ -56,9 +53,12 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
         interfaces: options.interface,
     };
     node.config = source.load()?;
+    // While this is the only thread: those it starts take after it.
+    privilege::renounce().context("giving up the means to gain privilege")?;
+    restrict_files(&node.root, &node.config)?;
     match relay {
-        true => runtime.block_on(serve_relay(&node, source, reload)),
-        false => runtime.block_on(serve_agent(&node, source, reload)),
+        true => runtime_without_privilege()?.block_on(serve_relay(&node, source, reload)),
+        false => runtime()?.block_on(serve_agent(&node, source, reload)),
     }
 }
 
@@ -225,7 +225,11 @@ fn json(value: &impl Serialize) -> Result<Value, String> {
     serde_json::to_value(value).map_err(|error| error.to_string())
 }
 
-/// SIGHUP. From its making on it no longer kills the process.
+/// SIGHUP. From its making on it no longer kills the process. Signals belong to the process, not to a runtime: one that has
+/// no threads will do until there is the daemon's.
 fn reload_signal() -> anyhow::Result<Signal> {
+    let for_now =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().context("starting a runtime")?;
+    let _within = for_now.enter();
     signal(SignalKind::hangup()).context("listening for signals")
 }

@@ -1,11 +1,14 @@
 //! The node whose files are in the Atlas root: what most commands begin with.
 
 use std::path::Path;
+use std::thread;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use relay_userspace::agent::{AgentSettings, CongestionSettings};
 use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile, Role};
 use relay_userspace::identity::NodeKey;
+use relay_userspace::privilege;
+use relay_userspace::privilege::file_access::{self, Places};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -71,9 +74,38 @@ pub fn admin_socket() -> anyhow::Result<std::path::PathBuf> {
     }
 }
 
-/// The runtime that daemons and agents run on.
+/// The runtime that agents and their commands run on.
 pub fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}
+
+/// The runtime that a relay runs on: none of its threads has capabilities. A thread without any starts the workers, so that
+/// they are born without; others, for work that blocks, may be started by any thread.
+pub fn runtime_without_privilege() -> anyhow::Result<Runtime> {
+    let build = || {
+        privilege::drop_all().context("giving up capabilities")?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime
+            .enable_all()
+            .on_thread_start(privilege::drop_in_thread)
+            .build()
+            .context("starting the runtime")
+    };
+    thread::scope(|scope| scope.spawn(build).join()).map_err(|_| anyhow!("starting the runtime: a panic"))?
+}
+
+/// Lets the calling thread, and with it all that it will start, open no files but those a daemon of this node needs.
+pub fn restrict_files(root: &AtlasRoot, config: &Config) -> anyhow::Result<()> {
+    let directory = |path: &Path| path.parent().map(Path::to_owned);
+    // The directory, not the file: whoever changes a file may put another one in its place.
+    let read = std::fs::canonicalize(root.config()).ok().as_deref().and_then(directory);
+    let places = Places {
+        read: Vec::from_iter(read),
+        written: [root.path().to_owned()].into_iter().chain(directory(&config.admin.socket)).collect(),
+    };
+    let how = file_access::restrict(&places).context("restricting the files that can be opened")?;
+    tracing::info!(restricted = %how, "files that the daemon does not need are out of its reach");
+    Ok(())
 }
 
 /// SIGINT and SIGTERM. From its making on they no longer kill the process.

@@ -39,18 +39,24 @@ fn status(format: Format) -> anyhow::Result<()> {
         return output::json(&answer);
     }
     let status: Status = serde_json::from_value(answer)?;
-    output::line(format_args!("Datapath : {}", status.datapath));
-    output::line(format_args!("Why      : {}", status.why));
+    output::line(format_args!("Datapath     : {}", status.datapath));
+    output::line(format_args!("Why          : {}", status.why));
     for interface in &status.interfaces {
-        output::line(format_args!("Attached : {} ({})", interface.name, interface.mode));
+        output::line(format_args!("Attached     : {} ({})", interface.name, interface.mode));
     }
     let table = status.table;
     output::line(format_args!(
-        "Table    : {} of {} sessions, {:.1} MiB",
+        "Table        : {} of {} sessions, {:.1} MiB",
         table.sessions,
         table.max_sessions,
         table.bytes as f64 / f64::from(1 << 20)
     ));
+    let capabilities = match status.capabilities.as_deref() {
+        None => "not known: there is no /proc".to_owned(),
+        Some([]) => "none".to_owned(),
+        Some(names) => names.join(" "),
+    };
+    output::line(format_args!("Capabilities : {capabilities}"));
     output::line("");
     let rows = packet_rows(&status.kernel, &status.userspace);
     output::table(["PACKETS", "KERNEL", "USERSPACE"], rows, "no packets yet");

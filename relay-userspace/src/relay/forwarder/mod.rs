@@ -36,6 +36,7 @@ pub use reader::BindDatagram;
 pub use relay_port::RelayPort;
 pub use socket_group::OpenError;
 
+use crate::privilege;
 use crate::relay::datapath::{Hook, Tables};
 use crate::relay::family::{Family, PerFamily};
 use control_gate::{ControlGate, GateTally};
@@ -144,7 +145,10 @@ impl Forwarder {
                     continue;
                 }
                 let thread = thread::Builder::new().name(format!("reader-{}", forwarder.readers.len()));
-                forwarder.readers.push(thread.spawn(move || reader.run())?);
+                forwarder.readers.push(thread.spawn(move || {
+                    privilege::drop_in_thread();
+                    reader.run();
+                })?);
             }
         }
         Ok(Started { forwarder, quic, binds, bind_sender })
