@@ -1,9 +1,9 @@
 //! Who a node is: its Ed25519 key, and the node id derived from it.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,6 +12,11 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
+
+use crate::whole_file;
+
+/// Of a key file: its owner's alone.
+const KEY_MODE: u32 = 0o600;
 
 /// A node's name on the wire: SHA-256 of its 32-byte Ed25519 public key.
 ///
@@ -247,25 +252,7 @@ impl NodeKey {
     /// Writes the key to a file beside `path`, lets `put` make use of it, and sees to it that the result is on disk.
     fn with_draft(&self, path: &Path, put: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
         let pem = self.signing.to_pkcs8_pem(LineEnding::LF).map_err(io::Error::other)?;
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut draft_name = path.as_os_str().to_owned();
-        draft_name.push(format!(".{}.new", std::process::id()));
-        let draft = PathBuf::from(draft_name);
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&draft)
-            .and_then(|mut file| {
-                file.write_all(pem.as_bytes())?;
-                file.sync_all()
-            })
-            .and_then(|()| put(&draft))
-            .and_then(|()| File::open(directory)?.sync_all());
-        // After a rename there is none.
-        let _gone = fs::remove_file(&draft);
-        written
+        whole_file::with_draft(path, KEY_MODE, pem.as_bytes(), put)
     }
 
     /// The public half.

@@ -17,3 +17,4 @@ pub mod refusals;
 pub mod relay;
 mod socket_queue;
 pub mod tls;
+mod whole_file;

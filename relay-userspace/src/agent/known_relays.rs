@@ -1,11 +1,12 @@
 //! The keys of relays seen before.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use crate::config::RelayAddress;
 use crate::identity::NodeId;
+use crate::whole_file;
 
 /// A file of lines `HOST:PORT atlas_<hex>`; lines that begin with `#` are comments.
 ///
@@ -85,31 +86,16 @@ impl KnownRelays {
             text.push('\n');
         }
         text.push_str(&format!("{place} {id}\n"));
-        let draft = self.beside(&format!(".{:016x}.new", getrandom::u64()?));
-        let written = File::create_new(&draft).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&draft, &self.path)
-        });
-        if written.is_err() {
-            // The first error is the one to tell.
-            let _removed = fs::remove_file(&draft);
-        }
-        written?;
-        File::open(self.directory())?.sync_all()
+        whole_file::replace(&self.path, 0o644, text.as_bytes())
     }
 
     /// Keeps other writers out, in this process and in others, until the file is dropped. It is held for a write only,
     /// so waiting for it takes no longer.
     fn lock(&self) -> io::Result<File> {
-        fs::create_dir_all(self.directory())?;
+        fs::create_dir_all(whole_file::directory(&self.path))?;
         let file = File::options().create(true).append(true).open(self.beside(".lock"))?;
         file.lock()?;
         Ok(file)
-    }
-
-    fn directory(&self) -> &Path {
-        self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {

@@ -1,10 +1,12 @@
 //! How a node presents itself: `state/identity.json`.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::whole_file;
 
 /// What a Hello says of a node beside its key. Nothing of it is proved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,14 +82,9 @@ impl Profile {
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(directory)?;
-        let draft = path.with_extension("json.new");
-        let mut file = fs::File::create(&draft)?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        fs::File::open(directory)?.sync_all()
+        fs::create_dir_all(whole_file::directory(path))?;
+        let mut json = serde_json::to_vec_pretty(self)?;
+        json.push(b'\n');
+        whole_file::replace(path, 0o644, &json)
     }
 }
