@@ -1,7 +1,12 @@
 //! The admin socket: how commands ask the daemon that runs on the same host.
 //!
-//! A Unix socket that its owner and group may use. One JSON object on one line is asked ([`Request`]), one JSON value on
-//! one line is answered; then the connection ends. Relay and agent daemon answer the same requests, each in its own terms.
+//! A Unix socket that its owner and group may use, and root: who asks is known by what the kernel says, and the group may look
+//! only. Nothing changes in a running daemon but through it (or by a signal, which takes the same user). One JSON object on
+//! one line is asked ([`Request`]), one JSON value on one line is answered; then the connection ends. Relay and agent daemon
+//! answer the same requests, each in its own terms.
+
+mod asker;
+mod peer_groups;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead as _, Write as _};
@@ -22,6 +27,7 @@ use crate::identity::{NodeId, permission_hint};
 use crate::protocol::SessionId;
 use crate::protocol::body::MAX_BODY_TEXT_LEN;
 use crate::relay::bans::BanSubject;
+use asker::{Credentials, Owner};
 
 /// A question to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +97,12 @@ mod as_text {
 }
 
 impl Request {
+    /// Whether it may change anything, here or elsewhere: whatever is not known to only look.
+    fn changes(&self) -> bool {
+        use Request::{Bans, Peers, Sessions, Settings, Status};
+        !matches!(self, Peers | Sessions | Status | Settings | Bans)
+    }
+
     /// How long the daemon may take to answer.
     fn patience(&self) -> Duration {
         match self {
@@ -294,11 +306,16 @@ enum Answer {
 }
 
 async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
+    let asker = Credentials::of_peer(&stream)?;
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
     tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await??;
     let answer = match serde_json::from_str::<Request>(&line) {
+        Ok(request) if let Err(why) = Owner::of_process().permits(&asker, &request) => {
+            tracing::warn!(user = asker.user, "refused on the admin socket");
+            Answer::Error(why)
+        }
         Ok(request) => {
             let late = "the daemon has not answered in time".to_owned();
             tokio::time::timeout(request.patience(), answer(request, &asked))
