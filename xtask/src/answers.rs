@@ -99,6 +99,8 @@ pub struct Status {
     pub kernel: BTreeMap<String, u64>,
     /// The same in the daemon.
     pub userspace: BTreeMap<String, u64>,
+    /// The capabilities it still has, if the kernel tells.
+    pub capabilities: Option<Vec<String>>,
     /// What control has refused, by reason.
     #[serde(default)]
     pub control: BTreeMap<String, u64>,

@@ -23,6 +23,7 @@ mod in_lab {
     mod other_stack;
     mod overload;
     mod paths;
+    mod privilege;
     mod raw_agents;
     mod refusals;
     mod strangers;
