@@ -14,6 +14,7 @@ pub mod lab;
 pub mod load;
 pub mod python;
 pub mod setup;
+pub mod supervisor;
 pub mod tcp_copy;
 pub mod terminal;
 pub mod test;

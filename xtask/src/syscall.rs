@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -42,6 +42,31 @@ pub fn prepare_child(command: &mut Command, namespace: Option<File>) {
     // SAFETY: the closure runs between fork and exec; it makes two system calls and neither allocates nor locks.
     unsafe { command.pre_exec(child) };
     command.process_group(0);
+}
+
+/// Makes `command` start with `descriptors` as its descriptors from `first` on.
+pub fn hand_over(command: &mut Command, first: RawFd, descriptors: Vec<OwnedFd>) {
+    let child = move || {
+        for (number, descriptor) in (first..).zip(&descriptors) {
+            // SAFETY: dup2 takes two integers. What `number` stood for is the child's alone to lose.
+            if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; it makes system calls that neither allocate nor lock.
+    unsafe { command.pre_exec(child) };
+}
+
+/// Whether two descriptors are of the same open file.
+pub fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    const KCMP_FILE: libc::c_int = 0; // linux/kcmp.h
+    let process = std::process::id();
+    // SAFETY: kcmp takes five integers and touches no memory.
+    unsafe {
+        libc::syscall(libc::SYS_kcmp, process, process, KCMP_FILE, one.as_raw_fd(), other.as_raw_fd()) == 0
+    }
 }
 
 /// Sends `signal` to `process`. A process that is gone already is no error.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use crate::{interrupt, syscall};
 
 /// A command line that has not run yet.
+#[derive(Clone)]
 pub struct Tool {
     program: OsString,
     arguments: Vec<OsString>,
@@ -43,6 +44,13 @@ impl Tool {
     /// Adds the arguments in `words`, which are separated by blanks.
     pub fn words(self, words: &str) -> Self {
         self.args(words.split_whitespace())
+    }
+
+    /// Has the shell run `script` and then, in its own place, this program.
+    pub fn after(self, script: &str) -> Self {
+        let Tool { program, arguments, environment, directory, input } = self;
+        let shell = Tool::new("sh").args(["-c", &format!("{script}; exec \"$0\" \"$@\"")]);
+        Tool { environment, directory, input, ..shell.arg(program).args(arguments) }
     }
 
     /// Sets a variable for this program alone.
@@ -237,6 +245,13 @@ mod tests {
     fn a_command_line_can_be_pasted_into_a_shell() {
         let tool = Tool::new("sh").env("A", "b c").without_env("D").arg("it's");
         assert_eq!(tool.to_string(), r"A='b c' sh 'it'\''s'");
+    }
+
+    #[test]
+    fn what_a_shell_has_done_before_is_so_for_the_program() {
+        let tool =
+            Tool::new("sh").args(["-c", "echo $GREETING $0"]).arg("a b").after("export GREETING=hello");
+        assert_eq!(tool.output().unwrap(), "hello a b\n");
     }
 
     #[test]

@@ -44,6 +44,20 @@ impl Host {
     /// # Errors
     /// It could not be started.
     pub fn start(&self, tool: &Tool, directory: &Path, name: &str) -> anyhow::Result<Process> {
+        self.start_prepared(tool, directory, name, |_| {})
+    }
+
+    /// As [`Host::start`], after `prepare` has changed the command.
+    ///
+    /// # Errors
+    /// As for [`Host::start`].
+    pub fn start_prepared(
+        &self,
+        tool: &Tool,
+        directory: &Path,
+        name: &str,
+        prepare: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<Process> {
         let open = |ending: &str| {
             let path = directory.join(format!("{name}.{ending}"));
             let file = File::options().create(true).append(true).open(&path);
@@ -54,6 +68,7 @@ impl Host {
         let mut command = tool.command();
         command.stdout(Stdio::from(output_file)).stderr(Stdio::from(log_file));
         self.place(&mut command)?;
+        prepare(&mut command);
         let child = command.spawn().with_context(|| format!("cannot start `{tool}`"))?;
         Ok(Process { child, name: name.to_owned(), shown: tool.to_string(), output, log })
     }
@@ -155,10 +170,18 @@ impl Process {
     ///
     /// # Errors
     /// It needs longer than 5 s, or ends with a failure.
-    pub fn stop(mut self) -> anyhow::Result<()> {
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.stop_within(Duration::from_secs(5))
+    }
+
+    /// As [`Process::stop`], with as much `patience`.
+    ///
+    /// # Errors
+    /// It needs longer, or ends with a failure.
+    pub fn stop_within(mut self, patience: Duration) -> anyhow::Result<()> {
         self.signal(libc::SIGTERM);
         let awaited = format!("the end of {} after SIGTERM", self.name);
-        let status = interrupt::wait_for(&awaited, Duration::from_secs(5), || self.ended())?;
+        let status = interrupt::wait_for(&awaited, patience, || self.ended())?;
         if !status.success() && status.signal() != Some(libc::SIGTERM) {
             bail!("`{}` failed at its end ({status}): {}", self.shown, end_of(&self.said()));
         }
