@@ -16,5 +16,6 @@ pub mod protocol;
 pub mod refusals;
 pub mod relay;
 mod socket_queue;
+pub mod supervision;
 pub mod tls;
 mod whole_file;

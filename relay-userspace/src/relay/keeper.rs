@@ -3,13 +3,29 @@
 //! A descriptor that is kept keeps its object alive: a link the attached program, a map what stands in it, a socket the
 //! datagrams that wait in it.
 
+mod bpf_object;
+mod object;
+mod pins;
+mod store;
+
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use self::pins::Pins;
+use self::store::Store;
+use crate::identity::NodeId;
+use crate::supervision::Supervision;
+
+/// Where pins are unless the configuration says otherwise.
+pub const PINS: &str = "/sys/fs/bpf/atlas-relay";
 
 /// Keeps named descriptors.
 #[derive(Debug)]
 pub struct Keeper {
     kind: Kind,
+    why: String,
+    foreign: Vec<PathBuf>,
 }
 
 /// A descriptor that a predecessor has left.
@@ -24,35 +40,97 @@ pub struct Kept {
 #[derive(Debug)]
 enum Kind {
     Nobody,
+    Store(Store),
+    Pins(Pins),
 }
 
 impl Keeper {
     /// Nobody keeps anything: what is open is gone with the daemon.
     pub fn nobody() -> Keeper {
-        Keeper { kind: Kind::Nobody }
+        Keeper::of(Kind::Nobody, "nobody was looked for".to_owned())
+    }
+
+    /// The keeper of the relay `node`, and what a predecessor has left with it: the supervisor if it keeps descriptors,
+    /// else pins of this `layout` below the directory `bpffs` (`None`: never), else nobody. Which one it is, and why, goes
+    /// to the log.
+    pub fn find(
+        supervision: &mut Supervision,
+        bpffs: Option<&Path>,
+        node: &NodeId,
+        layout: u32,
+    ) -> (Keeper, Vec<Kept>) {
+        let given = supervision.take_descriptors();
+        let (keeper, kept) = match supervision.store() {
+            Some(socket) => {
+                let (store, kept) = Store::adopt(socket, given);
+                let why = "the supervisor's file descriptor store (NOTIFY_SOCKET)".to_owned();
+                let keeper = Keeper::of(Kind::Store(store), why);
+                let foreign = bpffs.map(|bpffs| pins::layouts(bpffs, node)).unwrap_or_default();
+                (Keeper { foreign, ..keeper }, kept)
+            }
+            None => match bpffs {
+                None => (Keeper::of(Kind::Nobody, "datapath.bpffs is empty".to_owned()), Vec::new()),
+                Some(bpffs) => match Pins::open(bpffs, node, layout) {
+                    Ok((pins, kept)) => {
+                        let (why, foreign) =
+                            (format!("pins in {}", pins.directory().display()), pins.foreign());
+                        (Keeper { foreign, ..Keeper::of(Kind::Pins(pins), why) }, kept)
+                    }
+                    Err(why) => (Keeper::of(Kind::Nobody, why), Vec::new()),
+                },
+            },
+        };
+        let Keeper { why, foreign, .. } = &keeper;
+        match keeper.kind {
+            Kind::Nobody => tracing::info!(why, "flows end with this daemon: nobody keeps them"),
+            _ => tracing::info!(by = why, left = kept.len(), "flows outlive this daemon"),
+        }
+        for directory in foreign {
+            tracing::warn!(
+                directory = %directory.display(),
+                "another version of the relay has left pins: `atlas-relay stop` or `atlas-relay xdp unload` removes them"
+            );
+        }
+        (keeper, kept)
+    }
+
+    fn of(kind: Kind, why: String) -> Keeper {
+        Keeper { kind, why, foreign: Vec::new() }
     }
 
     /// Whether BPF maps and links are kept: flows go on without a daemon.
     pub fn keeps_bpf(&self) -> bool {
-        match self.kind {
-            Kind::Nobody => false,
-        }
+        !matches!(self.kind, Kind::Nobody)
     }
 
     /// Whether sockets and memory files are kept too.
     pub fn keeps_all(&self) -> bool {
-        match self.kind {
-            Kind::Nobody => false,
-        }
+        matches!(self.kind, Kind::Store(_))
     }
 
-    /// Keeps `descriptor` as `name`; what was kept as that before is let go. No effect where that is not kept.
+    /// Who keeps, or why nobody does, for people.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// Pins of this relay that were left in another way than [`Keeper::find`] has looked for: by another layout, or, where
+    /// a supervisor keeps, by a daemon without one. Only [`Keeper::clear`] touches them. A link among them holds its
+    /// interface.
+    pub fn foreign(&self) -> &[PathBuf] {
+        &self.foreign
+    }
+
+    /// Keeps `descriptor` as `name`; what was kept as that before is let go. What is kept as that already stays as it is.
+    /// No effect where that is not kept. A name has letters, digits, `-` and `_`.
     ///
     /// # Errors
     /// The keeper refuses.
-    pub fn keep(&self, _name: &str, _descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        match self.kind {
+    pub fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        check(name)?;
+        match &self.kind {
             Kind::Nobody => Ok(()),
+            Kind::Store(store) => store.keep(name, descriptor),
+            Kind::Pins(pins) => pins.keep(name, descriptor),
         }
     }
 
@@ -60,9 +138,58 @@ impl Keeper {
     ///
     /// # Errors
     /// The keeper refuses. That nothing is kept as that is no error.
-    pub fn let_go(&self, _name: &str) -> io::Result<()> {
-        match self.kind {
+    pub fn let_go(&self, name: &str) -> io::Result<()> {
+        check(name)?;
+        match &self.kind {
             Kind::Nobody => Ok(()),
+            Kind::Store(store) => store.let_go(name),
+            Kind::Pins(pins) => pins.let_go(name),
         }
     }
+
+    /// Lets go of everything, what is [foreign](Keeper::foreign) as well, for good: where it was there is nothing to keep
+    /// more in.
+    ///
+    /// # Errors
+    /// The keeper refuses. The rest is let go all the same.
+    pub fn clear(&self) -> io::Result<()> {
+        let kept = match &self.kind {
+            Kind::Nobody => Ok(()),
+            Kind::Store(store) => store.clear(),
+            Kind::Pins(pins) => pins.clear(),
+        };
+        self.foreign.iter().map(|directory| pins::remove(directory)).fold(kept, io::Result::and)
+    }
 }
+
+/// Removes every pin that a relay which is `node` has left below `bpffs`, of whatever layout. False: there was none.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn remove_pins(bpffs: &Path, node: &NodeId) -> io::Result<bool> {
+    pins::remove_all(bpffs, node)
+}
+
+/// The longest name.
+const LONGEST: usize = 64;
+
+/// Checks that a name is one in a directory of bpffs (no dots) as well as in a list of LISTEN_FDNAMES (no colons).
+fn check(name: &str) -> io::Result<()> {
+    match is_name(name) {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "{name:?} is no name to keep something as: expected 1 to {LONGEST} letters, digits, - and _"
+            ),
+        )),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    (1..=LONGEST).contains(&name.len()) && name.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests;
