@@ -33,9 +33,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
+use self::datapath::LAYOUT;
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
-use self::keeper::Keeper;
+use self::keeper::{Keeper, Kept};
 use self::legacy::Legacy;
 use self::packet_path::{Opened, PacketPath};
 use self::reconfiguration::Reconfiguration;
@@ -44,6 +45,7 @@ use crate::admin::{AdminSocket, Asked, BindError, Request};
 use crate::config::{Config, ConfigSource, Quotas};
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::BindMagic;
+use crate::supervision::Supervision;
 
 pub use self::packet_path::{PathError, check_interfaces};
 
@@ -62,10 +64,8 @@ const CONTROL_QUEUE_LEN: usize = 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Relay {
-    /// Starts a relay with `config`, which can be read again from `source`. It runs until `shutdown` is cancelled; then its
-    /// agents are told and its flows removed. Must be called within a tokio runtime.
-    ///
-    /// The calling thread has no capabilities afterwards.
+    /// Starts a relay with `config`, which can be read again from `source`; what it has ends with it. It runs until
+    /// `shutdown` is cancelled; then its agents are told and its flows removed. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
@@ -76,9 +76,40 @@ impl Relay {
         name: &str,
         shutdown: CancellationToken,
     ) -> Result<Relay, StartError> {
+        let nobody = || (Keeper::nobody(), Vec::new());
+        Relay::start_with(config, source, key, name, shutdown, nobody)
+    }
+
+    /// As [`start`](Self::start), but it goes on with what the one before it has left with whoever keeps flows here, and
+    /// leaves its own there.
+    ///
+    /// # Errors
+    /// See [`StartError`]: each says what to do.
+    pub fn start_under(
+        config: &Config,
+        source: Option<ConfigSource>,
+        key: NodeKey,
+        name: &str,
+        shutdown: CancellationToken,
+        supervision: &mut Supervision,
+    ) -> Result<Relay, StartError> {
+        let node = key.node_id();
+        let find = || Keeper::find(supervision, Some(keeper::PINS.as_ref()), &node, LAYOUT);
+        Relay::start_with(config, source, key, name, shutdown, find)
+    }
+
+    /// `find` is called once no other daemon can be running.
+    fn start_with(
+        config: &Config,
+        source: Option<ConfigSource>,
+        key: NodeKey,
+        name: &str,
+        shutdown: CancellationToken,
+        find: impl FnOnce() -> (Keeper, Vec<Kept>),
+    ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
         let magic = BindMagic::of_relay(&key.public());
-        let (keeper, kept) = (Keeper::nobody(), Vec::new());
+        let (keeper, kept) = find();
         let mut legacy = Legacy::of(kept, magic.0);
         let relay_port = open_port(config, magic, &mut legacy, &keeper)?;
         let addresses = relay_port.addresses();

@@ -65,7 +65,15 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
 async fn serve_relay(node: &Node, source: ConfigSource, mut reload: Signal) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let shutdown = CancellationToken::new();
-    let relay = Relay::start(&node.config, Some(source), node.key.clone(), node.name(), shutdown.clone())?;
+    let mut supervision = relay_userspace::supervision::Supervision::of_environment();
+    let relay = Relay::start_under(
+        &node.config,
+        Some(source),
+        node.key.clone(),
+        node.name(),
+        shutdown.clone(),
+        &mut supervision,
+    )?;
     let reloader = relay.reloader();
     let address = match node.config.network.advertise.first() {
         Some(address) => OwnAddress::Known(*address),
