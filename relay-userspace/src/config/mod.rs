@@ -109,7 +109,8 @@ pub struct Transport {
 /// `[security]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Security {
-    /// `ban_duration_secs`: how long who fails handshakes again and again stays out. Default 3600 s; 0: nobody is banned.
+    /// `ban_duration_secs`: how long who fails handshakes again and again stays out, a prefix no longer than 60 s. Default
+    /// 3600 s; 0: nobody is banned.
     pub ban_duration: Duration,
     /// `handshake_limit`: handshakes under way at once from one prefix (an IPv4 address, an IPv6 /56). Default 50.
     pub handshake_limit: u32,
