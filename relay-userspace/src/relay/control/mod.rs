@@ -9,6 +9,7 @@ mod frames;
 mod introduction;
 mod message_rate;
 mod places;
+mod reset_key;
 mod rules;
 mod seats;
 mod unfinished;
@@ -33,6 +34,7 @@ use self::frames::say_and_close;
 use self::introduction::{Introduced, Rejection, TurnedAway};
 use self::message_rate::MessageRates;
 use self::places::{Full, Place, Places};
+use self::reset_key::{RESET_INTERVAL, reset_key};
 use self::rules::lock;
 use self::seats::Seats;
 use super::bans::BanSubject;
@@ -170,7 +172,8 @@ pub fn endpoint(
     socket: Arc<QuicSocket>,
     connection_ids: &ConnectionIds,
 ) -> Result<Endpoint, EndpointError> {
-    let mut endpoint = EndpointConfig::default();
+    let mut endpoint = EndpointConfig::new(reset_key(&settings.key));
+    endpoint.min_reset_interval(RESET_INTERVAL);
     let ids = connection_ids.clone();
     endpoint.cid_generator(move || Box::new(ids.clone()));
     // With the bit set in every packet, no QUIC packet can begin as a bind datagram does.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use std::thread;
 
 use relay_common::BIND_MAGIC_LEN;
+use sha2::{Digest as _, Sha256};
 use socket2::{Domain, Socket, Type};
 
 use super::connection_ids::ConnectionIds;
@@ -67,7 +67,7 @@ impl RelayPort {
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<RelayPort, OpenError> {
         let readers = if readers == 0 { default_readers() } else { readers };
-        let marks = Marks { bind_magic, connection_tag: random_tag() };
+        let marks = Marks { bind_magic, connection_tag: connection_tag(&bind_magic) };
         let mut choices = if port == 0 { CHOICES } else { 1 };
         loop {
             choices -= 1;
@@ -114,7 +114,7 @@ impl RelayPort {
         let (v4, v6) = (group(Family::V4), group(Family::V6));
         let wants_v6 = why_without_ipv6().is_none();
         let Some(v4) = v4.filter(|_| v6.is_some() == wants_v6 && sockets.is_empty()) else { return Ok(None) };
-        let marks = Marks { bind_magic, connection_tag: random_tag() };
+        let marks = Marks { bind_magic, connection_tag: connection_tag(&bind_magic) };
         let Some(v4) = SocketGroup::adopt(v4, Ipv4Addr::UNSPECIFIED.into(), port, marks)? else {
             return Ok(None);
         };
@@ -203,8 +203,13 @@ fn why_without_ipv6() -> Option<&'static str> {
     disabled.then_some("IPv6 is disabled on every interface (net.ipv6.conf.*.disable_ipv6)")
 }
 
-/// Random so that nobody else's connection ids have it on purpose; it need not be secret.
-fn random_tag() -> [u8; TAG_LEN] {
-    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+/// The first bytes of SHA-256 over `atlas relay connection tag v1` and the bind magic: a successor with the same identity
+/// knows its predecessor's connections by it. It is in every packet to the relay, so it need not be secret.
+fn connection_tag(bind_magic: &[u8; BIND_MAGIC_LEN]) -> [u8; TAG_LEN] {
+    let [a, b, c, d, ..]: [u8; 32] = Sha256::new()
+        .chain_update(b"atlas relay connection tag v1")
+        .chain_update(bind_magic)
+        .finalize()
+        .into();
     [a, b, c, d]
 }

@@ -1,0 +1,73 @@
+//! A relay that is killed and started again with the same identity, as its agents' QUIC sees it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failure")]
+
+mod node;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use node::{Node, free_port, signal, terminate, wait};
+use quinn::{Connection, ConnectionError, Endpoint};
+use relay_userspace::identity::NodeKey;
+use relay_userspace::tls;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_hears_from_the_successor_of_a_killed_relay_that_its_connection_is_no_more() {
+    let relay = Node::relay();
+    let port = free_port();
+    let listen = format!("net listen --port {port} --datapath userspace");
+    let mut killed = relay.start(&listen);
+    relay.until_it_answers("net peers");
+    let (_endpoint, connection) = connected(port).await;
+
+    signal(&killed, "KILL");
+    killed.wait().unwrap();
+    let mut successor = relay.start(&listen);
+    relay.until_it_answers("net peers");
+
+    let (mut stream, _) = connection.open_bi().await.unwrap();
+    stream.write_all(b"anything").await.unwrap();
+    let why = tokio::time::timeout(PATIENCE, connection.closed()).await.expect("it hears");
+    // Not that it has timed out.
+    assert_eq!(why, ConnectionError::Reset);
+    terminate(&successor);
+    assert_eq!(wait(&mut successor, PATIENCE), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_of_another_identity_on_the_same_port_cannot_end_its_connections() {
+    let [relay, other] = [Node::relay(), Node::relay()];
+    let port = free_port();
+    let listen = format!("net listen --port {port} --datapath userspace");
+    let mut killed = relay.start(&listen);
+    relay.until_it_answers("net peers");
+    let (_endpoint, connection) = connected(port).await;
+
+    signal(&killed, "KILL");
+    killed.wait().unwrap();
+    let mut stranger = other.start(&listen);
+    other.until_it_answers("net peers");
+
+    let (mut stream, _) = connection.open_bi().await.unwrap();
+    stream.write_all(b"anything").await.unwrap();
+    // It goes on asking until its own patience ends.
+    assert_eq!(connection.closed().await, ConnectionError::TimedOut);
+    terminate(&stranger);
+    assert_eq!(wait(&mut stranger, PATIENCE), Some(0));
+}
+
+/// A connection that TLS has verified.
+async fn connected(port: u16) -> (Endpoint, Connection) {
+    let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+    let mut config = tls::client_config(&NodeKey::from_seed(&[1; 32]), tls::ALPN_RELAY, None).unwrap();
+    let mut transport = quinn::TransportConfig::default();
+    transport.max_idle_timeout(Some(Duration::from_secs(5).try_into().unwrap()));
+    config.transport_config(transport.into());
+    endpoint.set_default_client_config(config);
+    let relay = SocketAddr::from(([127, 0, 0, 1], port));
+    let connection = endpoint.connect(relay, tls::SERVER_NAME).unwrap().await.unwrap();
+    (endpoint, connection)
+}
