@@ -23,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::config::RelayHint;
 use crate::identity::{NodeId, permission_hint};
 use crate::protocol::SessionId;
 use crate::protocol::body::MAX_BODY_TEXT_LEN;
@@ -63,8 +64,15 @@ pub enum Request {
         /// Which.
         node: NodeId,
     },
-    /// A relay takes no new sessions from now on.
-    Drain,
+    /// A relay takes no new sessions from now on, has its agents move, and stops when none uses it any more (`drain`).
+    Drain {
+        /// After so many seconds it stops, whoever still uses it.
+        deadline_s: Option<u64>,
+        /// The relay that agents may move to.
+        hint: Option<RelayHint>,
+    },
+    /// A relay ends its sessions, tells its agents and stops (`stop`). It is done when the connection ends.
+    Stop,
     /// Who may not connect (`bans`).
     Bans,
     /// Keep somebody from connecting (`bans add`).
@@ -108,6 +116,8 @@ impl Request {
         match self {
             // A relay may have to be dialled, a session paired, the peer connected to, and it has to answer.
             Request::Send { .. } => Duration::from_secs(40),
+            // Agents hear of it, and may be slow.
+            Request::Stop => Duration::from_secs(20),
             _ => PATIENCE,
         }
     }
@@ -185,16 +195,13 @@ impl AdminSocket {
         Ok(AdminSocket { listener, path: path.to_owned(), _lock: lock })
     }
 
-    /// Passes every question on to `asked`, until the receiver is dropped or the future is.
+    /// Passes every question on to `asked`, until the future is dropped. Once the receiver is, whoever asks is told that the
+    /// daemon stops.
     pub async fn serve(self, asked: mpsc::Sender<Asked>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let stream = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = asked.closed() => return,
-            };
-            let Ok((stream, _)) = stream else {
+            let Ok((stream, _)) = self.listener.accept().await else {
                 // Out of file descriptors: pause instead of spinning.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -247,11 +254,34 @@ pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
     stream.write_all(line.as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     io::BufReader::new(stream).read_line(&mut answer).map_err(failed)?;
+    if answer.is_empty() {
+        return Err(AskError::Ended { path: path.to_owned() });
+    }
     match serde_json::from_str(&answer)? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(why) => Err(AskError::Refused(why)),
     }
 }
+
+/// Has the relay behind the admin socket at `path` end its sessions and stop, and waits until it has.
+///
+/// # Errors
+/// No relay answers there, or another daemon does afterwards.
+pub fn stop(path: &Path) -> Result<(), AskError> {
+    match ask(path, Request::Stop) {
+        Ok(_) | Err(AskError::Ended { .. }) => {}
+        // It was stopping already.
+        Err(AskError::Refused(why)) if why == STOPPING => {}
+        Err(error) => return Err(error),
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(_) => Ok(()),
+        Ok(_) => Err(AskError::StartedAgain { path: path.to_owned() }),
+    }
+}
+
+/// The answer of a daemon that stops already.
+pub const STOPPING: &str = "the daemon is stopping";
 
 /// No admin socket.
 #[derive(Debug, thiserror::Error)]
@@ -278,6 +308,21 @@ pub enum AskError {
     /// Nobody is there.
     #[error("no daemon is running here: nothing answers at {}; start one with `atlas-relay net listen`", path.display())]
     NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It has gone while it was asked.
+    #[error("the daemon behind {} has stopped before it answered", path.display())]
+    Ended {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It has stopped, and there is one again.
+    #[error(
+        "the relay has stopped, but a daemon answers at {} again: whoever starts it has to stop it, as `systemctl stop` \
+         does", path.display()
+    )]
+    StartedAgain {
         /// The socket.
         path: PathBuf,
     },
@@ -333,12 +378,12 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<
 async fn answer(request: Request, asked: &mpsc::Sender<Asked>) -> Answer {
     let (answer, answered) = oneshot::channel();
     if asked.send(Asked { request, answer }).await.is_err() {
-        return Answer::Error("the daemon is stopping".to_owned());
+        return Answer::Error(STOPPING.to_owned());
     }
     match answered.await {
         Ok(Ok(value)) => Answer::Ok(value),
         Ok(Err(why)) => Answer::Error(why),
-        Err(_) => Answer::Error("the daemon is stopping".to_owned()),
+        Err(_) => Answer::Error(STOPPING.to_owned()),
     }
 }
 

@@ -9,6 +9,8 @@ mod bans;
 mod node;
 #[path = "cli/secrets.rs"]
 mod secrets;
+#[path = "cli/stopping.rs"]
+mod stopping;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

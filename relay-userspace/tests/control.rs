@@ -24,6 +24,7 @@ use relay_userspace::protocol::frames::{FrameReader, write_frame};
 use relay_userspace::protocol::handshake::{Initiator, Progress};
 use relay_userspace::protocol::message::{Hello, Ping, Verify, VerifyStatus};
 use relay_userspace::relay::report::Status;
+use relay_userspace::relay::stopping::Stopping;
 use relay_userspace::tls;
 
 use relay_on_loopback::{TestRelay, key, unix_s};
@@ -274,7 +275,7 @@ async fn once_a_relay_has_stopped_another_can_have_its_port() {
     for _ in 0..20 {
         let (relay, running) = present;
         let _agents = [Agent::connected(&relay, 1).await, Agent::connected(&relay, 2).await];
-        relay.shutdown.cancel();
+        relay.stopper.stop(Stopping::End);
         running.stopped().await.unwrap();
         present = start_on(relay.address.port()).unwrap();
     }

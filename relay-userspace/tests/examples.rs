@@ -14,7 +14,7 @@ use relay_userspace::agent::Agent;
 use relay_userspace::config::{AtlasRoot, Config};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::relay::Relay;
-use tokio_util::sync::CancellationToken;
+use relay_userspace::relay::stopping::Stopping;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_comes_back_over_the_end_to_end_connection() {
@@ -24,8 +24,7 @@ async fn what_is_said_comes_back_over_the_end_to_end_connection() {
     let root = AtlasRoot::at(directory.path());
     let mut config = Config::parse(text, Path::new("config.toml"), &root).unwrap();
     config.network.port = 0;
-    let shutdown = CancellationToken::new();
-    let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
+    let relay = Relay::start(&config, None, key(0), "relay").unwrap();
     let address = format!("{}@{}:{}", key(0).node_id(), Ipv4Addr::LOCALHOST, relay.local_addr().port());
     let agent = |seed: u8, peer: u8| {
         let known_relays = directory.path().join(format!("known-{seed}"));
@@ -42,7 +41,7 @@ async fn what_is_said_comes_back_over_the_end_to_end_connection() {
     }
 
     asking.shutdown().await;
-    shutdown.cancel();
+    relay.stop(Stopping::End);
     relay.stopped().await.unwrap();
 }
 

@@ -20,12 +20,12 @@ use relay_userspace::agent::{
 use relay_userspace::config::{Allow, AtlasRoot, Config, ForwardProtocol, RelayAddress};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::protocol::ErrorCode;
-use relay_userspace::relay::report::{Ended, Peers, Sessions, Status};
+use relay_userspace::relay::report::{Drain, Ended, Peers, Sessions, Status};
+use relay_userspace::relay::stopping::Stopping;
 use relay_userspace::relay::{Relay, StartError};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 use echo::echo_server;
 
@@ -335,13 +335,13 @@ async fn a_port_in_use_is_one_line_that_says_what_to_do() {
     let relay = TestRelay::start("");
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), relay.address.port(), "");
-    let error = Relay::start(&config, None, key(9), "second", CancellationToken::new()).unwrap_err();
+    let error = Relay::start(&config, None, key(9), "second").unwrap_err();
     assert!(matches!(error, StartError::Port(_)));
     let text = error.to_string();
     assert!(text.contains("is in use") && !text.contains('\n'), "{text}");
     // And with the same root it is the admin socket that is taken.
     let config = self::config(relay.directory.path(), 0, "");
-    let error = Relay::start(&config, None, key(9), "third", CancellationToken::new()).unwrap_err();
+    let error = Relay::start(&config, None, key(9), "third").unwrap_err();
     assert!(matches!(error, StartError::Admin(_)), "{error}");
 }
 
@@ -368,11 +368,16 @@ async fn the_operator_ends_sessions_and_lets_no_new_ones_begin() {
     assert_eq!(relay.sessions().await.sessions, []);
 
     assert!(!relay.status().await.draining);
-    let () = relay.ask(Request::Drain).await;
-    assert!(relay.status().await.draining);
+    let near = source.connect_raw(key(2).node_id()).await.unwrap();
+    let drain = relay.ask::<Drain>(Request::Drain { deadline_s: None, hint: None }).await;
+    assert_eq!(drain, Drain { sessions: 1, left_s: None, hint: None });
+    let status = relay.status().await;
+    assert_eq!((status.draining, status.drain), (true, Some(drain)));
     let error = source.connect_raw(key(2).node_id()).await.unwrap_err().to_string();
-    assert!(error.contains("3006 this relay is about to stop"), "{error}");
-    relay.stop().await;
+    assert!(error.contains("is about to stop"), "{error}");
+    drop(near);
+    // The session was the last: nobody has to stop it.
+    relay.relay.stopped().await.unwrap();
 }
 
 /// A relay on loopback with a root of its own.
@@ -381,7 +386,6 @@ struct TestRelay {
     address: SocketAddr,
     key: NodeKey,
     directory: TempDir,
-    shutdown: CancellationToken,
 }
 
 impl TestRelay {
@@ -394,10 +398,9 @@ impl TestRelay {
         let directory = tempfile::tempdir().unwrap();
         let mut config = config(directory.path(), 0, transport);
         config.datapath.max_sessions = max_sessions;
-        let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
+        let relay = Relay::start(&config, None, key(0), "relay").unwrap();
         let address = SocketAddr::new(V4, relay.local_addr().port());
-        TestRelay { relay, address, key: key(0), directory, shutdown }
+        TestRelay { relay, address, key: key(0), directory }
     }
 
     /// Its port on `address`.
@@ -470,7 +473,7 @@ impl TestRelay {
     }
 
     async fn stop(self) {
-        self.shutdown.cancel();
+        self.relay.stop(Stopping::End);
         self.relay.stopped().await.unwrap();
     }
 }

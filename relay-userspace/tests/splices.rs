@@ -23,6 +23,7 @@ use relay_userspace::protocol::envelope::HEADER_LEN;
 use relay_userspace::protocol::flow_terms::{RelayAnnounce, RelayConnect};
 use relay_userspace::protocol::message::{Ping, Pong};
 use relay_userspace::relay::report::{self, Sessions, Status};
+use relay_userspace::relay::stopping::Stopping;
 use tokio::time::timeout;
 
 use by_hand::{Agent, Stream, connect, handshake};
@@ -198,7 +199,7 @@ async fn a_pairing_on_which_nothing_passes_for_idle_timeout_ends_and_its_agents_
 async fn a_relay_that_stops_ends_pairings_and_is_gone_at_once() {
     let relay = TestRelay::start("");
     let (_source, mut asking, _target, _waiting) = paired(&relay).await;
-    relay.shutdown.cancel();
+    relay.stopper.stop(Stopping::End);
     assert!(timeout(PATIENCE, asking.rest()).await.expect("it is told").is_err());
 }
 

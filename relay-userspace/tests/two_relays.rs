@@ -24,10 +24,10 @@ use relay_userspace::agent::{
 use relay_userspace::config::{Allow, AtlasRoot, Config, ForwardProtocol};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::relay::Relay;
+use relay_userspace::relay::stopping::Stopping;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio_util::sync::CancellationToken;
 
 use echo::echo_server;
 
@@ -207,7 +207,7 @@ impl Network {
 /// A relay behind something that passes its datagrams on, or does not.
 struct TestRelay {
     key: NodeKey,
-    running: Option<(Relay, CancellationToken)>,
+    running: Option<Relay>,
     directory: TempDir,
     /// Another one after each start: what is behind the front is nobody else's business.
     port: Arc<AtomicU16>,
@@ -238,16 +238,15 @@ impl TestRelay {
     }
 
     fn start(&mut self) {
-        let shutdown = CancellationToken::new();
         let config = config(self.directory.path());
-        let relay = Relay::start(&config, None, self.key.clone(), "relay", shutdown.clone()).unwrap();
+        let relay = Relay::start(&config, None, self.key.clone(), "relay").unwrap();
         self.port.store(relay.local_addr().port(), Ordering::Relaxed);
-        self.running = Some((relay, shutdown));
+        self.running = Some(relay);
     }
 
     async fn stop(&mut self) {
-        let (relay, shutdown) = self.running.take().unwrap();
-        shutdown.cancel();
+        let relay = self.running.take().unwrap();
+        relay.stop(Stopping::End);
         relay.stopped().await.unwrap();
     }
 }

@@ -153,6 +153,8 @@ fn the_tables_of_types_codes_and_reasons_are_the_codes() {
         disconnect_reason::PEER_GONE,
         disconnect_reason::OPERATOR,
         disconnect_reason::REPLACED,
+        disconnect_reason::RESTART,
+        disconnect_reason::DRAIN,
     ];
     let reasons: BTreeSet<String> = reasons.iter().map(|reason| format!("`{reason}`")).collect();
     let documented = first_cells("### Disconnect reasons");
@@ -301,11 +303,24 @@ fn messages() -> Vec<(&'static str, Message)> {
             "disconnect_session",
             goodbye(disconnect_reason::PEER_GONE, Some("the connector has left"), Some(session())),
         ),
+        (
+            "disconnect_drain",
+            Disconnect {
+                relay: Some(format!("{}@198.51.100.7:4433", self::relay().node_id())),
+                after_s: Some(600),
+                ..Disconnect::new(
+                    disconnect_reason::DRAIN,
+                    Some("this relay is about to stop".to_owned()),
+                    None,
+                )
+            }
+            .into(),
+        ),
     ]
 }
 
 fn goodbye(reason: &str, note: Option<&str>, session: Option<SessionId>) -> Message {
-    Disconnect { reason: reason.to_owned(), note: note.map(str::to_owned), session }.into()
+    Disconnect::new(reason, note.map(str::to_owned), session).into()
 }
 
 fn bind_datagrams() -> Vec<(&'static str, BindDatagram)> {

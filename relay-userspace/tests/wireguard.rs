@@ -19,8 +19,8 @@ use relay_userspace::agent::{Agent, AgentSettings, Incoming, RawSession};
 use relay_userspace::config::{AtlasRoot, Config};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::relay::Relay;
+use relay_userspace::relay::stopping::Stopping;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 /// What WireGuard adds to a packet: a header of 16 bytes and a tag of 16.
 const OVERHEAD: usize = 32;
@@ -31,8 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread")]
 async fn wireguard_carries_ip_packets_both_ways_over_a_raw_session() {
     let directory = tempfile::tempdir().unwrap();
-    let shutdown = CancellationToken::new();
-    let (relay, address) = relay(directory.path(), &shutdown);
+    let (relay, address) = relay(directory.path());
     let settings = |seed: u8| {
         let relay = format!("{}@{address}", key(0).node_id()).parse().unwrap();
         let known = directory.path().join(format!("known-{seed}"));
@@ -68,7 +67,7 @@ async fn wireguard_carries_ip_packets_both_ways_over_a_raw_session() {
     assert!(sent.datagrams_sent as usize > packets(mtu).len(), "{sent:?}");
     assert!(sent.bytes_sent as usize > mtu + OVERHEAD, "{sent:?}");
     drop((near, far));
-    shutdown.cancel();
+    relay.stop(Stopping::End);
     relay.stopped().await.unwrap();
 }
 
@@ -178,12 +177,12 @@ async fn connect(from: &Agent, to: &Agent) -> RawSession {
 }
 
 /// A relay on loopback.
-fn relay(directory: &Path, shutdown: &CancellationToken) -> (Relay, std::net::SocketAddr) {
+fn relay(directory: &Path) -> (Relay, std::net::SocketAddr) {
     let text = "[transport]\nenable_relay = true\noffer_relay = true\n\
                 [datapath]\nmode = \"userspace\"\nmax_sessions = 16\n";
     let mut config = Config::parse(text, Path::new("config.toml"), &AtlasRoot::at(directory)).unwrap();
     config.network.port = 0;
-    let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
+    let relay = Relay::start(&config, None, key(0), "relay").unwrap();
     let address = (Ipv4Addr::LOCALHOST, relay.local_addr().port()).into();
     (relay, address)
 }

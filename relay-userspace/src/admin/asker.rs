@@ -86,7 +86,12 @@ mod tests {
     fn root_and_the_daemons_user_may_everything_its_group_may_look_and_others_nothing() {
         let look = [Request::Peers, Request::Sessions, Request::Status, Request::Settings, Request::Bans];
         let node = NodeId::from_bytes([1; 32]);
-        let change = [Request::Reload, Request::Drain, Request::EndSessionsOf { node }];
+        let change = [
+            Request::Reload,
+            Request::Stop,
+            Request::Drain { deadline_s: None, hint: None },
+            Request::EndSessionsOf { node },
+        ];
         for request in look.iter().chain(&change) {
             assert!(may(0, &[0], request) && may(990, &[5], request), "{request:?}");
             assert!(!may(1000, &[1000, 27], request), "{request:?}");

@@ -39,6 +39,15 @@ impl Backoff {
     }
 }
 
+/// A relay that was started again has its agents back within this time, and not in one instant.
+pub const SPREAD: Duration = Duration::from_secs(1);
+
+/// A wait of up to [`SPREAD`], by chance.
+pub fn spread(chance: u64) -> Duration {
+    let spread_ns = u64::try_from(SPREAD.as_nanos()).unwrap_or(u64::MAX).max(1);
+    Duration::from_nanos(chance % spread_ns)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

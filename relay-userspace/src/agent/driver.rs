@@ -250,7 +250,10 @@ impl Driver {
                     _ => {}
                 }
                 self.drop_link(relay);
-                self.state.relay_down(relay, error.to_string(), now());
+                match error.is_restart() {
+                    true => self.state.relay_restarts(relay, now()),
+                    false => self.state.relay_down(relay, error.to_string(), now()),
+                }
             }
         }
     }

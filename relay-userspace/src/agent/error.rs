@@ -3,8 +3,8 @@
 use super::known_relays::PinError;
 use crate::identity::NodeId;
 use crate::protocol::ErrorCode;
-use crate::protocol::flow_terms::{TermsError, disconnect_reason};
-use crate::protocol::handshake::HandshakeError;
+use crate::protocol::flow_terms::{Disconnect, TermsError, disconnect_reason};
+use crate::protocol::handshake::{HandshakeError, printable};
 use crate::tls::TlsError;
 
 /// Why there is no session or connection with a peer.
@@ -218,9 +218,34 @@ pub enum LinkError {
          Stop one of them, or give it an identity of its own"
     )]
     Replaced,
+    /// The relay's daemon makes way for another.
+    #[error("the relay restarts")]
+    Restarting,
+    /// A successor of the relay's daemon does not know the connection.
+    #[error("the relay was started again")]
+    Forgotten,
     /// Three pings in a row went unanswered.
     #[error("the relay has not answered three pings")]
     Silent,
+}
+
+impl LinkError {
+    /// The end of a connection that a relay's Disconnect tells.
+    pub(super) fn told(Disconnect { reason, note, .. }: &Disconnect) -> Self {
+        match reason.as_str() {
+            disconnect_reason::REPLACED => LinkError::Replaced,
+            disconnect_reason::RESTART => LinkError::Restarting,
+            other => LinkError::Disconnected {
+                reason: printable(other, 64),
+                note: note.as_deref().map(|note| printable(note, 256)),
+            },
+        }
+    }
+
+    /// Whether the relay is there again, or will be in a moment, and knows its sessions.
+    pub(super) fn is_restart(&self) -> bool {
+        matches!(self, LinkError::Restarting | LinkError::Forgotten)
+    }
 }
 
 fn refusal_hint(code: u32) -> &'static str {

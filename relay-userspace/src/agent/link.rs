@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
+use super::backoff::{self, Backoff};
 use super::error::LinkError;
 use super::known_relays::KnownRelays;
 use super::state::RelayIndex;
@@ -20,7 +20,7 @@ use crate::identity::NodeKey;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, disconnect_reason};
 use crate::protocol::frames::{FrameReader, write_frame};
-use crate::protocol::handshake::{HandshakeError, Initiator, Peer, printable};
+use crate::protocol::handshake::{HandshakeError, Initiator, Peer};
 use crate::protocol::message::Message;
 use crate::tls;
 
@@ -113,7 +113,8 @@ pub async fn keep_connected(
             return;
         }
         let replaced = matches!(error, LinkError::Replaced);
-        let wait = backoff.next(getrandom::u64().unwrap_or(0));
+        let chance = getrandom::u64().unwrap_or(0);
+        let wait = if error.is_restart() { backoff::spread(chance) } else { backoff.next(chance) };
         tracing::warn!(
             relay = %settings.address.at,
             %error,
@@ -243,13 +244,8 @@ impl Connected {
         let reading = async {
             loop {
                 match self.from_relay.next().await {
-                    Ok(Some(Message::Disconnect(Disconnect { reason, note, session: None }))) => {
-                        return if reason == disconnect_reason::REPLACED {
-                            LinkError::Replaced
-                        } else {
-                            let note = note.map(|note| printable(&note, 256));
-                            LinkError::Disconnected { reason: printable(&reason, 64), note }
-                        };
+                    Ok(Some(Message::Disconnect(told))) if ends_connection(&told) => {
+                        return LinkError::told(&told);
                     }
                     Ok(Some(message)) => {
                         let event = LinkEvent { relay, what: LinkChange::Message(message) };
@@ -261,6 +257,7 @@ impl Connected {
                     Err(error) => {
                         return match self.connection.close_reason() {
                             Some(quinn::ConnectionError::TimedOut) => LinkError::Lost,
+                            Some(quinn::ConnectionError::Reset) => LinkError::Forgotten,
                             Some(reason) => LinkError::Quic(reason.to_string()),
                             None => LinkError::Quic(error.to_string()),
                         };
@@ -304,6 +301,11 @@ impl Connected {
         drained(&self.endpoint).await;
         error
     }
+}
+
+/// Whether what the relay says ends the connection, and not one session, or nothing yet.
+fn ends_connection(told: &Disconnect) -> bool {
+    told.session.is_none() && told.reason != disconnect_reason::DRAIN
 }
 
 /// Gives the control connection another local port whenever the local address has changed: what lies between may remember

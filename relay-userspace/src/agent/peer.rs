@@ -155,8 +155,7 @@ impl PeerConnection {
 
     /// Says goodbye and closes.
     pub async fn close(&self) {
-        let goodbye =
-            Disconnect { reason: disconnect_reason::SHUTDOWN.to_owned(), note: None, session: None };
+        let goodbye = Disconnect::new(disconnect_reason::SHUTDOWN, None, None);
         let mut control = self.inner.control.lock().await;
         // The peer may be gone already.
         let _sent = write_frame(&mut control.to_peer, &goodbye.into()).await;

@@ -130,8 +130,7 @@ impl ReadableConnection {
     /// Says goodbye, and waits a moment until the relay has it.
     pub async fn close(self) {
         let mut stream = self.stream.into_inner();
-        let goodbye =
-            Disconnect { reason: disconnect_reason::SHUTDOWN.to_owned(), note: None, session: None };
+        let goodbye = Disconnect::new(disconnect_reason::SHUTDOWN, None, None);
         // The peer may be gone already.
         if stream.send(&goodbye.into()).await.is_ok() && stream.to_peer.finish().is_ok() {
             let _arrived = timeout(GOODBYE, stream.to_peer.stopped()).await;

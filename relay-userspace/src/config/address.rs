@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::identity::NodeId;
 
 /// A host name or IP address, and a port: `relay.example.net:4433`, `192.0.2.1:4433`, `[2001:db8::1]:4433`.
@@ -22,12 +24,24 @@ pub struct RelayAddress {
     pub at: HostPort,
 }
 
+/// A relay that another one names. It says who that is: otherwise whoever answers there could be it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayHint {
+    /// The node id the relay has to prove.
+    pub node: NodeId,
+    /// Where it listens.
+    pub at: HostPort,
+}
+
 /// The text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Not `HOST:PORT`.
     #[error("expected HOST:PORT, such as relay.example.net:4433 or [2001:db8::1]:4433, not {0:?}")]
     HostPort(String),
+    /// A hint without a node id.
+    #[error("expected NODE@HOST:PORT, the relay's node id before its address, not {0:?}")]
+    WithoutNode(String),
     /// What stands before the `@` is no node id.
     #[error("expected a node id before the @ (atlas_ and 64 hexadecimal digits), not {0:?}")]
     NodeId(String),
@@ -88,6 +102,41 @@ impl FromStr for RelayAddress {
             None => (None, text),
         };
         Ok(RelayAddress { node, at: at.parse()? })
+    }
+}
+
+impl FromStr for RelayHint {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let RelayAddress { node, at } = text.parse()?;
+        let node = node.ok_or_else(|| AddressError::WithoutNode(text.to_owned()))?;
+        Ok(RelayHint { node, at })
+    }
+}
+
+impl From<RelayHint> for RelayAddress {
+    fn from(RelayHint { node, at }: RelayHint) -> Self {
+        RelayAddress { node: Some(node), at }
+    }
+}
+
+impl fmt::Display for RelayHint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.node, self.at)
+    }
+}
+
+/// As text, as people write it.
+impl Serialize for RelayHint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RelayHint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

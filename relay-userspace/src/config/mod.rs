@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use address::{AddressError, HostPort, RelayAddress};
+pub use address::{AddressError, HostPort, RelayAddress, RelayHint};
 pub use error::{ConfigError, Warning};
 pub use origin::{Origin, Origins};
 pub use profile::{Profile, ProfileError};

@@ -300,6 +300,19 @@ pub struct Disconnect {
     /// Ours: only this session ends, the connection stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionId>,
+    /// Ours, with [`disconnect_reason::DRAIN`]: `NODE@HOST:PORT` of the relay to move to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
+    /// Ours, with [`disconnect_reason::DRAIN`]: the seconds after which the relay stops, whoever still uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_s: Option<u64>,
+}
+
+impl Disconnect {
+    /// Without what belongs to a drain.
+    pub fn new(reason: &str, note: Option<String>, session: Option<SessionId>) -> Self {
+        Disconnect { reason: reason.to_owned(), note, session, relay: None, after_s: None }
+    }
 }
 
 /// Values of [`Disconnect::reason`]: the documented ones, and ours for sessions.
@@ -316,6 +329,10 @@ pub mod disconnect_reason {
     pub const OPERATOR: &str = "DISCONNECT_OPERATOR";
     /// Ours: the same identity has connected again; this connection is the older one.
     pub const REPLACED: &str = "DISCONNECT_REPLACED";
+    /// Ours: the relay's daemon makes way for another, which knows the sessions: connect again.
+    pub const RESTART: &str = "DISCONNECT_RESTART";
+    /// Ours: the relay is about to stop. Nothing ends yet: move away. Sent only to agents that say `flow`.
+    pub const DRAIN: &str = "DISCONNECT_DRAIN";
 }
 
 wire_word! {

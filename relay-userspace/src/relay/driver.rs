@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::bans::{BanCause, BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
@@ -16,10 +15,11 @@ use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::packet_path::{PacketPath, Predecessor};
 use super::reconfiguration::Reconfiguration;
-use super::rendezvous::{ConnId, Output, Randomness, Rendezvous, Settings, StreamEnd};
+use super::rendezvous::{ConnId, Drain, Output, Randomness, Rendezvous, Settings, StreamEnd};
 use super::report;
 use super::splice::{News, Splicer};
-use crate::admin::{Asked, Request};
+use super::stopping::{Stopper, Stopping};
+use crate::admin::{self, Asked, Request};
 use crate::clock::MonoTime;
 use crate::config::Reading;
 use crate::protocol::Message;
@@ -34,8 +34,6 @@ pub struct Inputs {
     pub binds: mpsc::Receiver<BindDatagram>,
     /// From the admin socket.
     pub admin: mpsc::Receiver<Asked>,
-    /// Stop.
-    pub shutdown: CancellationToken,
 }
 
 /// The loop's state.
@@ -46,6 +44,9 @@ pub struct Driver {
     /// Whom the control connections' listener lets in.
     rules: Arc<Rules>,
     reconfiguration: Reconfiguration,
+    stopper: Stopper,
+    /// Who has had it stop, and waits until that is done.
+    awaiting_end: Vec<admin::Asker>,
     randomness: SystemRandomness,
     /// What became of the sessions that a predecessor has left: [`ADOPTED`], or the word of the reason for their end.
     adopted: BTreeMap<&'static str, u64>,
@@ -60,12 +61,22 @@ impl Driver {
         packets: PacketPath,
         rules: Arc<Rules>,
         reconfiguration: Reconfiguration,
+        stopper: Stopper,
     ) -> Driver {
         let mut randomness = SystemRandomness;
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
-        let (splicer, outboxes) = (Splicer::new(), BTreeMap::new());
-        let adopted = BTreeMap::new();
-        Driver { rendezvous, packets, splicer, rules, reconfiguration, randomness, outboxes, adopted }
+        Driver {
+            rendezvous,
+            packets,
+            splicer: Splicer::new(),
+            rules,
+            reconfiguration,
+            stopper,
+            awaiting_end: Vec::new(),
+            randomness,
+            outboxes: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+        }
     }
 
     /// Goes on with the sessions that a predecessor has left, as far as they may be, and then needs nothing of it any more.
@@ -87,13 +98,20 @@ impl Driver {
         }
     }
 
-    /// Runs until told to stop; then all agents are told and all flows removed. The packet path is given back: QUIC
-    /// needs its sockets until the last word has arrived.
-    pub async fn run(mut self, mut inputs: Inputs) -> PacketPath {
+    /// How the relay is to stop at SIGTERM.
+    pub fn at_sigterm(&self) -> Stopping {
+        self.packets.at_sigterm()
+    }
+
+    /// Runs until told to stop; then all agents are told, and if it is the end all flows removed.
+    pub async fn run(mut self, mut inputs: Inputs) -> Remains {
         while self.turn(&mut inputs).await {}
-        self.rendezvous.shut_down(&mut self.packets.flows, MonoTime::now());
+        match self.stopper.told().await {
+            Stopping::Leave => self.rendezvous.make_way(),
+            Stopping::End => self.rendezvous.shut_down(&mut self.packets.flows, MonoTime::now()),
+        }
         self.carry_out(None);
-        self.packets
+        Remains { packets: self.packets, awaiting_end: self.awaiting_end }
     }
 
     /// Waits for something to happen, and does what it asks for. False: the relay is to stop.
@@ -102,7 +120,7 @@ impl Driver {
         let deadline = self.rendezvous.next_deadline();
         let mut asker = None;
         tokio::select! {
-            () = inputs.shutdown.cancelled() => return false,
+            _ = self.stopper.told() => return false,
             Some(bind) = inputs.binds.recv() => self.bind(&bind),
             Some(event) = inputs.control.recv() => asker = self.control(event),
             Some(asked) = inputs.admin.recv() => self.answer(asked),
@@ -214,6 +232,11 @@ impl Driver {
                     self.rendezvous.spliced_over(session, reason, traffic, MonoTime::now());
                     continue;
                 }
+                Output::Drained { left } => {
+                    tracing::info!(sessions_left = left, "drained: stopping");
+                    self.stopper.stop(Stopping::End);
+                    continue;
+                }
                 Output::Event(event) => {
                     event_log::log(&event);
                     continue;
@@ -291,10 +314,17 @@ impl Driver {
                 let sessions = self.rendezvous.end_all_by_operator(&node, &mut self.packets.flows, now);
                 serde_json::to_value(report::Ended { sessions })
             }
-            Request::Drain => {
-                self.rendezvous.drain();
-                tracing::info!("draining: no new sessions from now on");
-                Ok(serde_json::Value::Null)
+            Request::Drain { deadline_s, hint } => {
+                let to = hint.as_ref().map(tracing::field::display);
+                tracing::info!(deadline_s, to, "draining: no new sessions from now on");
+                let within = deadline_s.map(Duration::from_secs);
+                self.rendezvous.drain(Drain { within, hint }, now);
+                serde_json::to_value(self.rendezvous.drain_status(now).map(report::Drain::from))
+            }
+            Request::Stop => {
+                tracing::info!("stopping: told by a command");
+                self.stopper.stop(Stopping::End);
+                return self.awaiting_end.push(answer);
             }
             Request::Bans => serde_json::to_value(report::Bans::from(self.rules.bans().list(now))),
             Request::AddBan { subject, seconds } => match self.ban(subject, seconds, now) {
@@ -318,7 +348,8 @@ impl Driver {
                     status.relayed_bytes_per_s = self.rendezvous.relayed_bytes_per_s(now);
                     let adopted = self.adopted.iter();
                     status.adopted = adopted.map(|(word, count)| ((*word).to_owned(), *count)).collect();
-                    status.draining = self.rendezvous.is_draining();
+                    status.drain = self.rendezvous.drain_status(now).map(report::Drain::from);
+                    status.draining = status.drain.is_some();
                     serde_json::to_value(status)
                 }
                 Err(error) => {
@@ -333,6 +364,14 @@ impl Driver {
 
 /// The word for sessions that go on after a restart.
 const ADOPTED: &str = "adopted";
+
+/// What is left of a driver that has stopped.
+pub struct Remains {
+    /// QUIC needs its sockets until the last word has arrived.
+    pub packets: PacketPath,
+    /// Who is to be answered once everything is done.
+    pub awaiting_end: Vec<admin::Asker>,
+}
 
 /// Who has sent the message that is being answered.
 struct Asker {
@@ -406,7 +445,7 @@ mod tests {
             advertise: Vec::new(),
         };
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
-        Driver::new(settings, packets, rules, Reconfiguration::new(config, source))
+        Driver::new(settings, packets, rules, Reconfiguration::new(config, source), Stopper::default())
     }
 
     #[tokio::test]
@@ -416,7 +455,7 @@ mod tests {
         let (bind, binds) = mpsc::channel(3 * BINDS_AT_ONCE);
         let (ask, admin) = mpsc::channel(1);
         let (_connect, control) = mpsc::channel(1);
-        let mut inputs = Inputs { control, binds, admin, shutdown: CancellationToken::new() };
+        let mut inputs = Inputs { control, binds, admin };
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         for _ in 0..BINDS_AT_ONCE + 2 {
             let datagram = BindDatagram { from: address, to: address, bytes: [0; BIND_LEN] };
@@ -429,7 +468,6 @@ mod tests {
         assert!((1..=2).contains(&inputs.binds.len()), "{} binds wait", inputs.binds.len());
         driver.waiting_binds(&mut inputs.binds);
         assert!(inputs.binds.is_empty());
-        inputs.shutdown.cancel();
     }
 
     #[tokio::test]
@@ -446,7 +484,7 @@ mod tests {
         let (ask, admin) = mpsc::channel(1);
         let (_bind, binds) = mpsc::channel(1);
         let (_connect, control) = mpsc::channel(1);
-        let mut inputs = Inputs { control, binds, admin, shutdown: CancellationToken::new() };
+        let mut inputs = Inputs { control, binds, admin };
         let (answer, answered) = tokio::sync::oneshot::channel();
         ask.try_send(Asked { request: Request::Reload, answer }).unwrap();
         let working = async { while driver.turn(&mut inputs).await {} };

@@ -11,6 +11,7 @@ pub mod legacy;
 pub mod prefix;
 pub mod rendezvous;
 pub mod report;
+pub mod stopping;
 
 mod accounting;
 mod control;
@@ -41,6 +42,7 @@ use self::legacy::Legacy;
 use self::packet_path::{Opened, PacketPath};
 use self::reconfiguration::Reconfiguration;
 use self::rendezvous::{Access, Policy, Settings};
+use self::stopping::{Stopper, Stopping};
 use crate::admin::{AdminSocket, Asked, BindError, Request};
 use crate::config::{Config, ConfigSource, Quotas};
 use crate::identity::{NodeId, NodeKey};
@@ -54,6 +56,8 @@ pub use self::packet_path::{PathError, check_interfaces};
 pub struct Relay {
     address: SocketAddr,
     reloads: Reloader,
+    stopper: Stopper,
+    at_sigterm: Stopping,
     supervisor: JoinHandle<Result<(), Stopped>>,
 }
 
@@ -64,8 +68,8 @@ const CONTROL_QUEUE_LEN: usize = 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Relay {
-    /// Starts a relay with `config`, which can be read again from `source`; what it has ends with it. It runs until
-    /// `shutdown` is cancelled; then its agents are told and its flows removed. Must be called within a tokio runtime.
+    /// Starts a relay with `config`, which can be read again from `source`. It runs until it is told to stop, by
+    /// [`stop`](Self::stop) or by a command. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
@@ -74,10 +78,9 @@ impl Relay {
         source: Option<ConfigSource>,
         key: NodeKey,
         name: &str,
-        shutdown: CancellationToken,
     ) -> Result<Relay, StartError> {
         let nobody = || (Keeper::nobody(), Vec::new());
-        Relay::start_with(config, source, key, name, shutdown, nobody)
+        Relay::start_with(config, source, key, name, nobody)
     }
 
     /// As [`start`](Self::start), but it goes on with what the one before it has left with whoever keeps flows here, and
@@ -90,12 +93,11 @@ impl Relay {
         source: Option<ConfigSource>,
         key: NodeKey,
         name: &str,
-        shutdown: CancellationToken,
         supervision: &mut Supervision,
     ) -> Result<Relay, StartError> {
         let node = key.node_id();
         let find = || Keeper::find(supervision, Some(keeper::PINS.as_ref()), &node, LAYOUT);
-        Relay::start_with(config, source, key, name, shutdown, find)
+        Relay::start_with(config, source, key, name, find)
     }
 
     /// `find` is called once no other daemon can be running.
@@ -104,7 +106,6 @@ impl Relay {
         source: Option<ConfigSource>,
         key: NodeKey,
         name: &str,
-        shutdown: CancellationToken,
         find: impl FnOnce() -> (Keeper, Vec<Kept>),
     ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
@@ -142,14 +143,17 @@ impl Relay {
         let (asked, admin_requests) = mpsc::channel(1);
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
-        let mut driver =
-            Driver::new(settings, packets, Arc::clone(&rules), Reconfiguration::new(config, source));
+        let stopper = Stopper::default();
+        let reconfiguration = Reconfiguration::new(config, source);
+        let mut driver = Driver::new(settings, packets, Arc::clone(&rules), reconfiguration, stopper.clone());
         driver.succeed(&left, predecessor);
+        let at_sigterm = driver.at_sigterm();
         let reloads = Reloader { asked: asked.clone() };
-        let inputs = Inputs { control, binds, admin: admin_requests, shutdown: shutdown.clone() };
+        let inputs = Inputs { control, binds, admin: admin_requests };
         let parts =
             Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone };
-        Ok(Relay { address, reloads, supervisor: tokio::spawn(supervise(parts, shutdown)) })
+        let supervisor = tokio::spawn(supervise(parts, stopper.clone(), at_sigterm));
+        Ok(Relay { address, reloads, stopper, at_sigterm, supervisor })
     }
 
     /// The UDP address it listens on. Where the host has IPv6, it listens on that one's wildcard address and the same
@@ -161,6 +165,21 @@ impl Relay {
     /// What makes it read its configuration again.
     pub fn reloader(&self) -> Reloader {
         self.reloads.clone()
+    }
+
+    /// Has it stop. [`stopped`](Self::stopped) says when it has.
+    pub fn stop(&self, how: Stopping) {
+        self.stopper.stop(how);
+    }
+
+    /// What has it stop, for whoever waits for it at the same time.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// How it is to stop at SIGTERM.
+    pub fn at_sigterm(&self) -> Stopping {
+        self.at_sigterm
     }
 
     /// Waits until it has stopped.
@@ -275,44 +294,52 @@ struct Parts {
     quic_gone: CancellationToken,
 }
 
-/// Runs the parts, and takes them down in order: agents are told while the port still works, and the port closes last.
-async fn supervise(parts: Parts, shutdown: CancellationToken) -> Result<(), Stopped> {
+/// Runs the parts, and takes them down in order: agents are told while the port still works, then the port closes, and
+/// the admin socket last, so that whoever waits for the end sees it. A part that fails takes the others with it, in the way
+/// `if_failed`.
+async fn supervise(parts: Parts, stopper: Stopper, if_failed: Stopping) -> Result<(), Stopped> {
     let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone } = parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
     let driver = tokio::spawn(async move {
-        let packets = driver.run(inputs).await;
+        let remains = driver.run(inputs).await;
         drop(guard);
-        packets
+        remains
     });
     let guard = ended.clone().drop_guard();
-    let serving = control::serve(endpoint.clone(), control_settings, rules, events, shutdown.clone());
+    let serving = control::serve(endpoint.clone(), control_settings, rules, events, stopper.token());
     let mut control = tokio::spawn(async move {
         serving.await;
         drop(guard);
     });
     let admin = tokio::spawn(admin.serve(asked));
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = ended.cancelled() => {}
-    }
-    let result = if shutdown.is_cancelled() { Ok(()) } else { Err(Stopped) };
-    shutdown.cancel();
-    let packets = driver.await;
+    let result = tokio::select! {
+        biased;
+        _ = stopper.told() => Ok(()),
+        () = ended.cancelled() => Err(Stopped),
+    };
+    stopper.stop(if_failed);
+    let how = stopper.told().await;
+    let remains = driver.await;
     let _told_as_far_as_possible = timeout(FAREWELL, &mut control).await;
-    endpoint.close(quinn::VarInt::from_u32(0), b"the relay stops");
+    endpoint.close(quinn::VarInt::from_u32(0), how.to_agents().as_bytes());
     let _told_as_far_as_possible = timeout(FAREWELL, endpoint.wait_idle()).await;
     control.abort();
     drop(endpoint);
+    let mut awaiting_end = Vec::new();
+    if let Ok(remains) = remains {
+        remains.packets.close(how).await;
+        awaiting_end = remains.awaiting_end;
+    }
     admin.abort();
     let _aborted = admin.await;
-    if let Ok(packets) = packets {
-        packets.close().await;
+    tracing::info!(?how, "relay stopped");
+    for asker in awaiting_end {
+        let _gone = asker.send(Ok(serde_json::Value::Null));
     }
     // Whoever starts another relay now is to find the port free.
     let _connections_to_the_unreachable_last_longer = timeout(FAREWELL, quic_gone.cancelled()).await;
-    tracing::info!("relay stopped");
     result
 }
 

@@ -18,6 +18,7 @@ use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
 use super::legacy::{Legacy, name_of_link};
 use super::report;
+use super::stopping::Stopping;
 use crate::clock::MonoTime;
 use crate::config::{Datapath, DatapathMode};
 use crate::privilege::{self, Capabilities};
@@ -204,10 +205,28 @@ impl PacketPath {
         Ok(())
     }
 
-    /// Takes the path down. Once this returns, the relay's port is closed as far as the path has it open.
-    pub async fn close(self) {
-        let PacketPath { forwarder, .. } = self;
+    /// How the relay is to stop at SIGTERM: so that flows go on, if somebody keeps them.
+    pub fn at_sigterm(&self) -> Stopping {
+        Stopping::at_sigterm(&self.keeper, self.is_in_kernel())
+    }
+
+    /// Takes the path down, or leaves it as it is to a successor. Once this returns, the relay's port is closed as far as
+    /// the path has it open.
+    pub async fn close(self, how: Stopping) {
+        let PacketPath { forwarder, program, keeper, .. } = self;
+        // A link that nobody has any more is detached.
+        drop(program);
+        if how == Stopping::End
+            && let Err(error) = keeper.clear()
+        {
+            tracing::error!(%error, "something is still kept of this relay: `atlas-relay xdp unload` removes it");
+        }
         forwarder.stop().await;
+    }
+
+    /// Whether it is the XDP program that forwards.
+    pub fn is_in_kernel(&self) -> bool {
+        self.program.is_some()
     }
 
     /// `xdp-native`, `xdp-generic` or `userspace`.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bans::{BanStatus, BanSubject};
 use super::datapath::Traffic;
-use super::rendezvous::{PeerStatus, SessionState, SessionStatus, SideStatus, SpliceStatus};
+use super::rendezvous::{DrainStatus, PeerStatus, SessionState, SessionStatus, SideStatus, SpliceStatus};
 
 /// `net peers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +123,19 @@ pub struct Status {
     /// What became of the sessions that the relay before had left: `adopted`, or why they ended (docs/accounting.md).
     #[serde(default)]
     pub adopted: BTreeMap<String, u64>,
+    /// How far that has come.
+    pub drain: Option<Drain>,
+}
+
+/// `drain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Sessions, offers and joined streams that are left.
+    pub sessions: usize,
+    /// Seconds until the relay stops, whoever still uses it; none: once nobody does.
+    pub left_s: Option<u64>,
+    /// `NODE@HOST:PORT` of the relay that agents may move to.
+    pub hint: Option<String>,
 }
 
 /// The flow tables.
@@ -177,6 +190,14 @@ pub struct Lifted {
 impl From<Vec<BanStatus>> for Bans {
     fn from(bans: Vec<BanStatus>) -> Bans {
         Bans { bans: bans.into_iter().map(Ban::from).collect() }
+    }
+}
+
+impl From<DrainStatus> for Drain {
+    fn from(DrainStatus { sessions, left, hint }: DrainStatus) -> Drain {
+        // Rounded up: the relay is there for so long at least.
+        let seconds = |left: Duration| left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        Drain { sessions, left_s: left.map(seconds), hint: hint.map(|hint| hint.to_string()) }
     }
 }
 

@@ -3,7 +3,6 @@
 use relay_userspace::config::{AtlasRoot, ConfigSource, Reloaded};
 use relay_userspace::protocol::flow_terms::ErrorMessage;
 use relay_userspace::relay::Relay;
-use tokio_util::sync::CancellationToken;
 
 use super::*;
 
@@ -84,10 +83,9 @@ impl FromFile {
         };
         write(&source, "");
         let config = source.load().unwrap();
-        let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, Some(source.clone()), key(0), "relay", shutdown.clone()).unwrap();
+        let relay = Relay::start(&config, Some(source.clone()), key(0), "relay").unwrap();
         let address = ([127, 0, 0, 1], relay.local_addr().port()).into();
-        FromFile { running: TestRelay { address, directory, shutdown }, source }
+        FromFile { running: TestRelay { address, directory, stopper: relay.stopper() }, source }
     }
 
     /// The keys that are in effect once the file says so.

@@ -23,10 +23,10 @@ use relay_userspace::agent::{Agent, AgentSettings, Incoming, RawSession, Session
 use relay_userspace::config::{AtlasRoot, Config};
 use relay_userspace::identity::{NodeId, NodeKey};
 use relay_userspace::relay::Relay;
+use relay_userspace::relay::stopping::Stopping;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio_util::sync::CancellationToken;
 
 /// Whatever is waited for comes within this time even on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,10 +126,9 @@ fn datagrams() -> Vec<Vec<u8>> {
 
 /// A relay on loopback, its userspace forwarder, and the Python that runs the other agent.
 struct TestRelay {
-    _relay: Relay,
+    relay: Relay,
     address: SocketAddr,
     directory: TempDir,
-    shutdown: CancellationToken,
     python: PathBuf,
 }
 
@@ -146,10 +145,9 @@ impl TestRelay {
         let root = AtlasRoot::at(directory.path());
         let mut config = Config::parse(text, Path::new("config.toml"), &root).unwrap();
         config.network.port = 0;
-        let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone()).unwrap();
+        let relay = Relay::start(&config, None, key(0), "relay").unwrap();
         let address = (Ipv4Addr::LOCALHOST, relay.local_addr().port()).into();
-        Some(TestRelay { _relay: relay, address, directory, shutdown, python })
+        Some(TestRelay { relay, address, directory, python })
     }
 
     /// An agent of ours that only dials.
@@ -194,7 +192,7 @@ impl TestRelay {
 
 impl Drop for TestRelay {
     fn drop(&mut self) {
-        self.shutdown.cancel();
+        self.relay.stop(Stopping::End);
     }
 }
 

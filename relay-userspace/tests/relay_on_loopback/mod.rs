@@ -10,15 +10,15 @@ use relay_userspace::admin::{self, Request};
 use relay_userspace::config::{AtlasRoot, Config};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::relay::report::Peers;
+use relay_userspace::relay::stopping::{Stopper, Stopping};
 use relay_userspace::relay::{Relay, StartError};
 use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
 
 /// A relay whose key is `key(0)`. It stops when this is dropped.
 pub struct TestRelay {
     pub address: SocketAddr,
     pub directory: TempDir,
-    pub shutdown: CancellationToken,
+    pub stopper: Stopper,
 }
 
 impl TestRelay {
@@ -40,10 +40,9 @@ impl TestRelay {
         let mut config = Config::parse(&text, Path::new("config.toml"), &root).unwrap();
         config.network.port = 0;
         change(&mut config);
-        let shutdown = CancellationToken::new();
-        let relay = Relay::start(&config, None, key(0), "relay", shutdown.clone())?;
+        let relay = Relay::start(&config, None, key(0), "relay")?;
         let address = ([127, 0, 0, 1], relay.local_addr().port()).into();
-        Ok((TestRelay { address, directory, shutdown }, relay))
+        Ok((TestRelay { address, directory, stopper: relay.stopper() }, relay))
     }
 
     pub async fn ask<T: serde::de::DeserializeOwned>(&self, request: Request) -> T {
@@ -59,7 +58,7 @@ impl TestRelay {
 
 impl Drop for TestRelay {
     fn drop(&mut self) {
-        self.shutdown.cancel();
+        self.stopper.stop(Stopping::End);
     }
 }
 

@@ -91,9 +91,7 @@ async fn an_agent_of_ours_is_reached_by_those_that_know_only_the_documented_mess
         asking.send(&message("msg_2", 3, 2).into()).await;
         let Message::Error(error) = asking.receive().await else { panic!() };
         assert_eq!((error.code, error.ref_msg_id.as_deref()), (2003, Some("msg_2")));
-        asking
-            .send(&Disconnect { reason: "DISCONNECT_SHUTDOWN".into(), note: None, session: None }.into())
-            .await;
+        asking.send(&Disconnect::new("DISCONNECT_SHUTDOWN", None, None).into()).await;
         // It ends its direction, too.
         asking.send.finish().unwrap();
         assert!(asking.rest().await.unwrap().is_empty());

@@ -22,7 +22,7 @@ pub(super) struct Relay {
 
 #[derive(Debug)]
 pub(super) enum Link {
-    /// No attempt has ended yet.
+    /// No attempt has ended yet since it was first known, or since it has restarted.
     Connecting,
     Up {
         since: MonoTime,
@@ -86,8 +86,17 @@ impl State {
 
     /// A relay could not be reached, or its connection is gone. Sessions through it go on.
     pub fn relay_down(&mut self, relay: RelayIndex, why: String, now: Now) {
+        self.relay_left(relay, Link::Down { why }, now);
+    }
+
+    /// A relay was started again, or is just being. Sessions through it go on, and requests may wait for it.
+    pub fn relay_restarts(&mut self, relay: RelayIndex, now: Now) {
+        self.relay_left(relay, Link::Connecting, now);
+    }
+
+    fn relay_left(&mut self, relay: RelayIndex, link: Link, now: Now) {
         let Some(entry) = self.relays.get_mut(relay.0) else { return };
-        entry.link = Link::Down { why };
+        entry.link = link;
         for request in self.requests.values_mut() {
             if request.stage == Stage::Asked(relay) {
                 request.stage = Stage::Waiting;
@@ -126,8 +135,7 @@ impl State {
                 && *next_ping <= now.mono
             {
                 if *unanswered_pings >= MISSED_PONGS {
-                    let idle =
-                        Disconnect { reason: disconnect_reason::IDLE.to_owned(), note: None, session: None };
+                    let idle = Disconnect::new(disconnect_reason::IDLE, None, None);
                     self.outputs.push_back(Output::Send(relay, idle.into()));
                     self.outputs.push_back(Output::Reconnect(relay));
                     *next_ping = MonoTime(u64::MAX);

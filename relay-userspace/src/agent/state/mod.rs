@@ -185,7 +185,7 @@ impl State {
         match message {
             Message::RelayReady(ready) => self.ready(relay, &ready, now),
             Message::RelayError(error) => self.relay_error(relay, error, now),
-            Message::Disconnect(Disconnect { reason, note, session: Some(session) }) => {
+            Message::Disconnect(Disconnect { reason, note, session: Some(session), .. }) => {
                 let end = SessionEnd::told(&printable(&reason, 64), note.map(|note| printable(&note, 256)));
                 if self.sessions.get(&session).is_some_and(|entry| entry.relay == relay) {
                     self.told_end(session, end, now);
@@ -236,8 +236,7 @@ impl State {
         }
         for (relay, entry) in self.relays.iter().enumerate() {
             if matches!(entry.link, Link::Up { .. }) {
-                let goodbye =
-                    Disconnect { reason: disconnect_reason::SHUTDOWN.to_owned(), note: None, session: None };
+                let goodbye = Disconnect::new(disconnect_reason::SHUTDOWN, None, None);
                 self.outputs.push_back(Output::Send(RelayIndex(relay), goodbye.into()));
             }
         }

@@ -193,11 +193,7 @@ impl State {
 
     /// Tells the relay that a session it offers is not taken.
     fn refuse(&mut self, relay: RelayIndex, session: SessionId, why: &str) {
-        let refusal = Disconnect {
-            reason: disconnect_reason::SHUTDOWN.to_owned(),
-            note: Some(why.to_owned()),
-            session: Some(session),
-        };
+        let refusal = Disconnect::new(disconnect_reason::SHUTDOWN, Some(why.to_owned()), Some(session));
         self.outputs.push_back(Output::Send(relay, refusal.into()));
     }
 
@@ -326,8 +322,7 @@ impl State {
     /// Tells a session's relay that it ends here, unless the relay knows.
     fn tell(&mut self, id: SessionId, end: &SessionEnd, reason: &str) {
         if let Some(session) = self.sessions.get(&id).filter(|session| !session.is_lost()) {
-            let told =
-                Disconnect { reason: reason.to_owned(), note: Some(end.to_string()), session: Some(id) };
+            let told = Disconnect::new(reason, Some(end.to_string()), Some(id));
             self.outputs.push_back(Output::Send(session.relay, told.into()));
         }
     }

@@ -117,7 +117,7 @@ impl FakeRelay {
         let mut state = self.state();
         let session = state.sessions.remove(&id).unwrap();
         for node in session.nodes {
-            let told = Disconnect { reason: reason.into(), note: None, session: Some(id) };
+            let told = Disconnect::new(reason, None, Some(id));
             state.connections[&node].1.send(told.into()).unwrap();
         }
     }

@@ -31,7 +31,7 @@ async fn an_agent_that_is_told_that_it_was_replaced_does_not_fight_back() {
     let announce = RelayAnnounce { node_id, timestamp: 0, flow: None, allow: Some(Vec::new()) };
     outgoing.send(announce.into()).await.unwrap();
     net.relay.until(|state| state.announced.contains_key(&node(1))).await;
-    let goodbye = Disconnect { reason: disconnect_reason::REPLACED.to_owned(), note: None, session: None };
+    let goodbye = Disconnect::new(disconnect_reason::REPLACED, None, None);
     net.relay.state().announced[&node(1)].0.send(goodbye.into()).unwrap();
 
     // What would dial again has ended, and by itself.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use relay_userspace::config::{DatapathMode, HostPort};
+use relay_userspace::config::{DatapathMode, HostPort, RelayHint};
 use relay_userspace::identity::NodeId;
 use relay_userspace::protocol::SessionId;
 use relay_userspace::relay::bans::BanSubject;
@@ -165,6 +165,30 @@ Columns:
 
 A ban keeps new connections out and touches none that exists. A restart of the relay forgets all bans.";
 
+const DRAIN: &str = "\
+Examples:
+  atlas-relay drain
+  atlas-relay drain --deadline 10m
+  atlas-relay drain --deadline 10m --hint atlas_70b499d0...@198.51.100.7:4433
+
+The relay takes no new sessions from now on. Agents move those that they have to the relay of the hint, whose node id is what
+they go by, or else to another of their own, and nothing is lost on the way. Agents that have no other relay stay until the
+deadline. A second `drain` replaces the values of the first. Ctrl-C ends the waiting, not the drain.
+
+With --json there is a line a second:
+  sessions  sessions, offers and joined streams that are left
+  left_s    seconds until the relay stops, whoever still uses it; null: once nobody does
+  hint      where agents may move to
+  stopped   true in the last line";
+
+const STOP: &str = "\
+Examples:
+  atlas-relay stop
+  ExecStop=/usr/local/bin/atlas stop --unless-restarting --unit %n
+
+--unless-restarting is for a unit of systemd, which stops and restarts it by the same signal: it asks `systemctl list-jobs`
+which it is, and does nothing at a restart, or if it cannot tell. It always exits with 0: systemd goes on with SIGTERM.";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// This node's identity.
@@ -182,6 +206,12 @@ pub enum Command {
     /// Lists who may not connect to the running relay; bans and lets in again by hand.
     #[command(after_help = BANS, args_conflicts_with_subcommands = true)]
     Bans(Bans),
+    /// Has the running relay's agents move away, and waits until it has stopped: when no session is left, or at the deadline.
+    #[command(after_help = DRAIN)]
+    Drain(Drain),
+    /// Stops the running relay: its sessions end and its agents are told. SIGTERM may leave them to a successor.
+    #[command(after_help = STOP)]
+    Stop(Stop),
 }
 
 #[derive(Debug, Subcommand)]
@@ -284,6 +314,29 @@ pub enum BansCommand {
         #[arg(long = "for", value_name = "TIME", value_parser = crate::bans::seconds)]
         seconds: Option<u64>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Drain {
+    /// Stop after this time, whoever still uses the relay, in seconds or with a unit: 90s, 30m, 12h, 7d. Default: once nobody
+    /// does.
+    #[arg(long = "deadline", value_name = "S", value_parser = crate::bans::seconds)]
+    pub deadline_s: Option<u64>,
+    /// A relay that agents may move to.
+    #[arg(long, value_name = "NODE@HOST:PORT")]
+    pub hint: Option<RelayHint>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Stop {
+    /// Do nothing if systemd restarts the unit.
+    #[arg(long)]
+    pub unless_restarting: bool,
+    /// The unit.
+    #[arg(long, value_name = "UNIT", default_value = "atlas-relay.service", requires = "unless_restarting")]
+    pub unit: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,6 +10,7 @@ mod config_check;
 mod config_reload;
 mod config_show;
 mod connected_peer;
+mod drain;
 mod id;
 mod id_rotate;
 mod net_connect;
@@ -22,6 +23,7 @@ mod net_send;
 mod net_sessions;
 mod node;
 mod output;
+mod stop;
 mod xdp;
 
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Net(NetCommand::Disconnect(options)) => net_disconnect::run(&options),
         Command::Xdp(command) => xdp::run(command),
         Command::Bans(options) => bans::run(options),
+        Command::Drain(options) => drain::run(options),
+        Command::Stop(options) => stop::run(&options),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
         Command::Config(ConfigCommand::Show { path, running, format }) => {
             config_show::run(path, running, format)

@@ -13,15 +13,15 @@ use relay_userspace::protocol::body::Body;
 use relay_userspace::protocol::handshake::printable;
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
+use relay_userspace::relay::stopping::Stopping;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use crate::agent_forwards;
 use crate::args::Listen;
-use crate::node::{Node, StopSignals, restrict_files, runtime, runtime_without_privilege};
+use crate::node::{Node, StopSignal, StopSignals, restrict_files, runtime, runtime_without_privilege};
 
 pub fn run(options: Listen) -> anyhow::Result<()> {
     // Before anything that takes time: until then SIGHUP kills the process, and whoever has started it may send one soon.
@@ -64,36 +64,33 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
 
 async fn serve_relay(node: &Node, source: ConfigSource, mut reload: Signal) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    let shutdown = CancellationToken::new();
     let mut supervision = relay_userspace::supervision::Supervision::of_environment();
-    let relay = Relay::start_under(
-        &node.config,
-        Some(source),
-        node.key.clone(),
-        node.name(),
-        shutdown.clone(),
-        &mut supervision,
-    )?;
+    let relay =
+        Relay::start_under(&node.config, Some(source), node.key.clone(), node.name(), &mut supervision)?;
     let reloader = relay.reloader();
     let address = match node.config.network.advertise.first() {
         Some(address) => OwnAddress::Known(*address),
         None => OwnAddress::OfConnection { port: Some(relay.local_addr().port()) },
     };
     let _registrations = register(node, address);
+    let (stopper, at_sigterm) = (relay.stopper(), relay.at_sigterm());
     let stopped = relay.stopped();
     tokio::pin!(stopped);
     loop {
         tokio::select! {
             signal = stop.next() => {
-                tracing::info!(signal, "stopping");
-                break;
+                let how = match signal {
+                    StopSignal::Interrupt => Stopping::End,
+                    StopSignal::Terminate => at_sigterm,
+                };
+                tracing::info!(%signal, ?how, "stopping");
+                stopper.stop(how);
             }
             Some(()) = reload.recv() => reloader.reload().await,
-            failed = &mut stopped => return Ok(failed?),
+            // By a signal, by a command, or because a part has failed.
+            stopped = &mut stopped => return Ok(stopped?),
         }
     }
-    shutdown.cancel();
-    Ok(stopped.await?)
 }
 
 async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyhow::Result<()> {
@@ -114,7 +111,7 @@ async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyho
     loop {
         tokio::select! {
             signal = stop.next() => {
-                tracing::info!(signal, "stopping");
+                tracing::info!(%signal, "stopping");
                 break;
             }
             Some(message) = agent.accept_message() => log_message(&message),
@@ -194,7 +191,10 @@ impl Answers {
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
             Request::Settings => json(&self.present.settings()),
-            Request::Status | Request::Drain => Err("this daemon is an agent: it relays nothing".to_owned()),
+            Request::Status | Request::Drain { .. } => {
+                Err("this daemon is an agent: it relays nothing".to_owned())
+            }
+            Request::Stop => Err("this daemon is an agent: SIGTERM stops it".to_owned()),
             Request::Reload => return self.readings.ask(answer),
             Request::Bans | Request::AddBan { .. } | Request::LiftBan { .. } => {
                 Err("this daemon is an agent: it bans nobody".to_owned())

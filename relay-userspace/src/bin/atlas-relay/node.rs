@@ -1,5 +1,6 @@
 //! The node whose files are in the Atlas root: what most commands begin with.
 
+use std::fmt;
 use std::path::Path;
 use std::thread;
 
@@ -125,10 +126,28 @@ impl StopSignals {
     }
 
     /// Waits for one, and says which.
-    pub async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> StopSignal {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => StopSignal::Interrupt,
+            _ = self.terminate.recv() => StopSignal::Terminate,
         }
+    }
+}
+
+/// A signal that stops a daemon.
+#[derive(Clone, Copy)]
+pub enum StopSignal {
+    /// SIGINT: somebody at the keyboard.
+    Interrupt,
+    /// SIGTERM: a supervisor, for a stop or a restart.
+    Terminate,
+}
+
+impl fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StopSignal::Interrupt => "SIGINT",
+            StopSignal::Terminate => "SIGTERM",
+        })
     }
 }

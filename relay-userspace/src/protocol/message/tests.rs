@@ -177,11 +177,6 @@ fn one_of_each() -> Vec<Message> {
             .into(),
         Ping { ts: -5 }.into(),
         Pong { ts: i64::MAX, echo: i64::MIN }.into(),
-        Disconnect {
-            reason: "DISCONNECT_IDLE".into(),
-            note: None,
-            session: Some(super::super::SessionId([4; 16])),
-        }
-        .into(),
+        Disconnect::new("DISCONNECT_IDLE", None, Some(super::super::SessionId([4; 16]))).into(),
     ]
 }

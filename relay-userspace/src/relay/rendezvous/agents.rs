@@ -10,11 +10,11 @@ use super::nodes::{Announcement, Nodes};
 use super::policy::NOT_PERMITTED;
 use super::refusal::Refusal;
 use super::splices::StreamNumber;
-use super::{EndReason, Event, Output, PeerStatus, Rendezvous, goodbye};
+use super::{EndReason, Event, Output, PeerStatus, Rendezvous};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::flow_terms::{
-    ErrorMessage, FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason,
+    Disconnect, ErrorMessage, FLOW, ReadyStatus, RelayAnnounce, RelayReady, disconnect_reason,
 };
 use crate::protocol::{ErrorCode, SessionId};
 use crate::refusals::Tally;
@@ -63,6 +63,8 @@ pub(super) struct Agent {
     pub unanswered_pings: u8,
     /// The stream that its present message has come on.
     pub speaks_on: StreamNumber,
+    /// It has said that it knows what is beyond the documented messages.
+    pub speaks_flow: bool,
     /// Its first stream waits for a peer, or was given to one: no Ping can be sent on it any more.
     pub gave_first_stream: bool,
     /// Errors it has reported.
@@ -155,7 +157,10 @@ impl Rendezvous {
         // The policy may have changed while it shook hands.
         if !self.settings.policy.access.permits(&node) {
             self.refused(Refusal::AccessDenied, Some(node), remote, now);
-            self.send(conn, goodbye(disconnect_reason::OPERATOR, Some(NOT_PERMITTED.to_owned()), None));
+            self.send(
+                conn,
+                Disconnect::new(disconnect_reason::OPERATOR, Some(NOT_PERMITTED.to_owned()), None),
+            );
             let (code, reason, blamed) = (0, NOT_PERMITTED, None);
             return self.outputs.push_back(Output::Close { conn, code, reason, blamed });
         }
@@ -170,6 +175,7 @@ impl Rendezvous {
                 since: now,
                 unanswered_pings: 0,
                 speaks_on: StreamNumber::FIRST,
+                speaks_flow: false,
                 gave_first_stream: false,
                 reports: Tally::default(),
                 announcements: Tally::default(),
@@ -264,6 +270,9 @@ impl Rendezvous {
             self.replace(older, conn);
         }
         self.send(conn, RelayReady::documented(ReadyStatus::Waiting, None));
+        if flow {
+            self.speaks_flow(conn, now);
+        }
     }
 
     /// Disconnect: the agent leaves on purpose, so the sessions on this connection are over.
@@ -291,7 +300,7 @@ impl Rendezvous {
             self.event(Event::Closed { node, reason: "three pings without a pong".to_owned() });
             self.send(
                 conn,
-                goodbye(disconnect_reason::IDLE, Some("three pings without a pong".to_owned()), None),
+                Disconnect::new(disconnect_reason::IDLE, Some("three pings without a pong".to_owned()), None),
             );
             return self.close(conn, 0, "idle");
         }
@@ -326,7 +335,7 @@ impl Rendezvous {
         let (node, remote) = (agent.node, agent.remote);
         self.event(Event::Replaced { node, remote });
         let note = format!("{} announced itself on a newer connection", node.short());
-        self.send(older, goodbye(disconnect_reason::REPLACED, Some(note), None));
+        self.send(older, Disconnect::new(disconnect_reason::REPLACED, Some(note), None));
         self.attach_sessions(node, Some(older), newer);
         self.close(older, 0, "replaced");
     }

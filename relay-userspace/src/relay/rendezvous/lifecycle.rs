@@ -6,10 +6,12 @@ use super::agents::ConnId;
 use super::event::EndReason;
 use super::nodes::NodeNumber;
 use super::session::{Dropped, Found};
-use super::{CONSENT, Event, KEEPALIVE, Refusal, Rendezvous, goodbye};
+use super::{CONSENT, Event, KEEPALIVE, Refusal, Rendezvous};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::{ErrorMessage, FlowTerms, RelayError, RelayReady, disconnect_reason};
+use crate::protocol::flow_terms::{
+    Disconnect, ErrorMessage, FlowTerms, RelayError, RelayReady, disconnect_reason,
+};
 use crate::protocol::{ErrorCode, SessionId};
 use crate::relay::datapath::Flows;
 
@@ -197,7 +199,7 @@ impl Rendezvous {
             EndReason::LeaseOver | EndReason::Unreadable => disconnect_reason::CONSENT_LOST,
             EndReason::Shutdown => disconnect_reason::SHUTDOWN,
         };
-        self.send(conn, goodbye(word, note, Some(ended.0)));
+        self.send(conn, Disconnect::new(word, note, Some(ended.0)));
     }
 
     /// What could not become a session is told as a RelayError.

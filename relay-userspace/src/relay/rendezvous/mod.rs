@@ -15,6 +15,7 @@
 mod adopt;
 mod agents;
 mod binds;
+mod draining;
 mod event;
 mod lifecycle;
 mod nodes;
@@ -42,6 +43,7 @@ use relay_common::BIND_LEN;
 use relay_common::siphash::SipKey;
 
 pub use agents::{Authenticated, ConnId};
+pub use draining::{Drain, DrainStatus};
 pub use event::{EndReason, Event};
 pub use policy::{Access, MOST_SESSIONS_PER_NODE, Policy};
 pub use refusal::Refusal;
@@ -49,6 +51,7 @@ pub use session::{SessionState, SessionStatus, SideStatus};
 pub use splices::{SpliceStatus, StreamEnd, StreamNumber};
 
 use self::agents::Agents;
+use self::draining::Draining;
 use self::nodes::Nodes;
 use self::session::Session;
 use self::sessions::Sessions;
@@ -64,6 +67,7 @@ use crate::protocol::message::NotTaken;
 use crate::protocol::{ErrorCode, Message, SessionId};
 use crate::refusals::Refusals;
 use crate::relay::datapath::{Flows, Limit};
+use crate::relay::stopping::Stopping;
 
 /// An offer that is not bound by both sides dies after this.
 pub const OFFER_LIFETIME: Duration = Duration::from_secs(10);
@@ -186,6 +190,11 @@ pub enum Output {
         /// Why.
         reason: EndReason,
     },
+    /// The relay was to be drained, and now it is: have it stop.
+    Drained {
+        /// Sessions that are left since there was no more time.
+        left: usize,
+    },
     /// Something happened that belongs in the log.
     Event(Event),
 }
@@ -226,7 +235,7 @@ pub struct Rendezvous {
     /// The most that a policy has permitted a node so far.
     most_sessions_per_node: u32,
     /// No new sessions: it is about to stop.
-    draining: bool,
+    draining: Option<Draining>,
     outputs: VecDeque<Output>,
 }
 
@@ -247,7 +256,7 @@ impl Rendezvous {
             looks: Timers::default(),
             refusals: Refusals::default(),
             throughput: Throughput::default(),
-            draining: false,
+            draining: None,
             outputs: VecDeque::new(),
         }
     }
@@ -308,16 +317,17 @@ impl Rendezvous {
         while let Some((session, at)) = self.looks.take_due(now) {
             self.wake(session, at, flows, now);
         }
+        self.expire_drain(now);
     }
 
     /// When [`expire`](Self::expire) may have something to do next.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        [self.pings.first(), self.looks.first()].into_iter().flatten().min()
+        [self.pings.first(), self.looks.first(), self.drain_deadline()].into_iter().flatten().min()
     }
 
     /// What is to be done next.
     pub fn next_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.outputs.pop_front().or_else(|| self.drained())
     }
 
     /// Every session gets another limit, and both its sides are told.
@@ -329,16 +339,6 @@ impl Rendezvous {
             }
             self.send_terms(session, false);
         }
-    }
-
-    /// The relay is about to stop: it takes no new sessions from now on. Those it has go on.
-    pub fn drain(&mut self) {
-        self.draining = true;
-    }
-
-    /// Whether [`drain`](Self::drain) was asked for.
-    pub fn is_draining(&self) -> bool {
-        self.draining
     }
 
     /// The operator ends a session. False: there is none of that id.
@@ -366,8 +366,19 @@ impl Rendezvous {
         }
         self.unsplice_all(EndReason::Shutdown);
         for conn in self.agents.ids() {
-            self.send(conn, goodbye(disconnect_reason::SHUTDOWN, None, None));
-            self.close(conn, 0, "the relay stops");
+            self.send(conn, Disconnect::new(disconnect_reason::SHUTDOWN, None, None));
+            self.close(conn, 0, Stopping::End.to_agents());
+        }
+        self.pings = Timers::default();
+        self.looks = Timers::default();
+    }
+
+    /// The relay makes way for a successor, which goes on with flows and sessions: every agent is told to connect again.
+    /// Streams that are joined end, with the connections that they are part of.
+    pub fn make_way(&mut self) {
+        for conn in self.agents.ids() {
+            self.send(conn, Disconnect::new(disconnect_reason::RESTART, None, None));
+            self.close(conn, 0, Stopping::Leave.to_agents());
         }
         self.pings = Timers::default();
         self.looks = Timers::default();
@@ -426,8 +437,4 @@ impl Rendezvous {
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
-}
-
-fn goodbye(reason: &str, note: Option<String>, session: Option<SessionId>) -> Disconnect {
-    Disconnect { reason: reason.to_owned(), note, session }
 }

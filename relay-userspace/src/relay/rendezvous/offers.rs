@@ -47,7 +47,10 @@ impl Rendezvous {
         if !may_connect {
             return self.decline(conn, &target, Refusal::ConnectRate, now);
         }
-        if self.draining {
+        if connect.flow == Some(FLOW) {
+            self.speaks_flow(conn, now);
+        }
+        if self.draining.is_some() {
             return self.decline(conn, &target, Refusal::Draining, now);
         }
         let prefix = Prefix::of(remote.ip());

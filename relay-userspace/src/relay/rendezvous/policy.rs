@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::nodes::NodeNumber;
-use super::{EndReason, Event, Rendezvous, goodbye};
+use super::{EndReason, Event, Rendezvous};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::disconnect_reason;
+use crate::protocol::flow_terms::{Disconnect, disconnect_reason};
 use crate::relay::datapath::Flows;
 
 /// Who may use the relay, and how much of it. What is more than a new policy permits stays until it ends by itself; only
@@ -99,7 +99,10 @@ impl Rendezvous {
         self.end_all(Some(number), EndReason::AccessDenied, flows, now);
         for conn in conns {
             self.event(Event::Closed { node, reason: NOT_PERMITTED.to_owned() });
-            self.send(conn, goodbye(disconnect_reason::OPERATOR, Some(NOT_PERMITTED.to_owned()), None));
+            self.send(
+                conn,
+                Disconnect::new(disconnect_reason::OPERATOR, Some(NOT_PERMITTED.to_owned()), None),
+            );
             self.close(conn, 0, NOT_PERMITTED);
         }
     }

@@ -122,6 +122,11 @@ impl Splices {
         was_last
     }
 
+    /// How many pairings there are.
+    pub fn total(&self) -> usize {
+        self.joined.len()
+    }
+
     #[cfg(test)]
     pub fn waits(&self, conn: ConnId) -> bool {
         self.waiting.contains_key(&conn)

@@ -171,8 +171,7 @@ impl Agent {
     /// # Errors
     /// The connection is over already.
     pub async fn leave(mut self) -> anyhow::Result<()> {
-        let reason = disconnect_reason::SHUTDOWN.to_owned();
-        self.send(Disconnect { reason, note: None, session: None }).await?;
+        self.send(Disconnect::new(disconnect_reason::SHUTDOWN, None, None)).await?;
         self.connection.closed().await;
         Ok(())
     }

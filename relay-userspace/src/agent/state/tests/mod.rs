@@ -232,7 +232,7 @@ fn disconnect_with_a_session_ends_that_one_and_says_why() {
         ("OTHER\x07", SessionEnd::ByRelay { reason: "OTHER".into(), note: Some("n".into()) }),
     ] {
         let mut agent = connected();
-        let told = Disconnect { reason: reason.into(), note: Some("n".into()), session: Some(SESSION) };
+        let told = Disconnect::new(reason, Some("n".into()), Some(SESSION));
         agent.state.message(RelayIndex(0), told.into(), NOW);
         // A relay that stops may be back in a moment.
         agent.state.tick(later(MOVE_WITHIN));
@@ -244,7 +244,7 @@ fn disconnect_with_a_session_ends_that_one_and_says_why() {
 #[test]
 fn a_relay_has_no_say_in_another_relays_sessions() {
     let said: [Message; 4] = [
-        Disconnect { reason: disconnect_reason::IDLE.into(), note: None, session: Some(SESSION) }.into(),
+        Disconnect::new(disconnect_reason::IDLE, None, Some(SESSION)).into(),
         ErrorMessage {
             session: Some(SESSION),
             packets: Some(1),
@@ -303,7 +303,7 @@ fn a_peer_has_a_few_sessions_at_a_time_and_further_ones_are_refused() {
     for relay in [0, 1] {
         assert!(!agent.takes(RelayIndex(relay), 4, peer()), "whichever relay offers it");
     }
-    let ended = Disconnect { reason: String::new(), note: None, session: Some(SessionId([0; 16])) };
+    let ended = Disconnect::new("", None, Some(SessionId([0; 16])));
     agent.state.message(RelayIndex(0), ended.into(), NOW);
     agent.outputs();
     assert!(agent.takes(RelayIndex(0), 5, peer()), "there is room again");

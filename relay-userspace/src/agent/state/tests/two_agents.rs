@@ -384,7 +384,7 @@ impl World {
     }
 
     fn tell_end(&mut self, relay: RelayIndex, to: usize, id: SessionId, reason: &str) {
-        let told = Disconnect { reason: reason.into(), note: None, session: Some(id) };
+        let told = Disconnect::new(reason, None, Some(id));
         self.mail.push_back((relay, to, told.into()));
     }
 

@@ -3,6 +3,7 @@
 mod adopt;
 mod agents;
 mod binds;
+mod draining;
 mod escapes;
 mod offers;
 mod operator;
@@ -212,6 +213,8 @@ struct World {
     pings: Vec<ConnId>,
     pongs: Vec<(ConnId, i64)>,
     closed: Vec<(ConnId, u32)>,
+    /// How many sessions were left when the relay was drained.
+    drained: Vec<usize>,
     events: Vec<Event>,
     /// Streams that were joined, in pairs of connector and target.
     splices: Vec<(SessionId, [StreamEnd; 2])>,
@@ -241,6 +244,7 @@ impl World {
             pings: Vec::new(),
             pongs: Vec::new(),
             closed: Vec::new(),
+            drained: Vec::new(),
             events: Vec::new(),
             splices: Vec::new(),
             ready: Vec::new(),
@@ -269,6 +273,7 @@ impl World {
                 Output::Unsplice { session, reason } => {
                     self.rendezvous.spliced_over(session, reason, Traffic::default(), self.now);
                 }
+                Output::Drained { left } => self.drained.push(left),
                 Output::Event(event) => self.events.push(event),
             }
         }
@@ -531,7 +536,7 @@ fn connect(source: u8, target: u8) -> RelayConnect {
 }
 
 fn disconnect(session: Option<SessionId>) -> Disconnect {
-    Disconnect { reason: "DISCONNECT_SHUTDOWN".to_owned(), note: None, session }
+    Disconnect::new("DISCONNECT_SHUTDOWN", None, session)
 }
 
 /// The one Bound among `answers`.

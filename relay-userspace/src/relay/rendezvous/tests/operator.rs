@@ -46,7 +46,7 @@ fn a_relay_that_drains_takes_no_new_session_and_keeps_those_it_has() {
     let mut world = World::new();
     let (source, _, paired) = world.paired();
     let offered = world.offer(source, 1, 2);
-    world.rendezvous.drain();
+    world.rendezvous.drain(Drain::default(), world.now);
     world.clear();
     world.message(source, connect(1, 2));
     world.message(source, connect(1, 77));

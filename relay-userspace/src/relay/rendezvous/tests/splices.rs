@@ -10,16 +10,16 @@ fn waiting(seed: u8) -> RelayAnnounce {
     RelayAnnounce { flow: None, ..announce(seed) }
 }
 
-fn asking(source: u8, target: u8) -> RelayConnect {
+pub(super) fn asking(source: u8, target: u8) -> RelayConnect {
     RelayConnect { flow: None, ..connect(source, target) }
 }
 
-fn end(conn: ConnId, stream: u32) -> StreamEnd {
+pub(super) fn end(conn: ConnId, stream: u32) -> StreamEnd {
     StreamEnd { conn, stream: StreamNumber(stream) }
 }
 
 impl World {
-    fn message_on(&mut self, end: StreamEnd, message: impl Into<Message>) {
+    pub(super) fn message_on(&mut self, end: StreamEnd, message: impl Into<Message>) {
         self.rendezvous.received_on(end, message.into(), &mut self.flows, &mut self.randomness, self.now);
         self.drain();
     }
@@ -30,7 +30,7 @@ impl World {
     }
 
     /// Connects node `seed`, which waits on its first stream.
-    fn waits(&mut self, seed: u8) -> ConnId {
+    pub(super) fn waits(&mut self, seed: u8) -> ConnId {
         let conn = self.connect(seed);
         self.message(conn, waiting(seed));
         self.messages.clear();
@@ -269,7 +269,7 @@ fn pairings_of_streams_count_for_the_prefix_and_are_refused_when_the_relay_drain
     world.message_on(end(source, 2), asking(1, 3));
     assert_eq!((world.relay_error_codes(source), world.refusals(Refusal::PrefixSessions)), (vec![3005], 1));
     world.rendezvous.spliced_over(session, EndReason::Idle, Traffic::default(), world.now);
-    world.rendezvous.drain();
+    world.rendezvous.drain(Drain::default(), world.now);
     world.message_on(end(source, 3), asking(1, 3));
     assert_eq!((world.relay_error_codes(source), world.refusals(Refusal::Draining)), (vec![3005, 3006], 1));
     assert_eq!(world.rendezvous.sessions.prefixes().iter().count(), 0);

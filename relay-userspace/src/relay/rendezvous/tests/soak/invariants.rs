@@ -51,6 +51,7 @@ impl Simulation {
                     assert!(self.census.joined.contains_key(&session), "only what is joined is parted");
                     self.rendezvous.spliced_over(session, reason, Traffic::default(), self.now);
                 }
+                Output::Drained { .. } => panic!("nobody drains it"),
                 Output::Event(event) => self.take_down(&event),
             }
         }

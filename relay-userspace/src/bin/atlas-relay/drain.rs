@@ -1,0 +1,71 @@
+//! `drain`: has the running relay's agents move away, and waits until it has stopped.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::bail;
+use relay_userspace::admin::{self, AskError, Request};
+use relay_userspace::relay::report::{Drain, Status};
+use serde::Serialize;
+
+use crate::{args, node, output};
+
+/// The relay is asked how far it is this often.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub fn run(options: args::Drain) -> anyhow::Result<()> {
+    let args::Drain { deadline_s, hint, format } = options;
+    let socket = node::admin_socket()?;
+    let mut drain: Drain = serde_json::from_value(admin::ask(&socket, Request::Drain { deadline_s, hint })?)?;
+    let mut shown = None;
+    loop {
+        match format.json {
+            true => output::json_line(&Progress { drain: &drain, stopped: false })?,
+            false if shown.replace(drain.sessions) != Some(drain.sessions) => output::line(left(&drain)),
+            false => {}
+        }
+        match look(&socket)? {
+            Some(now) => drain = now,
+            None => break,
+        }
+    }
+    match format.json {
+        true => output::json_line(&Progress { drain: &drain, stopped: true }),
+        false => {
+            output::line("Drained  : the relay has stopped");
+            Ok(())
+        }
+    }
+}
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Progress<'a> {
+    #[serde(flatten)]
+    drain: &'a Drain,
+    stopped: bool,
+}
+
+fn left(drain: &Drain) -> String {
+    let sessions = drain.sessions;
+    let s = if sessions == 1 { "" } else { "s" };
+    let until = drain.left_s.map(|left| format!("; it stops in {} at the latest", output::seconds(left)));
+    format!("Draining : {sessions} session{s} left{}", until.unwrap_or_default())
+}
+
+/// After a moment, how far the relay is; None once it has stopped.
+fn look(socket: &Path) -> anyhow::Result<Option<Drain>> {
+    loop {
+        thread::sleep(LOOK);
+        let answer = match admin::ask(socket, Request::Status) {
+            Err(AskError::NotRunning { .. } | AskError::Ended { .. }) => return Ok(None),
+            Err(AskError::Refused(why)) if why == admin::STOPPING => continue,
+            answer => answer?,
+        };
+        match serde_json::from_value::<Status>(answer)?.drain {
+            Some(drain) => return Ok(Some(drain)),
+            None => bail!("the relay was started again and does not drain: run this again if it is to"),
+        }
+    }
+}
