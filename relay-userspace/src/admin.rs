@@ -170,14 +170,12 @@ impl AdminSocket {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         }
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(&lock_path)
+            .open(lock_path(path))
             .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -283,6 +281,30 @@ pub fn stop(path: &Path) -> Result<(), AskError> {
 /// The answer of a daemon that stops already.
 pub const STOPPING: &str = "the daemon is stopping";
 
+/// Keeps a daemon from starting with the admin socket `path` as long as the file is open. `None`: none was ever started.
+///
+/// # Errors
+/// A daemon runs, or the lock cannot be opened.
+pub fn lock_out(path: &Path) -> Result<Option<File>, AskError> {
+    let failed = |source| AskError::Io { path: path.to_owned(), source };
+    let lock = match OpenOptions::new().write(true).open(lock_path(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        lock => lock.map_err(failed)?,
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Err(AskError::Running { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// The lock that belongs to an admin socket.
+fn lock_path(path: &Path) -> PathBuf {
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    lock.into()
+}
+
 /// No admin socket.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -323,6 +345,12 @@ pub enum AskError {
          does", path.display()
     )]
     StartedAgain {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Somebody is there, who must not be.
+    #[error("a daemon is running here ({} is its admin socket): `atlas-relay stop` ends it, and removes what it has attached", path.display())]
+    Running {
         /// The socket.
         path: PathBuf,
     },

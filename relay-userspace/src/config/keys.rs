@@ -4,6 +4,7 @@
 use super::key::Of::{Agent, Both, Nothing, Relay};
 use super::key::When::{Live, Restart};
 use super::key::{AnyKey, Boolean, Derived, Integer, Key, List, Tables, Text};
+use crate::relay::keeper::PINS;
 
 macro_rules! keys {
     ($($constant:ident = $name:literal, $of:expr, $when:ident, $form:ident { $($field:ident: $value:expr),* };)*) => {
@@ -95,6 +96,8 @@ keys! {
     READERS = "datapath.readers", Relay, Restart,
         // More than any machine this runs on has use for, and few enough descriptors.
         Integer { what: "a number of threads (0: one per CPU, up to 8)", min: 0, max: 64, default: 0 };
+    BPFFS = "datapath.bpffs", Relay, Restart,
+        Text { what: "the absolute path of a directory in a bpffs (empty: never)", default: PINS };
 
     SOCKET = "admin.socket", Both, Restart,
         Text { what: "a path of 1 to 107 bytes", default: "state/admin.sock under the Atlas root" };

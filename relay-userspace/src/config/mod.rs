@@ -173,6 +173,9 @@ pub struct Datapath {
     /// `readers`: threads of each family that carry relayed packets where the kernel does not. Default 0: one per CPU,
     /// up to 8.
     pub readers: u32,
+    /// `bpffs`: where flows are kept while no daemon runs and no supervisor keeps them. `None`, written as an empty text:
+    /// nowhere. Default `/sys/fs/bpf/atlas-relay`.
+    pub bpffs: Option<PathBuf>,
 }
 
 /// Which datapath is wanted.

@@ -229,6 +229,7 @@ mod tests {
                 AnyKey::Boolean(Key { form, .. }) => (!form.default).to_string(),
                 AnyKey::Text(key) if key.name == keys::MODE.name => "\"userspace\"".to_owned(),
                 AnyKey::Text(key) if key.name == keys::SOCKET.name => "\"/run/admin.sock\"".to_owned(),
+                AnyKey::Text(key) if key.name == keys::BPFFS.name => "\"\"".to_owned(),
                 AnyKey::List(Key { form, .. }) => form.example.replace("atlas_...", NODE),
                 AnyKey::Text(_) | AnyKey::Tables(_) => continue,
             };

@@ -131,10 +131,22 @@ fn an_empty_file_is_an_agent_with_the_documented_defaults() {
     assert_eq!(config.transport.relay_bandwidth_limit, Limit::per_second(1_048_576));
     assert_eq!(config.datapath.mode, DatapathMode::Auto);
     assert_eq!((config.datapath.max_sessions, config.datapath.readers), (65_536, 0));
+    assert_eq!(config.datapath.bpffs.as_deref(), Some(Path::new("/sys/fs/bpf/atlas-relay")));
     assert_eq!(config.admin.socket, Path::new("/var/lib/atlas/state/admin.sock"));
     assert!(config.agent.accept.is_empty());
     assert!(config.agent.pacing && config.agent.ecn);
     assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn a_place_for_pins_is_an_absolute_path_or_nothing() {
+    let bpffs = |text: &str| parse(text).map(|config| config.datapath.bpffs);
+    assert_eq!(bpffs("[datapath]\nbpffs = \"\"\n").unwrap(), None);
+    assert_eq!(bpffs("[datapath]\nbpffs = \"/run/bpf\"\n").unwrap(), Some("/run/bpf".into()));
+    assert_eq!(
+        refusal("[datapath]\nbpffs = \"run/bpf\"\n"),
+        "config.toml:2: datapath.bpffs: expected the absolute path of a directory in a bpffs (empty: never)"
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
+use crate::relay::keeper::PINS;
 
 /// Checks the text of a file called `path`.
 pub(super) fn config(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config, ConfigError> {
@@ -117,7 +118,17 @@ fn datapath(document: &Document<'_>) -> Result<Datapath, ConfigError> {
         interfaces: interfaces.into_iter().map(|InterfaceName(name)| name).collect(),
         max_sessions: document.integer(&keys::MAX_SESSIONS)?,
         readers: document.integer(&keys::READERS)?,
+        bpffs: bpffs(document)?,
     })
+}
+
+fn bpffs(document: &Document<'_>) -> Result<Option<PathBuf>, ConfigError> {
+    match document.text(&keys::BPFFS).map(Path::new) {
+        None => Ok(Some(PathBuf::from(PINS))),
+        Some(path) if path.as_os_str().is_empty() => Ok(None),
+        Some(path) if path.is_absolute() => Ok(Some(path.to_owned())),
+        Some(_) => Err(document.wrong(keys::BPFFS.name, format!("expected {}", keys::BPFFS.form.what))),
+    }
 }
 
 fn admin(document: &Document<'_>, root: &AtlasRoot) -> Result<Admin, ConfigError> {

@@ -98,7 +98,7 @@ impl Config {
             connection_bytes,
             relay_total_limit,
         } = quotas;
-        let Datapath { mode, interfaces, max_sessions, readers } = datapath;
+        let Datapath { mode, interfaces, max_sessions, readers, bpffs } = datapath;
         let Admin { socket } = admin;
         let Agent { accept, allow, pacing, ecn, allow_readable_relay, forward } = agent;
         let permits: Vec<String> =
@@ -138,6 +138,10 @@ impl Config {
             (keys::INTERFACES.name, list(interfaces)),
             (keys::MAX_SESSIONS.name, integer(*max_sessions)),
             (keys::READERS.name, integer(*readers)),
+            (
+                keys::BPFFS.name,
+                Value::Text(bpffs.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
+            ),
             (keys::SOCKET.name, Value::Text(socket.display().to_string())),
             (keys::AGENT_ACCEPT.name, list(accept)),
             (keys::AGENT_ALLOW.name, Value::List(permits)),

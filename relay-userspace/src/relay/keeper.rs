@@ -3,7 +3,6 @@
 //! A descriptor that is kept keeps its object alive: a link the attached program, a map what stands in it, a socket the
 //! datagrams that wait in it.
 
-mod bpf_object;
 mod object;
 mod pins;
 mod store;
@@ -44,6 +43,12 @@ enum Kind {
     Pins(Pins),
 }
 
+impl Default for Keeper {
+    fn default() -> Keeper {
+        Keeper::nobody()
+    }
+}
+
 impl Keeper {
     /// Nobody keeps anything: what is open is gone with the daemon.
     pub fn nobody() -> Keeper {
@@ -69,7 +74,14 @@ impl Keeper {
                 (Keeper { foreign, ..keeper }, kept)
             }
             None => match bpffs {
-                None => (Keeper::of(Kind::Nobody, "datapath.bpffs is empty".to_owned()), Vec::new()),
+                None => (
+                    Keeper::of(
+                        Kind::Nobody,
+                        "no place for pins: datapath.bpffs is empty, or datapath.mode is userspace"
+                            .to_owned(),
+                    ),
+                    Vec::new(),
+                ),
                 Some(bpffs) => match Pins::open(bpffs, node, layout) {
                     Ok((pins, kept)) => {
                         let (why, foreign) =

@@ -85,3 +85,46 @@ fn warn(told: io::Result<()>) {
         tracing::warn!(%error, "whoever has started this daemon does not hear from it");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervision::listener::Listener;
+
+    #[test]
+    fn the_daemon_is_ready_again_once_the_last_of_its_readings_is_over() {
+        let listener = Listener::new();
+        let announcer = Announcer::over(Some(listener.connected()));
+        let (first, second) = (announcer.reloading(), announcer.clone().reloading());
+        let said = listener.said();
+        assert!(said.len() == 2 && said.iter().all(|said| said.starts_with("RELOADING=1 MONOTONIC_USEC=")));
+        drop(first);
+        assert_eq!(listener.said(), [""; 0]);
+        drop(second);
+        assert_eq!(listener.said(), ["READY=1"]);
+    }
+
+    #[test]
+    fn a_reading_is_never_dated_before_the_signal_that_has_asked_for_it() {
+        let listener = Listener::new();
+        let announcer = Announcer::over(Some(listener.connected()));
+        let microseconds = || {
+            let now = clock_gettime(ClockId::Monotonic);
+            now.tv_sec * 1_000_000 + now.tv_nsec / 1000
+        };
+        let signalled = microseconds();
+        drop(announcer.reloading());
+        let said = listener.said();
+        let dated: i64 = said[0].strip_prefix("RELOADING=1 MONOTONIC_USEC=").unwrap().parse().unwrap();
+        assert!((signalled..=microseconds()).contains(&dated), "{signalled} {dated}");
+    }
+
+    #[test]
+    fn a_supervisor_that_is_gone_stops_nothing() {
+        let listener = Listener::new();
+        let announcer = Announcer::over(Some(listener.connected()));
+        drop(listener);
+        announcer.ready();
+        announcer.finish();
+    }
+}

@@ -6,6 +6,8 @@
 
 mod announcer;
 mod environment;
+#[cfg(test)]
+pub mod listener;
 mod notify_socket;
 mod pulse;
 

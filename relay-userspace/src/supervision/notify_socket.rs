@@ -79,3 +79,35 @@ impl NotifySocket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervision::listener::Listener;
+
+    #[test]
+    fn a_socket_of_an_abstract_name_is_reached_too() {
+        let name = format!("atlas-relay-test-{}", std::process::id());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        NotifySocket::connect(OsStr::new(&format!("@{name}"))).unwrap().send("READY=1").unwrap();
+        let mut bytes = [0; 16];
+        assert_eq!(socket.recv(&mut bytes).unwrap(), 7);
+    }
+
+    #[test]
+    fn the_wait_is_over_when_what_was_sent_has_been_read_and_not_before() {
+        let listener = Listener::new();
+        let socket = listener.connected();
+        socket.send("STOPPING=1").unwrap();
+        let unread = socket.wait_until_read(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(unread.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(listener.said(), ["STOPPING=1", "BARRIER=1"]);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| socket.wait_until_read(Duration::from_secs(10)));
+            while listener.said().is_empty() {
+                std::thread::yield_now();
+            }
+            waiting.join().unwrap().unwrap();
+        });
+    }
+}

@@ -62,3 +62,76 @@ impl Pulse {
         (!said.is_empty()).then(|| said.join("\n"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+    use crate::supervision::listener::Listener;
+
+    fn at(seconds: u64) -> MonoTime {
+        MonoTime(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn each_answer_is_a_sign_of_life_and_a_line_is_told_once_and_not_too_often() {
+        let mut pulse = Pulse { watchdog: true, told: None };
+        let mut answered = |line: &str, seconds| pulse.answered(line.to_owned(), at(seconds)).unwrap();
+        assert_eq!(answered("idle", 100), "WATCHDOG=1\nSTATUS=idle");
+        assert_eq!(answered("idle", 200), "WATCHDOG=1");
+        assert_eq!(answered("busy", 201), "WATCHDOG=1\nSTATUS=busy");
+        assert_eq!(answered("idle", 210), "WATCHDOG=1", "it was busy until just now");
+        assert_eq!(answered("idle", 211), "WATCHDOG=1\nSTATUS=idle");
+    }
+
+    #[test]
+    fn nobody_who_wants_no_sign_of_life_is_given_one() {
+        let mut pulse = Pulse { watchdog: false, told: None };
+        assert_eq!(pulse.answered("idle".to_owned(), at(0)).as_deref(), Some("STATUS=idle"));
+        assert_eq!(pulse.answered("idle".to_owned(), at(100)), None);
+    }
+
+    #[test]
+    fn what_stands_in_a_line_is_no_assignment_of_its_own() {
+        let mut pulse = Pulse { watchdog: false, told: None };
+        let said = pulse.answered("a\nWATCHDOG=1".to_owned(), at(0));
+        assert_eq!(said.as_deref(), Some("STATUS=a WATCHDOG=1"));
+    }
+
+    /// Answers so many times, and then hangs or is gone.
+    struct Loop {
+        answers: usize,
+        hangs: bool,
+    }
+
+    impl Ask for Loop {
+        async fn ask(&mut self) -> Option<String> {
+            match self.answers.checked_sub(1) {
+                Some(left) => self.answers = left,
+                None if self.hangs => pending().await,
+                None => return None,
+            }
+            Some("idle".to_owned())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_hangs_is_not_spoken_for() {
+        let listener = Listener::new();
+        let announcer = Announcer::over(Some(listener.connected()));
+        let telling = tell(announcer, Some(Duration::from_secs(30)), Loop { answers: 3, hangs: true });
+        tokio::time::timeout(Duration::from_secs(3600), telling).await.unwrap_err();
+        assert_eq!(listener.said(), ["WATCHDOG=1 STATUS=idle", "WATCHDOG=1", "WATCHDOG=1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sign_comes_twice_in_the_time_that_it_is_wanted_in_and_ends_with_the_loop() {
+        let listener = Listener::new();
+        let announcer = Announcer::over(Some(listener.connected()));
+        let begun = tokio::time::Instant::now();
+        tell(announcer, Some(Duration::from_secs(30)), Loop { answers: 5, hangs: false }).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(5 * 15));
+        assert_eq!(listener.said().len(), 5);
+    }
+}

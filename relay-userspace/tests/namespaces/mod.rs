@@ -1,4 +1,5 @@
 //! Network namespaces of a test's own, and what happens in them. They go when the test's threads end.
+#![allow(dead_code, reason = "each test program uses its part")]
 #![expect(unsafe_code, reason = "leaving the network namespace is not in std")]
 
 use std::net::IpAddr;

@@ -128,6 +128,11 @@ Without --yes it says what would break and changes nothing. The old key stays be
 The node id changes with the key, so whatever names the old one has to be told the new: [agent] accept, [[agent.allow]] and
 [[agent.forward]] of peers, [access] of relays, and of a relay network.relays and state/known_relays of its agents.";
 
+const UNLOAD: &str = "\
+Examples:
+  atlas-relay xdp unload --interface eth0
+  atlas-relay xdp unload";
+
 const STATUS: &str = "\
 Example:
   atlas-relay xdp status
@@ -275,12 +280,13 @@ pub enum XdpCommand {
         #[arg(long, value_enum, default_value = "native")]
         mode: XdpMode,
     },
-    /// Detaches what `xdp load` has attached.
-    #[command(after_help = "Example:\n  atlas-relay xdp unload --interface eth0")]
+    /// Detaches what `xdp load` has attached, or removes what a stopped relay has left.
+    #[command(after_help = UNLOAD)]
     Unload {
-        /// The interface.
+        /// The interface that `xdp load` has attached to. Without it: everything that the relay of this ATLAS_ROOT keeps in
+        /// bpffs (`datapath.bpffs`) while it does not run is removed, and what it relays ends.
         #[arg(long, value_name = "IF")]
-        interface: String,
+        interface: Option<String>,
     },
     /// Says which datapath the running relay has, and what became of the packets.
     #[command(after_help = STATUS)]

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use relay_userspace::admin::{self, Request};
 use relay_userspace::relay::datapath::{Hook, pinned};
+use relay_userspace::relay::keeper;
 use relay_userspace::relay::report::Status;
 
 use crate::args::{Format, XdpCommand, XdpMode};
+use crate::node::Node;
 use crate::{node, output};
 
 pub fn run(command: XdpCommand) -> anyhow::Result<()> {
     match command {
         XdpCommand::Load { interface, mode } => load(&interface, mode),
-        XdpCommand::Unload { interface } => unload(&interface),
+        XdpCommand::Unload { interface: Some(interface) } => unload(&interface),
+        XdpCommand::Unload { interface: None } => unload_left(),
         XdpCommand::Status(format) => status(format),
     }
 }
@@ -30,6 +34,26 @@ fn load(interface: &str, mode: XdpMode) -> anyhow::Result<()> {
 fn unload(interface: &str) -> anyhow::Result<()> {
     pinned::detach(interface)?;
     output::line(format_args!("Detached from {interface}"));
+    Ok(())
+}
+
+/// Removes what a stopped relay has left.
+fn unload_left() -> anyhow::Result<()> {
+    let node = Node::open()?;
+    // Held until all is removed: no daemon can begin to use it meanwhile.
+    let _lock = admin::lock_out(&node.config.admin.socket)?;
+    let Some(bpffs) = &node.config.datapath.bpffs else {
+        output::line("Nothing was left: datapath.bpffs is empty");
+        return Ok(());
+    };
+    let place = bpffs.display();
+    let removed = keeper::remove_pins(bpffs, &node.key.node_id()).with_context(|| {
+        format!("removing what the relay has left in {place}; it needs the relay's user or root")
+    })?;
+    match removed {
+        true => output::line(format_args!("Removed what the relay has left in {place}")),
+        false => output::line(format_args!("The relay has left nothing in {place}")),
+    }
     Ok(())
 }
 

@@ -9,9 +9,7 @@ use super::descriptors;
 use super::ports::{self, PortError};
 use super::program::{Hook, Program, XdpError};
 use super::tables::TableSizes;
-
-/// Where pins are.
-const DIRECTORY: &str = "/sys/fs/bpf/atlas-relay";
+use crate::relay::keeper::PINS;
 
 /// Loads the program with empty tables, attaches it to the interface, and leaves it there. It passes every packet.
 /// Returns the pin that keeps it.
@@ -31,7 +29,7 @@ pub fn attach(interface: &str, hook: Hook) -> Result<PathBuf, PinnedError> {
     program.attach(&tables, port, hook)?;
     let Some((_, _, link)) = program.attached.pop() else { return Err(XdpError::NoInterface.into()) };
     let failed = |fault: String| PinnedError::Pin { path: path.clone(), fault };
-    fs::create_dir_all(DIRECTORY).map_err(|error| failed(error.to_string()))?;
+    fs::create_dir_all(PINS).map_err(|error| failed(error.to_string()))?;
     descriptors::pin(link.as_fd(), &path).map_err(|error| failed(error.to_string()))?;
     Ok(path)
 }
@@ -95,7 +93,7 @@ fn pin_of(interface: &str) -> Result<PathBuf, PinnedError> {
     if file.is_empty() || file.contains('/') {
         return Err(PinnedError::Name(interface.to_owned()));
     }
-    Ok(Path::new(DIRECTORY).join(file))
+    Ok(Path::new(PINS).join(file))
 }
 
 #[cfg(test)]

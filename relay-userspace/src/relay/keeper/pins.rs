@@ -1,11 +1,9 @@
 //! BPF objects pinned as files of a bpffs: `DIRECTORY/NODE/vLAYOUT/NAME`. They last until the file is removed or the host
 //! stops.
 
-use std::ffi::CString;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +11,9 @@ use rustix::fs::{Access, AtFlags, CWD, Dir, Mode, OFlags, access, fstatfs, opena
 use rustix::io::Errno;
 
 use super::object::Object;
-use super::{Kept, bpf_object, is_name};
+use super::{Kept, is_name};
 use crate::identity::NodeId;
+use crate::relay::datapath::descriptors::{open_pinned, pin};
 
 /// A directory of pins of one relay and one layout.
 #[derive(Debug)]
@@ -93,13 +92,13 @@ impl Pins {
             return Ok(());
         }
         let path = self.directory.join(name);
-        let there = bpf_object::open(&c_path(&path)?).and_then(|there| Object::of(there.as_fd()));
+        let there = open_pinned(&path).and_then(|there| Object::of(there.as_fd()));
         if there.is_ok_and(|there| there == object) {
             return Ok(());
         }
         let unfinished = self.directory.join(format!("{name}{UNFINISHED}"));
         remove_file(&unfinished)?;
-        bpf_object::pin(descriptor, &c_path(&unfinished)?)?;
+        pin(descriptor, &unfinished)?;
         fs::rename(&unfinished, &path)
     }
 
@@ -126,7 +125,7 @@ impl Pins {
             if !is_name(name) {
                 continue;
             }
-            match bpf_object::open(&c_path(&path)?) {
+            match open_pinned(&path) {
                 Ok(descriptor) => kept.push(Kept { name: name.to_owned(), descriptor }),
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a pin cannot be opened"),
             }
@@ -229,8 +228,4 @@ fn remove_file(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }

@@ -1,67 +1,18 @@
 //! What a keeper says to a supervisor, heard on a socket of the test's own. Pins need a bpffs: tests/pins.rs.
 
 use std::fs::File;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixDatagram;
-
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use tempfile::TempDir;
 
 use super::*;
-use crate::supervision::NotifySocket;
+use crate::supervision::listener::Listener;
 
 const NODE: NodeId = NodeId::from_bytes([7; 32]);
 
-/// A supervisor that only listens.
-struct Listener {
-    directory: TempDir,
-    socket: UnixDatagram,
-}
-
-impl Listener {
-    fn new() -> Listener {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Listener { directory, socket }
-    }
-
-    /// A keeper to which `given` was handed over.
-    fn keeper(&self, given: Vec<(&str, &File)>) -> (Keeper, Vec<Kept>) {
-        let socket = NotifySocket::connect(self.directory.path().join("notify").as_os_str()).unwrap();
-        let given = given
-            .into_iter()
-            .map(|(name, file)| (name.to_owned(), file.try_clone().unwrap().into()))
-            .collect();
-        Keeper::find(&mut Supervision::keeping(socket, given), None, &NODE, 1)
-    }
-
-    /// What has been said so far: each message as one line, and the descriptors that came with it.
-    fn heard(&self) -> Vec<(String, Vec<OwnedFd>)> {
-        let mut heard = Vec::new();
-        loop {
-            let mut bytes = [0; 512];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let into = &mut [IoSliceMut::new(&mut bytes)];
-            let Ok(message) = recvmsg(&self.socket, into, &mut control, RecvFlags::CMSG_CLOEXEC) else {
-                return heard;
-            };
-            let descriptors = control.drain().flat_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
-                _ => Vec::new(),
-            });
-            let descriptors = descriptors.collect();
-            let text = std::str::from_utf8(&bytes[..message.bytes]).unwrap().replace('\n', " ");
-            heard.push((text, descriptors));
-        }
-    }
-
-    fn said(&self) -> Vec<String> {
-        self.heard().into_iter().map(|(text, _)| text).collect()
-    }
+/// A keeper to which `given` was handed over.
+fn keeper(listener: &Listener, given: Vec<(&str, &File)>) -> (Keeper, Vec<Kept>) {
+    let copy = |(name, file): (&str, &File)| (name.to_owned(), file.try_clone().unwrap().into());
+    let given = given.into_iter().map(copy).collect();
+    Keeper::find(&mut Supervision::keeping(listener.connected(), given), None, &NODE, 1)
 }
 
 fn file() -> File {
@@ -71,7 +22,7 @@ fn file() -> File {
 #[test]
 fn a_descriptor_goes_to_the_supervisor_with_its_name_and_is_not_polled_there() {
     let (listener, file) = (Listener::new(), file());
-    let (keeper, kept) = listener.keeper(Vec::new());
+    let (keeper, kept) = keeper(&listener, Vec::new());
     assert!(keeper.keeps_all() && keeper.keeps_bpf() && kept.is_empty());
     keeper.keep("udp4-0", file.as_fd()).unwrap();
     let [(removal, none), (stored, descriptors)] = <[_; 2]>::try_from(listener.heard()).unwrap();
@@ -86,7 +37,7 @@ fn a_descriptor_goes_to_the_supervisor_with_its_name_and_is_not_polled_there() {
 #[test]
 fn what_the_supervisor_has_already_is_not_sent_again() {
     let (listener, file) = (Listener::new(), file());
-    let (keeper, kept) = listener.keeper(vec![("SLOTS", &file)]);
+    let (keeper, kept) = keeper(&listener, vec![("SLOTS", &file)]);
     let [Kept { name, descriptor }] = <[_; 1]>::try_from(kept).unwrap();
     assert_eq!(name, "SLOTS");
     keeper.keep("SLOTS", descriptor.as_fd()).unwrap();
@@ -97,7 +48,7 @@ fn what_the_supervisor_has_already_is_not_sent_again() {
 #[test]
 fn another_descriptor_of_a_name_takes_the_place_of_the_first() {
     let (listener, first, second) = (Listener::new(), file(), file());
-    let (keeper, _) = listener.keeper(vec![("META", &first)]);
+    let (keeper, _) = keeper(&listener, vec![("META", &first)]);
     keeper.keep("META", second.as_fd()).unwrap();
     assert_eq!(listener.said(), ["FDSTOREREMOVE=1 FDNAME=META", "FDSTORE=1 FDNAME=META FDPOLL=0"]);
 }
@@ -105,7 +56,7 @@ fn another_descriptor_of_a_name_takes_the_place_of_the_first() {
 #[test]
 fn what_is_let_go_is_removed_from_the_store_and_may_be_kept_again() {
     let (listener, file) = (Listener::new(), file());
-    let (keeper, _) = listener.keeper(vec![("META", &file)]);
+    let (keeper, _) = keeper(&listener, vec![("META", &file)]);
     keeper.let_go("META").unwrap();
     assert_eq!(listener.said(), ["FDSTOREREMOVE=1 FDNAME=META"]);
     keeper.keep("META", file.as_fd()).unwrap();
@@ -115,7 +66,7 @@ fn what_is_let_go_is_removed_from_the_store_and_may_be_kept_again() {
 #[test]
 fn clearing_removes_everything_that_was_handed_over_or_kept() {
     let (listener, one, other) = (Listener::new(), file(), file());
-    let (keeper, _) = listener.keeper(vec![("META", &one)]);
+    let (keeper, _) = keeper(&listener, vec![("META", &one)]);
     keeper.keep("SLOTS", other.as_fd()).unwrap();
     listener.said();
     keeper.clear().unwrap();
@@ -125,18 +76,18 @@ fn clearing_removes_everything_that_was_handed_over_or_kept() {
 #[test]
 fn of_a_name_that_stands_for_two_things_nothing_is_adopted() {
     let (listener, one, other) = (Listener::new(), file(), file());
-    let (_, kept) = listener.keeper(vec![("META", &one), ("SLOTS", &one), ("META", &other)]);
+    let (_, kept) = keeper(&listener, vec![("META", &one), ("SLOTS", &one), ("META", &other)]);
     assert_eq!(kept.iter().map(|kept| kept.name.as_str()).collect::<Vec<_>>(), ["SLOTS"]);
     assert_eq!(listener.said(), ["FDSTOREREMOVE=1 FDNAME=META"]);
     // The same thing twice is one.
-    let (_, kept) = listener.keeper(vec![("META", &one), ("META", &one)]);
+    let (_, kept) = keeper(&listener, vec![("META", &one), ("META", &one)]);
     assert_eq!((kept.len(), listener.said().len()), (1, 0));
 }
 
 #[test]
 fn a_descriptor_of_somebody_elses_naming_is_closed_and_left_where_it_is() {
     let (listener, file) = (Listener::new(), file());
-    let (_, kept) = listener.keeper(vec![("my.socket", &file), ("", &file)]);
+    let (_, kept) = keeper(&listener, vec![("my.socket", &file), ("", &file)]);
     assert_eq!((kept.len(), listener.said().len()), (0, 0));
 }
 
