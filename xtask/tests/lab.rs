@@ -28,6 +28,7 @@ mod in_lab {
     mod refusals;
     mod strangers;
     mod stream;
+    mod supervised;
     mod transfer;
     mod unprivileged_demo;
     mod world;

@@ -271,6 +271,14 @@ impl Inspector {
         self.dialler.sessions().await
     }
 
+    /// To how many relays the agent is connected and how many sessions it is a side of. `None` once it is stopped.
+    pub async fn counts(&self) -> Option<(usize, usize)> {
+        let (answer, answered) = oneshot::channel();
+        self.dialler.command(Command::Peers { answer }).await.ok()?;
+        let relays = answered.await.ok()?.peers.len();
+        Some((relays, self.sessions().await.sessions.len()))
+    }
+
     /// As [`Agent::reach`].
     ///
     /// # Errors

@@ -7,12 +7,14 @@ use tokio::sync::oneshot;
 
 use super::{Config, ConfigError, ConfigSource};
 use crate::admin::Asker;
+use crate::supervision::{Announcer, Reloading};
 
 /// Readings of one file. A request that comes while the file is read is not answered by that reading, which may have begun
 /// before the file was changed, but by one more after it: the last reading has seen the last change.
 #[derive(Debug)]
 pub struct Readings {
     source: ConfigSource,
+    announcer: Announcer,
     under_way: Option<UnderWay>,
     /// Who has asked since that one began; as long as nobody has, none follows.
     next: Option<Vec<Asker>>,
@@ -20,6 +22,7 @@ pub struct Readings {
 
 #[derive(Debug)]
 struct UnderWay {
+    reloading: Reloading,
     config: oneshot::Receiver<Result<Config, ConfigError>>,
     askers: Vec<Asker>,
 }
@@ -30,12 +33,14 @@ pub struct Reading {
     /// What it says.
     pub config: Config,
     askers: Vec<Asker>,
+    /// Until what it says is in effect.
+    _reloading: Reloading,
 }
 
 impl Readings {
-    /// None yet.
-    pub fn of(source: ConfigSource) -> Readings {
-        Readings { source, under_way: None, next: None }
+    /// None yet. The daemon's supervisor will be told of each.
+    pub fn of(source: ConfigSource, announcer: Announcer) -> Readings {
+        Readings { source, announcer, under_way: None, next: None }
     }
 
     /// Has the file read, at once or after the reading that is under way.
@@ -53,7 +58,8 @@ impl Readings {
         loop {
             let Some(under_way) = &mut self.under_way else { return pending().await };
             let read = (&mut under_way.config).await;
-            let askers = self.under_way.take().map(|under_way| under_way.askers).unwrap_or_default();
+            let Some(UnderWay { askers, reloading, .. }) = self.under_way.take() else { continue };
+            // Before this one is over: in between the daemon would seem to be ready.
             self.begin();
             let fault = match read {
                 Ok(Ok(config)) => {
@@ -65,7 +71,7 @@ impl Readings {
                             warning.text
                         );
                     }
-                    return Reading { config, askers };
+                    return Reading { config, askers, _reloading: reloading };
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_died) => "the configuration could not be read".to_owned(),
@@ -83,6 +89,7 @@ impl Readings {
             return;
         }
         let Some(askers) = self.next.take() else { return };
+        let reloading = self.announcer.reloading();
         let (read, config) = oneshot::channel();
         let source = self.source.clone();
         // A thread of its own, for a file may take its time, and the runtime would wait for its threads at the end.
@@ -92,7 +99,7 @@ impl Readings {
         if let Err(error) = reader {
             tracing::error!(%error, "no thread to read the configuration");
         }
-        self.under_way = Some(UnderWay { config, askers });
+        self.under_way = Some(UnderWay { reloading, config, askers });
     }
 }
 
@@ -116,6 +123,8 @@ mod tests {
 
     use super::*;
     use crate::config::AtlasRoot;
+    use crate::supervision::Supervision;
+    use crate::supervision::listener::Listener;
 
     /// A configuration file that is one of two: `quick`, or `slow`, which is a pipe.
     struct Files(tempfile::TempDir);
@@ -145,14 +154,19 @@ mod tests {
         }
 
         fn readings(&self) -> Readings {
-            Readings::of(ConfigSource {
+            self.announced_readings(Announcer::default())
+        }
+
+        fn announced_readings(&self, announcer: Announcer) -> Readings {
+            let source = ConfigSource {
                 path: self.path("config.toml"),
                 root: AtlasRoot::at(self.0.path()),
                 port: None,
                 bootstrap: Vec::new(),
                 mode: None,
                 interfaces: Vec::new(),
-            })
+            };
+            Readings::of(source, announcer)
         }
     }
 
@@ -218,5 +232,33 @@ mod tests {
         drop(pipe);
         assert_eq!(next_limit(&mut readings).await, 2_000_000);
         assert_eq!(asked.try_recv(), Ok(Ok(json!(2_000_000))));
+    }
+
+    #[tokio::test]
+    async fn the_supervisor_hears_of_each_reading_and_that_the_daemon_is_ready_when_it_is_in_effect_or_refused()
+     {
+        let (files, listener) = (Files::new(), Listener::new());
+        let announcer = Supervision::keeping(listener.connected(), Vec::new()).announcer();
+        let mut readings = files.announced_readings(announcer);
+        let heard = || -> Vec<String> {
+            let words = |said: String| said.split_whitespace().next().unwrap().to_owned();
+            listener.said().into_iter().map(words).collect()
+        };
+        fs::write(files.path("quick"), limit(2_000_000)).unwrap();
+        files.choose("quick");
+        readings.ask(oneshot::channel().0);
+        let reading = readings.next().await;
+        assert_eq!(heard(), ["RELOADING=1"]);
+        reading.answer(&Ok(json!(null)));
+        assert_eq!(heard(), ["READY=1"]);
+
+        fs::write(files.path("quick"), "[").unwrap();
+        let (ask, asked) = oneshot::channel();
+        readings.ask(ask);
+        tokio::select! {
+            _ = readings.next() => panic!("that is no configuration"),
+            answer = asked => assert!(answer.unwrap().is_err()),
+        }
+        assert_eq!(heard(), ["RELOADING=1", "READY=1"]);
     }
 }

@@ -350,6 +350,7 @@ impl Driver {
                     status.adopted = adopted.map(|(word, count)| ((*word).to_owned(), *count)).collect();
                     status.drain = self.rendezvous.drain_status(now).map(report::Drain::from);
                     status.draining = status.drain.is_some();
+                    status.agents = self.outboxes.len();
                     serde_json::to_value(status)
                 }
                 Err(error) => {
@@ -428,6 +429,7 @@ mod tests {
     use crate::relay::legacy::Legacy;
     use crate::relay::packet_path::Opened;
     use crate::relay::rendezvous::{Authenticated, Refusal, StreamNumber};
+    use crate::supervision::Announcer;
 
     /// A relay that carries nothing yet.
     fn driver(config: &Config, source: Option<ConfigSource>) -> Driver {
@@ -445,7 +447,8 @@ mod tests {
             advertise: Vec::new(),
         };
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
-        Driver::new(settings, packets, rules, Reconfiguration::new(config, source), Stopper::default())
+        let reconfiguration = Reconfiguration::new(config, source, Announcer::default());
+        Driver::new(settings, packets, rules, reconfiguration, Stopper::default())
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ pub mod prefix;
 pub mod rendezvous;
 pub mod report;
 pub mod stopping;
+pub mod surroundings;
 
 mod accounting;
 mod control;
@@ -19,6 +20,7 @@ mod driver;
 mod event_log;
 mod family;
 mod packet_path;
+mod pulse;
 mod reconfiguration;
 mod remembered;
 mod sliding_count;
@@ -34,20 +36,21 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
-use self::datapath::LAYOUT;
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
-use self::keeper::{Keeper, Kept};
+use self::keeper::Keeper;
 use self::legacy::Legacy;
 use self::packet_path::{Opened, PacketPath};
+use self::pulse::AskDriver;
 use self::reconfiguration::Reconfiguration;
 use self::rendezvous::{Access, Policy, Settings};
 use self::stopping::{Stopper, Stopping};
+use self::surroundings::Surroundings;
 use crate::admin::{AdminSocket, Asked, BindError, Request};
 use crate::config::{Config, ConfigSource, Quotas};
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::BindMagic;
-use crate::supervision::Supervision;
+use crate::supervision::{Announcer, keep_telling};
 
 pub use self::packet_path::{PathError, check_interfaces};
 
@@ -79,38 +82,25 @@ impl Relay {
         key: NodeKey,
         name: &str,
     ) -> Result<Relay, StartError> {
-        let nobody = || (Keeper::nobody(), Vec::new());
-        Relay::start_with(config, source, key, name, nobody)
+        Relay::start_in(config, source, key, name, Surroundings::default())
     }
 
-    /// As [`start`](Self::start), but it goes on with what the one before it has left with whoever keeps flows here, and
-    /// leaves its own there.
+    /// As [`start`](Self::start), but it goes on with what the one before it has left with the keeper there, leaves its own
+    /// there, and tells its supervisor how it is.
     ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
-    pub fn start_under(
+    pub fn start_in(
         config: &Config,
         source: Option<ConfigSource>,
         key: NodeKey,
         name: &str,
-        supervision: &mut Supervision,
-    ) -> Result<Relay, StartError> {
-        let node = key.node_id();
-        let find = || Keeper::find(supervision, Some(keeper::PINS.as_ref()), &node, LAYOUT);
-        Relay::start_with(config, source, key, name, find)
-    }
-
-    /// `find` is called once no other daemon can be running.
-    fn start_with(
-        config: &Config,
-        source: Option<ConfigSource>,
-        key: NodeKey,
-        name: &str,
-        find: impl FnOnce() -> (Keeper, Vec<Kept>),
+        surroundings: Surroundings,
     ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
         let magic = BindMagic::of_relay(&key.public());
-        let (keeper, kept) = find();
+        let Surroundings { keeper, kept, supervision } = surroundings;
+        let announcer = supervision.announcer();
         let mut legacy = Legacy::of(kept, magic.0);
         let relay_port = open_port(config, magic, &mut legacy, &keeper)?;
         let addresses = relay_port.addresses();
@@ -144,7 +134,7 @@ impl Relay {
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
         let stopper = Stopper::default();
-        let reconfiguration = Reconfiguration::new(config, source);
+        let reconfiguration = Reconfiguration::new(config, source, announcer.clone());
         let mut driver = Driver::new(settings, packets, Arc::clone(&rules), reconfiguration, stopper.clone());
         driver.succeed(&left, predecessor);
         let at_sigterm = driver.at_sigterm();
@@ -152,7 +142,9 @@ impl Relay {
         let inputs = Inputs { control, binds, admin: admin_requests };
         let parts =
             Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone };
-        let supervisor = tokio::spawn(supervise(parts, stopper.clone(), at_sigterm));
+        announcer.ready();
+        keep_telling(&supervision, AskDriver(reloads.asked.clone()));
+        let supervisor = tokio::spawn(supervise(parts, stopper.clone(), at_sigterm, announcer));
         Ok(Relay { address, reloads, stopper, at_sigterm, supervisor })
     }
 
@@ -297,7 +289,12 @@ struct Parts {
 /// Runs the parts, and takes them down in order: agents are told while the port still works, then the port closes, and
 /// the admin socket last, so that whoever waits for the end sees it. A part that fails takes the others with it, in the way
 /// `if_failed`.
-async fn supervise(parts: Parts, stopper: Stopper, if_failed: Stopping) -> Result<(), Stopped> {
+async fn supervise(
+    parts: Parts,
+    stopper: Stopper,
+    if_failed: Stopping,
+    announcer: Announcer,
+) -> Result<(), Stopped> {
     let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone } = parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();
@@ -319,6 +316,7 @@ async fn supervise(parts: Parts, stopper: Stopper, if_failed: Stopping) -> Resul
         _ = stopper.told() => Ok(()),
         () = ended.cancelled() => Err(Stopped),
     };
+    announcer.stopping();
     stopper.stop(if_failed);
     let how = stopper.told().await;
     let remains = driver.await;

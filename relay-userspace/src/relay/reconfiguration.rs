@@ -4,6 +4,7 @@ use std::future::pending;
 
 use crate::admin::Asker;
 use crate::config::{Config, ConfigSource, Reading, Readings, Reloaded, Setting};
+use crate::supervision::Announcer;
 
 /// What is in effect, and readings of the file.
 pub struct Reconfiguration {
@@ -12,9 +13,10 @@ pub struct Reconfiguration {
 }
 
 impl Reconfiguration {
-    /// `present` is in effect.
-    pub fn new(present: &Config, source: Option<ConfigSource>) -> Reconfiguration {
-        Reconfiguration { present: present.clone(), readings: source.map(Readings::of) }
+    /// `present` is in effect. Readings are announced.
+    pub fn new(present: &Config, source: Option<ConfigSource>, announcer: Announcer) -> Reconfiguration {
+        let readings = source.map(|source| Readings::of(source, announcer));
+        Reconfiguration { present: present.clone(), readings }
     }
 
     /// What is in effect.

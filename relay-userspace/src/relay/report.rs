@@ -118,6 +118,9 @@ pub struct Status {
     pub control: BTreeMap<String, u64>,
     /// UDP payload bytes per second of all sessions together: an average over five seconds, up to six seconds old.
     pub relayed_bytes_per_s: u64,
+    /// Agents that are connected.
+    #[serde(default)]
+    pub agents: usize,
     /// Whether new sessions are refused because the relay is about to stop.
     pub draining: bool,
     /// What became of the sessions that the relay before had left: `adopted`, or why they ended (docs/accounting.md).

@@ -14,6 +14,8 @@ use relay_userspace::protocol::handshake::printable;
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
 use relay_userspace::relay::stopping::Stopping;
+use relay_userspace::relay::surroundings::Surroundings;
+use relay_userspace::supervision::{Ask, Supervision, keep_telling};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,6 +26,8 @@ use crate::args::Listen;
 use crate::node::{Node, StopSignal, StopSignals, restrict_files, runtime, runtime_without_privilege};
 
 pub fn run(options: Listen) -> anyhow::Result<()> {
+    // First, while there is one thread: it changes the environment.
+    let supervision = Supervision::of_environment();
     // Before anything that takes time: until then SIGHUP kills the process, and whoever has started it may send one soon.
     let reload = reload_signal()?;
     let mut node = Node::open()?;
@@ -53,20 +57,31 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
         interfaces: options.interface,
     };
     node.config = source.load()?;
+    let announcer = supervision.announcer();
+    let surroundings = match relay {
+        true => Surroundings::find(supervision, &node.config, &node.key.node_id()),
+        false => Surroundings { supervision, ..Surroundings::default() },
+    };
     // While this is the only thread: those it starts take after it.
     privilege::renounce().context("giving up the means to gain privilege")?;
     restrict_files(&node.root, &node.config)?;
-    match relay {
-        true => runtime_without_privilege()?.block_on(serve_relay(&node, source, reload)),
-        false => runtime()?.block_on(serve_agent(&node, source, reload)),
-    }
+    let served = match relay {
+        true => runtime_without_privilege()?.block_on(serve_relay(&node, source, surroundings, reload)),
+        false => runtime()?.block_on(serve_agent(&node, source, &surroundings.supervision, reload)),
+    };
+    announcer.finish();
+    served
 }
 
-async fn serve_relay(node: &Node, source: ConfigSource, mut reload: Signal) -> anyhow::Result<()> {
+async fn serve_relay(
+    node: &Node,
+    source: ConfigSource,
+    surroundings: Surroundings,
+    mut reload: Signal,
+) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    let mut supervision = relay_userspace::supervision::Supervision::of_environment();
-    let relay =
-        Relay::start_under(&node.config, Some(source), node.key.clone(), node.name(), &mut supervision)?;
+    let key = node.key.clone();
+    let relay = Relay::start_in(&node.config, Some(source), key, node.name(), surroundings)?;
     let reloader = relay.reloader();
     let address = match node.config.network.advertise.first() {
         Some(address) => OwnAddress::Known(*address),
@@ -93,7 +108,12 @@ async fn serve_relay(node: &Node, source: ConfigSource, mut reload: Signal) -> a
     }
 }
 
-async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyhow::Result<()> {
+async fn serve_agent(
+    node: &Node,
+    source: ConfigSource,
+    supervision: &Supervision,
+    reload: Signal,
+) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let (accept, allow) = (node.config.agent.accept.clone(), node.config.agent.allow.clone());
     let settings = AgentSettings { announce: true, accept, allow, ..node.agent()? };
@@ -105,8 +125,11 @@ async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyho
     let _registrations = register(node, OwnAddress::OfConnection { port: None });
     let _forwarding = agent_forwards::start(&agent, forwards);
     let serving = tokio::spawn(admin.serve(asked));
-    let answers =
-        Answers { agent: agent.inspector(), readings: Readings::of(source), present: node.config.clone() };
+    let announcer = supervision.announcer();
+    let readings = Readings::of(source, announcer.clone());
+    let answers = Answers { agent: agent.inspector(), readings, present: node.config.clone() };
+    announcer.ready();
+    keep_telling(supervision, AskAgent(agent.inspector()));
     let answering = tokio::spawn(answers.serve(questions, reload));
     loop {
         tokio::select! {
@@ -117,12 +140,23 @@ async fn serve_agent(node: &Node, source: ConfigSource, reload: Signal) -> anyho
             Some(message) = agent.accept_message() => log_message(&message),
         }
     }
+    announcer.stopping();
     agent.shutdown().await;
     answering.abort();
     // Its end removes the socket.
     serving.abort();
     let _aborted = serving.await;
     Ok(())
+}
+
+/// The agent's sign of life: its loop has answered how it is.
+struct AskAgent(Inspector);
+
+impl Ask for AskAgent {
+    async fn ask(&mut self) -> Option<String> {
+        let (relays, sessions) = self.0.counts().await?;
+        Some(format!("connected to {relays} relays, {sessions} sessions"))
+    }
 }
 
 /// Keeps the node registered with its bootstrap nodes.

@@ -100,10 +100,10 @@ pub fn restrict_files(root: &AtlasRoot, config: &Config) -> anyhow::Result<()> {
     let directory = |path: &Path| path.parent().map(Path::to_owned);
     // The directory, not the file: whoever changes a file may put another one in its place.
     let read = std::fs::canonicalize(root.config()).ok().as_deref().and_then(directory);
-    let places = Places {
-        read: Vec::from_iter(read),
-        written: [root.path().to_owned()].into_iter().chain(directory(&config.admin.socket)).collect(),
-    };
+    // Where there is none it cannot be used, and what it would be in stays out of reach.
+    let pins = config.datapath.bpffs.clone().filter(|bpffs| bpffs.is_dir());
+    let written = [root.path().to_owned()].into_iter().chain(directory(&config.admin.socket)).chain(pins);
+    let places = Places { read: Vec::from_iter(read), written: written.collect() };
     let how = file_access::restrict(&places).context("restricting the files that can be opened")?;
     tracing::info!(restricted = %how, "files that the daemon does not need are out of its reach");
     Ok(())
