@@ -30,6 +30,7 @@ mod in_lab {
     mod stream;
     mod supervised;
     mod transfer;
+    mod unit;
     mod unprivileged_demo;
     mod world;
 }

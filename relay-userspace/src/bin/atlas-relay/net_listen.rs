@@ -8,7 +8,7 @@ use relay_userspace::agent::{
 use relay_userspace::bootstrap::{OwnAddress, Registrant, Registrations};
 use relay_userspace::config::{Config, ConfigSource, Reading, Readings, Reloaded, Role};
 use relay_userspace::identity::NodeId;
-use relay_userspace::privilege;
+use relay_userspace::privilege::{self, file_access::Restricted};
 use relay_userspace::protocol::body::Body;
 use relay_userspace::protocol::handshake::printable;
 use relay_userspace::relay::Relay;
@@ -64,10 +64,12 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
     };
     // While this is the only thread: those it starts take after it.
     privilege::renounce().context("giving up the means to gain privilege")?;
-    restrict_files(&node.root, &node.config)?;
+    let files = restrict_files(&node.root, &node.config)?;
     let served = match relay {
-        true => runtime_without_privilege()?.block_on(serve_relay(&node, source, surroundings, reload)),
-        false => runtime()?.block_on(serve_agent(&node, source, &surroundings.supervision, reload)),
+        true => {
+            runtime_without_privilege()?.block_on(serve_relay(&node, source, surroundings, reload, files))
+        }
+        false => runtime()?.block_on(serve_agent(&node, source, &surroundings.supervision, reload, files)),
     };
     announcer.finish();
     served
@@ -78,10 +80,12 @@ async fn serve_relay(
     source: ConfigSource,
     surroundings: Surroundings,
     mut reload: Signal,
+    files: Restricted,
 ) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let key = node.key.clone();
     let relay = Relay::start_in(&node.config, Some(source), key, node.name(), surroundings)?;
+    log_restricted(files);
     let reloader = relay.reloader();
     let address = match node.config.network.advertise.first() {
         Some(address) => OwnAddress::Known(*address),
@@ -113,6 +117,7 @@ async fn serve_agent(
     source: ConfigSource,
     supervision: &Supervision,
     reload: Signal,
+    files: Restricted,
 ) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let (accept, allow) = (node.config.agent.accept.clone(), node.config.agent.allow.clone());
@@ -121,6 +126,7 @@ async fn serve_agent(
     let admin = AdminSocket::bind(&node.config.admin.socket)?;
     let (asked, questions) = mpsc::channel(1);
     tracing::info!(node = %node.key.node_id(), name = node.name(), relays = settings.relays.len(), "agent starting");
+    log_restricted(files);
     let agent = Agent::spawn(settings);
     let _registrations = register(node, OwnAddress::OfConnection { port: None });
     let _forwarding = agent_forwards::start(&agent, forwards);
@@ -163,6 +169,11 @@ impl Ask for AskAgent {
 fn register(node: &Node, address: OwnAddress) -> Registrations {
     let registrant = Registrant { key: node.key.clone(), name: node.name().to_owned(), address };
     Registrations::keep(registrant, node.config.network.bootstrap.clone())
+}
+
+/// Once the daemon has started: of one that does not, only why is of interest.
+fn log_restricted(files: Restricted) {
+    tracing::info!(restricted = %files, "files that the daemon does not need are out of its reach");
 }
 
 /// One line of the log for each.

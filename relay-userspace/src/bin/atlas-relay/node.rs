@@ -9,7 +9,7 @@ use relay_userspace::agent::{AgentSettings, CongestionSettings};
 use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile, Role};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::privilege;
-use relay_userspace::privilege::file_access::{self, Places};
+use relay_userspace::privilege::file_access::{self, Places, Restricted};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -96,7 +96,7 @@ pub fn runtime_without_privilege() -> anyhow::Result<Runtime> {
 }
 
 /// Lets the calling thread, and with it all that it will start, open no files but those a daemon of this node needs.
-pub fn restrict_files(root: &AtlasRoot, config: &Config) -> anyhow::Result<()> {
+pub fn restrict_files(root: &AtlasRoot, config: &Config) -> anyhow::Result<Restricted> {
     let directory = |path: &Path| path.parent().map(Path::to_owned);
     // The directory, not the file: whoever changes a file may put another one in its place.
     let read = std::fs::canonicalize(root.config()).ok().as_deref().and_then(directory);
@@ -104,9 +104,7 @@ pub fn restrict_files(root: &AtlasRoot, config: &Config) -> anyhow::Result<()> {
     let pins = config.datapath.bpffs.clone().filter(|bpffs| bpffs.is_dir());
     let written = [root.path().to_owned()].into_iter().chain(directory(&config.admin.socket)).chain(pins);
     let places = Places { read: Vec::from_iter(read), written: written.collect() };
-    let how = file_access::restrict(&places).context("restricting the files that can be opened")?;
-    tracing::info!(restricted = %how, "files that the daemon does not need are out of its reach");
-    Ok(())
+    file_access::restrict(&places).context("restricting the files that can be opened")
 }
 
 /// SIGINT and SIGTERM. From its making on they no longer kill the process.
