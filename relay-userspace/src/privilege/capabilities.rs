@@ -42,9 +42,9 @@ pub fn renounce() -> io::Result<()> {
     let held = capabilities(None)?;
     if held.effective.contains(CapabilitySet::SETPCAP) {
         // Those beyond the kernel's last one are no error: it does not know them.
-        let bounding =
+        let mut bounding =
             each(CapabilitySet::all()).filter(|one| capability_is_in_bounding_set(*one) == Ok(true));
-        bounding.map(remove_capability_from_bounding_set).collect::<Result<(), _>>()?;
+        bounding.try_for_each(remove_capability_from_bounding_set)?;
     }
     Ok(set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..held })?)
 }

@@ -79,9 +79,9 @@ fn rule(place: &Path, access: BitFlags<AccessFs>) -> Option<PathBeneath<PathFd>>
     Some(PathBeneath::new(PathFd::new(place).ok()?, access))
 }
 
-/// `place`, or the closest of the directories it is in that exists.
+/// `place`, or the closest of the directories it is in that exists. A name without a directory is in the present one.
 fn existing(place: &Path) -> &Path {
-    place.ancestors().find(|above| above.exists()).unwrap_or(place)
+    place.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."))
 }
 
 fn what_came_of_it(status: &RestrictionStatus) -> Restricted {
@@ -146,6 +146,15 @@ mod tests {
             fs::create_dir_all(&later).unwrap();
             fs::write(later.join("file"), "text").unwrap();
         });
+    }
+
+    #[test]
+    fn what_has_no_directory_in_its_name_is_in_the_present_one() {
+        for (place, expected) in
+            [("", "."), ("not-there", "."), ("not-there/either", "."), ("/not-there", "/")]
+        {
+            assert_eq!(existing(place.as_ref()), Path::new(expected), "{place:?}");
+        }
     }
 
     #[test]
