@@ -11,7 +11,8 @@ pub fn data_address(named: &[SocketAddr], reached: SocketAddr) -> SocketAddr {
     of_family.find(|at| is_sound(*at, reached)).unwrap_or(reached)
 }
 
-fn is_sound(named: SocketAddr, reached: SocketAddr) -> bool {
+/// Whether a relay that was `reached` there may name this address.
+pub fn is_sound(named: SocketAddr, reached: SocketAddr) -> bool {
     match Scope::of(named.ip()) {
         _ if named.port() == 0 => false,
         Scope::Nobody => false,

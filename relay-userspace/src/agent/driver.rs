@@ -1,6 +1,6 @@
 //! The agent's loop: carries inputs to the state and does what it says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::backoff;
 use super::data_address::data_address;
 use super::data_socket::local_address_towards;
 use super::error::{ConnectError, LinkError, SessionEnd};
@@ -30,7 +31,7 @@ use super::splice::{ReadableRelay, Waiting};
 use super::state::{IncomingSessions, Now, Output, RelayIndex, RequestId, State, Use, Whom};
 use super::verification::unix_s;
 use crate::clock::MonoTime;
-use crate::config;
+use crate::config::{self, RelayHint};
 use crate::identity::NodeId;
 use crate::protocol::bind::{BindEvent, BindMagic};
 use crate::protocol::flow_terms::FlowTerms;
@@ -79,6 +80,11 @@ pub(super) struct Driver {
     stop: CancellationToken,
     link_tasks: JoinSet<()>,
     link_events: mpsc::Receiver<LinkEvent>,
+    /// For the links of relays that are named while the agent runs.
+    link_events_in: mpsc::Sender<LinkEvent>,
+    known_relays: KnownRelays,
+    /// What ends the links of such relays.
+    named: BTreeMap<RelayIndex, CancellationToken>,
     links: Vec<Option<UpLink>>,
     round_trips: Vec<RelayRoundTrip>,
     news: mpsc::UnboundedReceiver<SessionNews>,
@@ -125,6 +131,7 @@ impl Driver {
                 key: settings.key.clone(),
                 name: settings.name.clone(),
                 address: address.clone(),
+                named_at: None,
                 known_relays: known_relays.clone(),
             };
             link_tasks.spawn(link::keep_connected(RelayIndex(at), link, events.clone(), stop.clone()));
@@ -134,13 +141,18 @@ impl Driver {
             Incoming::Raw => Use::Raw,
         };
         let incoming = IncomingSessions { carries, per_peer: settings.sessions_per_peer };
-        let state = State::new(
+        let mut state = State::new(
             settings.key.node_id(),
             settings.announce,
             settings.accept.iter().copied(),
             incoming,
             settings.relays.iter().map(|relay| relay.at.to_string()).collect(),
         );
+        for (at, relay) in settings.relays.iter().enumerate() {
+            if let Some(node) = relay.node {
+                state.relay_is(RelayIndex(at), node);
+            }
+        }
         let permitted =
             Arc::new(Permitted { accept: settings.accept.clone(), allow: settings.allow.clone() });
         let serving = Serving {
@@ -163,6 +175,9 @@ impl Driver {
             stop,
             link_tasks,
             link_events,
+            link_events_in: events,
+            known_relays,
+            named: BTreeMap::new(),
             news,
             sessions: HashMap::new(),
             endpoints: HashMap::new(),
@@ -218,10 +233,15 @@ impl Driver {
     }
 
     fn take_link_event(&mut self, LinkEvent { relay, what }: LinkEvent) {
+        if relay.0 >= self.settings.relays.len() && !self.named.contains_key(&relay) {
+            // It was left meanwhile.
+            return;
+        }
         match what {
             LinkChange::Up { peer, address, round_trip, address_changed, outgoing, connection } => {
                 tracing::info!(relay = %address, node = %peer.node_id, name = %peer.name, "connected to the relay");
                 self.waiting.wait_on(&connection);
+                let node = peer.node_id;
                 if let Some(link) = self.links.get_mut(relay.0) {
                     *link = Some(UpLink {
                         peer,
@@ -234,6 +254,7 @@ impl Driver {
                 }
                 self.local_addresses.entry(address).or_insert_with(|| local_address_towards(address));
                 self.measured(relay, round_trip);
+                self.state.relay_is(relay, node);
                 self.state.relay_up(relay, now());
             }
             LinkChange::RoundTrip(round_trip) => self.measured(relay, round_trip),
@@ -247,6 +268,7 @@ impl Driver {
                     LinkError::Handshake(fault) if fault.is_ours() => {
                         self.serving.refusals.count(Refusal::RelayHandshake);
                     }
+                    LinkError::OutOfScope => _ = self.serving.refusals.count(Refusal::RelayHint),
                     _ => {}
                 }
                 self.drop_link(relay);
@@ -340,6 +362,13 @@ impl Driver {
             match output {
                 Output::Send(relay, message) => self.send(relay, message),
                 Output::Reconnect(relay) => self.drop_link(relay),
+                Output::Follow { relay, hint, by } => self.follow(relay, hint, by),
+                Output::Forget(relay) => {
+                    if let Some(stop) = self.named.remove(&relay) {
+                        stop.cancel();
+                    }
+                    self.drop_link(relay);
+                }
                 Output::Start { relay, terms, carries, succeeds } => {
                     let id = terms.session;
                     if let Err(end) = self.start(relay, &terms, carries, succeeds) {
@@ -398,6 +427,33 @@ impl Driver {
             tracing::warn!(relay = %link.address, "the relay does not take our messages: connecting again");
             self.drop_link(relay);
         }
+    }
+
+    /// Connects to a relay that another one has named. All agents of that one do so, so not in the same instant.
+    fn follow(&mut self, relay: RelayIndex, hint: RelayHint, by: RelayIndex) {
+        // Only a relay that is connected says anything, but the connection may just have been given up.
+        let Some(named_at) = self.links.get(by.0).and_then(|link| Some(link.as_ref()?.address)) else {
+            let why = "the relay that has named it is gone".to_owned();
+            return self.state.relay_down(relay, why, now());
+        };
+        let known = self.links.len().max(relay.0 + 1);
+        self.links.resize_with(known, || None);
+        self.round_trips.resize_with(known, RelayRoundTrip::default);
+        let link = LinkSettings {
+            key: self.settings.key.clone(),
+            name: self.settings.name.clone(),
+            address: hint.into(),
+            named_at: Some(named_at),
+            known_relays: self.known_relays.clone(),
+        };
+        let (stop, events) = (self.stop.child_token(), self.link_events_in.clone());
+        self.named.insert(relay, stop.clone());
+        let pause = backoff::spread(getrandom::u64().unwrap_or(0));
+        self.link_tasks.spawn(async move {
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+                link::keep_connected(relay, link, events, stop).await;
+            }
+        });
     }
 
     /// Closes the connection to a relay, if there is one; its task connects again.

@@ -183,6 +183,9 @@ pub enum LinkError {
     /// Our own TLS set-up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Another relay has named it, and may not.
+    #[error("its address is of this host or its network, and the relay that has named it is elsewhere")]
+    OutOfScope,
     /// QUIC did not connect.
     #[error(
         "no answer within {} s: the relay is down, or UDP to it is blocked, or the address is wrong",

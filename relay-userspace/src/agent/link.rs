@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{self, Backoff};
+use super::data_address::is_sound;
 use super::error::LinkError;
 use super::known_relays::KnownRelays;
 use super::state::RelayIndex;
@@ -83,6 +84,9 @@ pub struct LinkSettings {
     pub name: String,
     /// The relay.
     pub address: RelayAddress,
+    /// Where the relay was reached that has named this one: it must not have the agent dial into a network that only the
+    /// agent reaches. None: it is configured.
+    pub named_at: Option<SocketAddr>,
     /// The keys of relays seen before.
     pub known_relays: KnownRelays,
 }
@@ -150,6 +154,10 @@ async fn connect(settings: &LinkSettings) -> Result<Connected, LinkError> {
             .collect();
     let mut last = LinkError::Resolve(std::io::ErrorKind::NotFound.into());
     for remote in resolved {
+        if settings.named_at.is_some_and(|by| !is_sound(remote, by)) {
+            last = LinkError::OutOfScope;
+            continue;
+        }
         match dial(&settings.key, remote).await {
             Ok((endpoint, connection)) => return verify(settings, endpoint, connection).await,
             Err(error) => last = error,

@@ -33,6 +33,7 @@ reasons! {
         ForeignMessage = "foreign_message": "A message in another node's name, to another node, or without a usable id.",
         InboxFull = "inbox_full": "A message that the application is too slow to take.",
         RelayKey = "relay_key": "A relay that shows another key than the configured or remembered one.",
+        RelayHint = "relay_hint": "A relay that another one names to move to, and that cannot be what is meant.",
         RelayHandshake = "relay_handshake": "A relay whose handshake does not hold.",
         RelayTerms = "relay_terms": "A session whose terms from the relay cannot be used.",
         ReadableRelay = "readable_relay": "A session that the relay could read, without `[agent] allow_readable_relay`.",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use relay_common::Side;
 
+use super::drains::Drain;
 use super::requests::Stage;
 use super::{MISSED_PONGS, Now, Output, PING_INTERVAL, RelayIndex, State};
 use crate::agent::error::SessionEnd;
@@ -18,6 +19,12 @@ pub(super) struct Relay {
     /// `HOST:PORT`, for messages.
     pub name: String,
     pub link: Link,
+    /// Whom it has proved to be, or is to.
+    pub node: Option<NodeId>,
+    /// It is about to stop.
+    pub drain: Option<Drain>,
+    /// Known by a hint alone: the configured relay whose place it takes.
+    pub stands_in_for: Option<RelayIndex>,
 }
 
 #[derive(Debug)]
@@ -33,9 +40,21 @@ pub(super) enum Link {
     Down {
         why: String,
     },
+    /// It was known by a hint, and nothing needs it any more.
+    Forgotten,
 }
 
 impl Relay {
+    /// A relay of which no more is known than where it is.
+    pub fn named(name: String) -> Self {
+        Relay { name, link: Link::Connecting, node: None, drain: None, stands_in_for: None }
+    }
+
+    /// Whether it can be asked for a session.
+    pub fn takes_sessions(&self) -> bool {
+        self.is_up() && self.drain.is_none()
+    }
+
     pub fn is_up(&self) -> bool {
         matches!(self.link, Link::Up { .. })
     }
@@ -45,15 +64,21 @@ impl State {
     /// A relay is connected and has passed the handshake.
     pub fn relay_up(&mut self, relay: RelayIndex, now: Now) {
         let Some(entry) = self.relays.get_mut(relay.0) else { return };
+        if matches!(entry.link, Link::Forgotten) {
+            return;
+        }
         entry.link = Link::Up {
             since: now.mono,
             announced: false,
             next_ping: now.mono + PING_INTERVAL,
             unanswered_pings: 0,
         };
+        // It says so again if it still is about to stop.
+        entry.drain = None;
         self.announce_to(relay, now);
         self.ask_for_waiting(now);
         self.relay_came_for_moves(relay, now);
+        self.drop_unneeded_hints();
     }
 
     /// The round trip of the control connection to a relay was measured.
@@ -96,6 +121,9 @@ impl State {
 
     fn relay_left(&mut self, relay: RelayIndex, link: Link, now: Now) {
         let Some(entry) = self.relays.get_mut(relay.0) else { return };
+        if matches!(entry.link, Link::Forgotten) {
+            return;
+        }
         entry.link = link;
         for request in self.requests.values_mut() {
             if request.stage == Stage::Asked(relay) {

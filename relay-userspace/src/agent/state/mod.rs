@@ -1,6 +1,7 @@
 //! What an agent decides: which relay to ask, which sessions to take, when to give up. Pure.
 
 mod disconnecting;
+mod drains;
 mod links;
 mod moves;
 mod preference;
@@ -22,13 +23,14 @@ use self::sessions::Session;
 use super::error::{ConnectError, SessionEnd};
 use super::refusal::Refusal;
 use crate::clock::MonoTime;
+use crate::config::RelayHint;
 use crate::identity::NodeId;
 use crate::protocol::flow_terms::{Disconnect, ErrorMessage, FlowTerms, disconnect_reason};
 use crate::protocol::handshake::printable;
 use crate::protocol::message::{Ping, Pong};
 use crate::protocol::{ErrorCode, Message, SessionId};
 
-/// A relay's place in `network.relays`.
+/// A relay's place in `network.relays`, or after it if another relay has named it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RelayIndex(pub usize);
 
@@ -70,6 +72,17 @@ pub enum Output {
     Send(RelayIndex, Message),
     /// Drop the connection to a relay, which does not answer, and connect again.
     Reconnect(RelayIndex),
+    /// Connect to a relay that another one has named.
+    Follow {
+        /// What it is called from now on.
+        relay: RelayIndex,
+        /// Where it is, and who.
+        hint: RelayHint,
+        /// The relay that has named it.
+        by: RelayIndex,
+    },
+    /// Drop the connection to such a relay for good.
+    Forget(RelayIndex),
     /// Open a data socket and bind.
     Start {
         /// Through which relay.
@@ -167,7 +180,7 @@ impl State {
             accept: accept.into_iter().collect(),
             incoming,
             preference: Preference::new(relays.len()),
-            relays: relays.into_iter().map(|name| Relay { name, link: Link::Connecting }).collect(),
+            relays: relays.into_iter().map(Relay::named).collect(),
             sessions: BTreeMap::new(),
             requests: BTreeMap::new(),
             moves: BTreeMap::new(),
@@ -190,6 +203,11 @@ impl State {
                 if self.sessions.get(&session).is_some_and(|entry| entry.relay == relay) {
                     self.told_end(session, end, now);
                 }
+            }
+            Message::Disconnect(Disconnect { reason, relay: hint, .. })
+                if reason == disconnect_reason::DRAIN =>
+            {
+                self.relay_drains(relay, hint.as_deref(), now);
             }
             Message::Error(ErrorMessage { session: Some(session), packets, bytes, .. }) => {
                 if self.sessions.get(&session).is_some_and(|entry| entry.relay == relay) {

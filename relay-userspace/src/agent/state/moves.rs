@@ -23,6 +23,9 @@
 //!   tried again, until consent is lost.
 //! - **How often.** Rounds are spaced by [`Backoff`](crate::agent::backoff::Backoff), which a path that lasts a minute
 //!   resets: at most nine rounds in the first minute, and four in any later one, however often paths come and go.
+//! - **A relay that is about to stop** ([`drains`](super::drains)) has its sessions move in the same way although nothing
+//!   fails: the relay that it names is asked first, and while that is being connected to no other. The one raw session of a
+//!   target over such a relay counts as failing.
 //! - **Never without need.** A relay that becomes faster than the present one is preferred for the next session.
 
 use std::collections::BTreeSet;
@@ -111,7 +114,8 @@ impl State {
             self.decide_for(id, now);
         } else if !session.is_lost() {
             session.failure = None;
-            if self.moves.get(&id).is_some_and(|it| !matches!(it.stage, MoveStage::Binding(_))) {
+            let stays = !self.must_move(id);
+            if stays && self.moves.get(&id).is_some_and(|it| !matches!(it.stage, MoveStage::Binding(_))) {
                 self.moves.remove(&id);
             }
         }
@@ -134,11 +138,16 @@ impl State {
     /// Whether a session whose relay says that a side is silent may find another path.
     pub(super) fn has_another_relay(&self, id: SessionId) -> bool {
         let Some(session) = self.sessions.get(&id) else { return false };
-        self.relays.iter().enumerate().any(|(at, relay)| at != session.relay.0 && relay.is_up())
+        self.relays.iter().enumerate().any(|(at, relay)| at != session.relay.0 && relay.takes_sessions())
+    }
+
+    /// Whether a session's path fails, or its relay is about to stop.
+    fn must_move(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|session| session.failure.is_some() || self.drains(session.relay))
     }
 
     /// Looks for another path for a connector's session, if that is not under way.
-    fn begin_move(&mut self, id: SessionId, now: Now) {
+    pub(super) fn begin_move(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.side != Side::Connector || self.moves.contains_key(&id) {
             return;
@@ -165,7 +174,7 @@ impl State {
     pub(super) fn ask_next_for_move(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get(&id) else { return };
         let Some(tried) = self.moves.get(&id).map(|it| &it.tried) else { return };
-        if session.failure.is_none() {
+        if !self.must_move(id) {
             self.moves.remove(&id);
             return;
         }
@@ -173,8 +182,11 @@ impl State {
         let peer = session.peer;
         let (Some(session), Some(it)) = (self.sessions.get_mut(&id), self.moves.get_mut(&id)) else { return };
         let Some(relay) = relay else {
+            // Where nothing fails and nobody was asked, it is only that the named relay is not there yet.
+            let waits = session.failure.is_none() && it.tried.is_empty();
+            let pause = if waits { ANSWER_WITHIN } else { session.pause(id) };
             it.tried.clear();
-            it.stage = MoveStage::Resting(now.mono + session.pause(id));
+            it.stage = MoveStage::Resting(now.mono + pause);
             return;
         };
         it.tried.insert(relay);
@@ -198,9 +210,16 @@ impl State {
             Link::Up { since, .. } => Some(since),
             _ => None,
         };
-        let untried = |relay: &RelayIndex| !tried.contains(relay) && up_since(*relay).is_some();
-        let other = self.preference.order().filter(untried).find(|relay| *relay != session.relay);
-        other.or_else(|| {
+        let other = |relay: &RelayIndex| !tried.contains(relay) && *relay != session.relay;
+        if let Some(named) = self.named_by(session.relay) {
+            if self.is_awaited(named) && session.failure.is_none() {
+                return None;
+            }
+            if let Some(named) = self.usable_relays().find(|relay| *relay == named && other(relay)) {
+                return Some(named);
+            }
+        }
+        self.usable_relays().find(other).or_else(|| {
             let failure = session.failure.as_ref()?;
             let since = up_since(session.relay)?;
             let forgot = match failure.lost {
@@ -289,7 +308,7 @@ impl State {
             .sessions
             .iter()
             .filter(|(other, session)| **other != id && is_older(session))
-            .map(|(other, session)| (*other, session.relay, session.failure.is_some()))
+            .map(|(other, session)| (*other, session.relay, self.must_move(*other)))
             .collect();
         let failing: Vec<SessionId> =
             older.iter().filter(|(_, _, fails)| *fails).map(|(other, _, _)| *other).collect();
@@ -341,6 +360,14 @@ impl State {
 }
 
 impl Move {
+    /// The relay that is asked at present.
+    pub fn asks(&self) -> Option<RelayIndex> {
+        match self.stage {
+            MoveStage::Asked(relay, _) => Some(relay),
+            _ => None,
+        }
+    }
+
     fn deadline(&self) -> Option<MonoTime> {
         match self.stage {
             MoveStage::Resting(until) | MoveStage::Asked(_, until) => Some(until),

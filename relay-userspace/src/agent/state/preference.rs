@@ -27,6 +27,12 @@ impl Preference {
         Preference { order: (0..relays).map(RelayIndex).collect(), round_trips: vec![None; relays] }
     }
 
+    /// One more, the last for the time being.
+    pub fn add(&mut self, relay: RelayIndex) {
+        self.order.push(relay);
+        self.round_trips.push(None);
+    }
+
     /// The preferred one first.
     pub fn order(&self) -> impl Iterator<Item = RelayIndex> + '_ {
         self.order.iter().copied()

@@ -123,6 +123,7 @@ impl State {
     pub(super) fn ask_for_waiting(&mut self, now: Now) {
         let waiting: Vec<RequestId> =
             self.requests.iter().filter(|(_, r)| r.stage == Stage::Waiting).map(|(id, _)| *id).collect();
+        let usable: Vec<RelayIndex> = self.usable_relays().collect();
         for id in waiting {
             let joined = self.requests.get(&id).and_then(|request| {
                 self.requests.values().find(|other| {
@@ -138,10 +139,8 @@ impl State {
                 request.tried.extend(tried);
                 continue;
             }
-            let is_up = |relay: &RelayIndex| self.relays.get(relay.0).is_some_and(Relay::is_up);
-            let untried = |relay: &RelayIndex| is_up(relay) && !request.tried.contains(relay);
-            let up = self.preference.order().find(untried);
-            if let Some(relay) = up {
+            let untried = usable.iter().copied().find(|relay| !request.tried.contains(relay));
+            if let Some(relay) = untried {
                 request.tried.insert(relay);
                 request.stage = Stage::Asked(relay);
                 request.asked_at = now.mono;
@@ -188,7 +187,7 @@ impl State {
     /// Until when a request waits for its relay, if there is another that it could ask.
     fn passed_over_at(&self, request: &Request) -> Option<MonoTime> {
         let another =
-            |(at, relay): (usize, &Relay)| relay.is_up() && !request.tried.contains(&RelayIndex(at));
+            |(at, relay): (usize, &Relay)| relay.takes_sessions() && !request.tried.contains(&RelayIndex(at));
         self.relays.iter().enumerate().find(|relay| another(*relay))?;
         match request.stage {
             Stage::Waiting => None,
@@ -210,10 +209,12 @@ impl State {
     }
 
     fn unreachable(&self) -> ConnectError {
-        let each = self.relays.iter().map(|relay| match &relay.link {
-            Link::Connecting => format!("{}: no answer yet", relay.name),
-            Link::Up { .. } => format!("{}: connected only now", relay.name),
-            Link::Down { why } => format!("{}: {why}", relay.name),
+        let each = self.relays.iter().filter_map(|relay| match &relay.link {
+            Link::Connecting => Some(format!("{}: no answer yet", relay.name)),
+            Link::Up { .. } if relay.drain.is_some() => Some(format!("{}: it is about to stop", relay.name)),
+            Link::Up { .. } => Some(format!("{}: connected only now", relay.name)),
+            Link::Down { why } => Some(format!("{}: {why}", relay.name)),
+            Link::Forgotten => None,
         });
         ConnectError::RelaysUnreachable(each.collect::<Vec<_>>().join("; "))
     }

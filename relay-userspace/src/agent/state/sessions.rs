@@ -99,7 +99,7 @@ impl Session {
 impl State {
     pub(super) fn ready(&mut self, relay: RelayIndex, ready: &RelayReady, now: Now) {
         if ready.status == ReadyStatus::Waiting {
-            if let Some(Relay { name, link: Link::Up { announced, .. } }) = self.relays.get_mut(relay.0) {
+            if let Some(Relay { name, link: Link::Up { announced, .. }, .. }) = self.relays.get_mut(relay.0) {
                 *announced = true;
                 tracing::info!(relay = %name, "announced: other agents can find this one there");
             }
@@ -177,7 +177,8 @@ impl State {
         let taken = || self.sessions.values().filter(|session| session.side == Side::Target);
         let of_peer = || taken().filter(|session| session.peer == peer);
         // Each that fails may be moved, and then there are two of it for a while.
-        let sound = of_peer().filter(|session| session.failure.is_none() && session.part != Part::Left);
+        let stays = |session: &&Session| session.failure.is_none() && !self.drains(session.relay);
+        let sound = of_peer().filter(stays).filter(|session| session.part != Part::Left);
         if sound.count() >= self.incoming.per_peer || of_peer().count() >= 2 * self.incoming.per_peer {
             Some((Refusal::PeerSessions, "as many sessions as one peer may have"))
         } else if taken().count() >= MAX_TARGET_SESSIONS {
@@ -258,6 +259,7 @@ impl State {
             self.requests.remove(&request);
             self.outputs.push_back(Output::Connected(request, id));
         }
+        self.move_off_draining(id, now);
     }
 
     /// A session's terms cannot be used, or its data socket could not be opened.
@@ -346,5 +348,6 @@ impl State {
         self.outputs.push_back(Output::End(id, end));
         self.moves_without(id, session.part, now);
         self.ask_for_waiting(now);
+        self.drop_unneeded_hints();
     }
 }

@@ -17,6 +17,7 @@ use crate::protocol::flow_terms::{Disconnect, RelayAnnounce, disconnect_reason};
 async fn an_agent_that_is_told_that_it_was_replaced_does_not_fight_back() {
     let net = Network::start().await;
     let settings = LinkSettings {
+        named_at: None,
         key: key(1),
         name: "agent 1".to_owned(),
         address: net.relay.control.to_string().parse().unwrap(),

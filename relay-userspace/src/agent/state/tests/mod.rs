@@ -1,5 +1,6 @@
 //! Tests under simulated time.
 
+mod drains;
 mod moves;
 mod two_agents;
 
@@ -220,6 +221,19 @@ fn a_session_outlives_its_relay_connection_and_ends_when_consent_does() {
     assert!(
         matches!(&outputs[1], Output::End(SESSION, SessionEnd::ConsentLost { relay }) if relay == "relay0:4433")
     );
+}
+
+#[test]
+fn a_restart_of_the_relay_ends_and_moves_nothing_and_what_is_asked_for_meanwhile_waits() {
+    let mut agent = connected_through_the_first_of(2);
+    agent.state.relay_restarts(RelayIndex(0), NOW);
+    agent.state.relay_restarts(RelayIndex(1), NOW);
+    agent.state.connect(RequestId(2), NodeId::from_bytes([7; 32]), Use::Raw, NOW);
+    assert!(agent.outputs().is_empty());
+    agent.state.relay_up(RelayIndex(0), later(Duration::from_secs(1)));
+    assert!(matches!(agent.outputs()[..], [Output::Send(RelayIndex(0), Message::RelayConnect(_))]));
+    agent.ready(Side::Connector, peer());
+    assert!(matches!(agent.outputs()[..], [Output::Update(_)]), "the session is the one it was");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Two agents and their relays under simulated time: relays pair, forget and die; agents notice as their bind exchange
 //! would tell them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use relay_common::Side;
 
 use super::*;
+use crate::config::RelayHint;
 use crate::protocol::bind::{BindEvent, PathHealth};
 use crate::protocol::flow_terms::{RelayConnect, RelayError, RelayReady};
 
@@ -41,6 +42,8 @@ pub struct SimAgent {
     pub moves: usize,
     /// When it has asked which relay to connect it.
     pub asked: Vec<(MonoTime, RelayIndex)>,
+    /// The relays that it keeps connected.
+    pub knows: BTreeSet<usize>,
 }
 
 pub struct Handle {
@@ -58,6 +61,8 @@ pub struct SimPath {
 }
 
 pub struct SimRelay {
+    /// It has said that it is about to stop.
+    pub draining: bool,
     /// Forwards and answers.
     pub alive: bool,
     /// Takes binds. Off: as a firewall that lets control pass alone.
@@ -79,7 +84,12 @@ pub struct SimSession {
 impl World {
     /// Agents of which each accepts the other, connected to so many relays.
     pub fn new(relays: usize, incoming: Use) -> Self {
-        let names = || (0..relays).map(|at| format!("relay{at}:4433")).collect();
+        World::where_some_are_unknown(relays, relays, incoming)
+    }
+
+    /// Agents that know only the first `known` of so many relays.
+    pub fn where_some_are_unknown(known: usize, relays: usize, incoming: Use) -> Self {
+        let names = || (0..known).map(|at| format!("relay{at}:4433")).collect();
         let incoming = IncomingSessions { carries: incoming, per_peer: 4 };
         let agent = |at: usize| SimAgent {
             state: State::new(node(at), true, [node(1 - at)], incoming, names()),
@@ -88,8 +98,10 @@ impl World {
             failed: Vec::new(),
             moves: 0,
             asked: Vec::new(),
+            knows: (0..known).collect(),
         };
         let relay = || SimRelay {
+            draining: false,
             alive: true,
             data_open: true,
             headless: false,
@@ -158,13 +170,28 @@ impl World {
         self.pump();
     }
 
+    /// It says that it is about to stop, and where to go.
+    pub fn drain(&mut self, relay: usize, hint: Option<&str>) {
+        self.relays[relay].draining = true;
+        for agent in 0..2 {
+            self.tell_drain(relay, agent, hint);
+        }
+        self.pump();
+    }
+
+    pub fn tell_drain(&mut self, relay: usize, agent: usize, hint: Option<&str>) {
+        let drain = Disconnect::new(disconnect_reason::DRAIN, None, None);
+        let told = Disconnect { relay: hint.map(str::to_owned), ..drain };
+        self.mail.push_back((RelayIndex(relay), agent, told.into()));
+    }
+
     pub fn revive(&mut self, relay: usize) {
         for agent in 0..2 {
             if self.relays[relay].linked[agent] {
                 self.unlink(relay, agent);
             }
         }
-        self.relays[relay].alive = true;
+        (self.relays[relay].alive, self.relays[relay].draining) = (true, false);
     }
 
     /// Lets time pass.
@@ -207,7 +234,7 @@ impl World {
             for agent in 0..2 {
                 let (alive, linked) = (self.relays[relay].alive, self.relays[relay].linked[agent]);
                 let now = self.now;
-                if alive && !linked {
+                if alive && !linked && self.agents[agent].knows.contains(&relay) {
                     self.relays[relay].linked[agent] = true;
                     self.agents[agent].state.relay_up(RelayIndex(relay), now);
                 } else if !alive && linked && now.mono >= self.relays[relay].died + LINK_IDLE {
@@ -316,6 +343,19 @@ impl World {
                     handle.end.get_or_insert(end.clone());
                 }
             }
+            Output::Follow { relay, hint, .. } => {
+                assert_eq!(
+                    hint,
+                    hint_of(relay.0),
+                    "the relays are numbered in the order in which agents hear of them"
+                );
+                self.agents[at].knows.insert(relay.0);
+            }
+            Output::Forget(relay) => {
+                self.agents[at].knows.remove(&relay.0);
+                self.relays[relay.0].linked[at] = false;
+                self.relays[relay.0].announced[at] = false;
+            }
             Output::Update(_) | Output::Limited { .. } | Output::Refused { .. } => {}
             Output::Reconnect(relay) => self.unlink(relay.0, at),
         }
@@ -353,9 +393,9 @@ impl World {
             Message::RelayConnect(RelayConnect { target_id, .. }) => {
                 let to = 1 - from;
                 assert_eq!(target_id, node(to).to_string());
-                if !sim.announced[to] {
+                if sim.draining || !sim.announced[to] {
                     let absent = RelayError {
-                        code: 3001,
+                        code: if sim.draining { 3006 } else { 3001 },
                         message: "absent".into(),
                         target_id: Some(target_id),
                         session: None,
@@ -407,6 +447,12 @@ impl World {
             }
         }
     }
+}
+
+/// How a relay is named to agents that do not know it.
+pub fn hint_of(relay: usize) -> RelayHint {
+    let node = NodeId::from_bytes([100 + relay as u8; 32]);
+    format!("{node}@relay{relay}:4433").parse().unwrap()
 }
 
 fn node(at: usize) -> NodeId {
