@@ -10,7 +10,6 @@ use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile, Role};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::privilege;
 use relay_userspace::privilege::file_access::{self, Places, Restricted};
-use relay_userspace::relay::keeper::PINS;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
