@@ -16,6 +16,8 @@ use self::store::Store;
 use crate::identity::NodeId;
 use crate::supervision::Supervision;
 
+pub use self::pins::is_bpffs;
+
 /// Where pins are unless the configuration says otherwise.
 pub const PINS: &str = "/sys/fs/bpf/atlas-relay";
 
@@ -56,8 +58,7 @@ impl Keeper {
     }
 
     /// The keeper of the relay `node`, and what a predecessor has left with it: the supervisor if it keeps descriptors,
-    /// else pins of this `layout` below the directory `bpffs` (`None`: never), else nobody. Which one it is, and why, goes
-    /// to the log.
+    /// else pins of this `layout` below the directory `bpffs` (`None`: never), else nobody.
     pub fn find(
         supervision: &mut Supervision,
         bpffs: Option<&Path>,
@@ -92,12 +93,7 @@ impl Keeper {
                 },
             },
         };
-        let Keeper { why, foreign, .. } = &keeper;
-        match keeper.kind {
-            Kind::Nobody => tracing::info!(why, "flows end with this daemon: nobody keeps them"),
-            _ => tracing::info!(by = why, left = kept.len(), "flows outlive this daemon"),
-        }
-        for directory in foreign {
+        for directory in &keeper.foreign {
             tracing::warn!(
                 directory = %directory.display(),
                 "another version of the relay has left pins: `atlas-relay stop` or `atlas-relay xdp unload` removes them"

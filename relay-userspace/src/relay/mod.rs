@@ -12,7 +12,6 @@ pub mod prefix;
 pub mod rendezvous;
 pub mod report;
 pub mod stopping;
-pub mod surroundings;
 
 mod accounting;
 mod control;
@@ -36,21 +35,21 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
+use self::datapath::LAYOUT;
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
-use self::keeper::Keeper;
+use self::keeper::{Keeper, Kept};
 use self::legacy::Legacy;
 use self::packet_path::{Opened, PacketPath};
 use self::pulse::AskDriver;
 use self::reconfiguration::Reconfiguration;
 use self::rendezvous::{Access, Policy, Settings};
 use self::stopping::{Stopper, Stopping};
-use self::surroundings::Surroundings;
 use crate::admin::{AdminSocket, Asked, BindError, Request};
-use crate::config::{Config, ConfigSource, Quotas};
+use crate::config::{Config, ConfigSource, DatapathMode, Quotas};
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::BindMagic;
-use crate::supervision::{Announcer, keep_telling};
+use crate::supervision::{Announcer, Supervision, keep_telling};
 
 pub use self::packet_path::{PathError, check_interfaces};
 
@@ -82,25 +81,42 @@ impl Relay {
         key: NodeKey,
         name: &str,
     ) -> Result<Relay, StartError> {
-        Relay::start_in(config, source, key, name, Surroundings::default())
+        let nobody = |_: &mut Supervision| (Keeper::nobody(), Vec::new());
+        Relay::start_with(config, source, key, name, &mut Supervision::none(), nobody)
     }
 
-    /// As [`start`](Self::start), but it goes on with what the one before it has left with the keeper there, leaves its own
-    /// there, and tells its supervisor how it is.
+    /// As [`start`](Self::start), but it goes on with what the one before it has left with whoever keeps flows here, and
+    /// leaves its own there; and whoever supervises it is told how it is.
     ///
     /// # Errors
     /// See [`StartError`]: each says what to do.
-    pub fn start_in(
+    pub fn start_under(
         config: &Config,
         source: Option<ConfigSource>,
         key: NodeKey,
         name: &str,
-        surroundings: Surroundings,
+        supervision: &mut Supervision,
+    ) -> Result<Relay, StartError> {
+        let node = key.node_id();
+        // Sockets and memory files, which the userspace datapath lives on, cannot be pinned.
+        let in_kernel = config.datapath.mode != DatapathMode::Userspace;
+        let bpffs = config.datapath.bpffs.as_deref().filter(|_| in_kernel);
+        let find = |supervision: &mut Supervision| Keeper::find(supervision, bpffs, &node, LAYOUT);
+        Relay::start_with(config, source, key, name, supervision, find)
+    }
+
+    /// `find` is called once no other daemon can be running.
+    fn start_with(
+        config: &Config,
+        source: Option<ConfigSource>,
+        key: NodeKey,
+        name: &str,
+        supervision: &mut Supervision,
+        find: impl FnOnce(&mut Supervision) -> (Keeper, Vec<Kept>),
     ) -> Result<Relay, StartError> {
         let admin = AdminSocket::bind(&config.admin.socket)?;
         let magic = BindMagic::of_relay(&key.public());
-        let Surroundings { keeper, kept, supervision } = surroundings;
-        let announcer = supervision.announcer();
+        let (keeper, kept) = find(supervision);
         let mut legacy = Legacy::of(kept, magic.0);
         let relay_port = open_port(config, magic, &mut legacy, &keeper)?;
         let addresses = relay_port.addresses();
@@ -120,7 +136,7 @@ impl Relay {
         let limit = config.transport.relay_bandwidth_limit;
         tracing::info!(
             node = %key.node_id(), name, %address, address_v6 = addresses.v6.map(tracing::field::display),
-            datapath = packets.name(), why = packets.why(), bytes_per_s = limit.bytes_per_s,
+            datapath = packets.name(), why = packets.why(), flows_kept_by = packets.kept_by(), bytes_per_s = limit.bytes_per_s,
             "relay listening"
         );
         let settings = Settings {
@@ -134,6 +150,7 @@ impl Relay {
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
         let stopper = Stopper::default();
+        let announcer = supervision.announcer();
         let reconfiguration = Reconfiguration::new(config, source, announcer.clone());
         let mut driver = Driver::new(settings, packets, Arc::clone(&rules), reconfiguration, stopper.clone());
         driver.succeed(&left, predecessor);
@@ -143,7 +160,7 @@ impl Relay {
         let parts =
             Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone };
         announcer.ready();
-        keep_telling(&supervision, AskDriver(reloads.asked.clone()));
+        keep_telling(supervision, AskDriver(reloads.asked.clone()));
         let supervisor = tokio::spawn(supervise(parts, stopper.clone(), at_sigterm, announcer));
         Ok(Relay { address, reloads, stopper, at_sigterm, supervisor })
     }

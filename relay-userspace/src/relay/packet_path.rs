@@ -239,6 +239,15 @@ impl PacketPath {
         &self.why
     }
 
+    /// Who keeps the flows while no daemon runs, or why nobody does, for people.
+    pub fn kept_by(&self) -> String {
+        let why = self.keeper.why();
+        match self.keeper.keeps_bpf() {
+            true => why.to_owned(),
+            false => format!("nobody: {why}"),
+        }
+    }
+
     /// Sends a bind datagram from the relay's port.
     pub fn send_bind(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8; BIND_LEN]) {
         self.bind_sender.send_bind(from, to, bytes);

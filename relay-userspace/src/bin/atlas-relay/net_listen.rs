@@ -14,7 +14,6 @@ use relay_userspace::protocol::handshake::printable;
 use relay_userspace::relay::Relay;
 use relay_userspace::relay::datapath::OBJECT;
 use relay_userspace::relay::stopping::Stopping;
-use relay_userspace::relay::surroundings::Surroundings;
 use relay_userspace::supervision::{Ask, Supervision, keep_telling};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -27,7 +26,7 @@ use crate::node::{Node, StopSignal, StopSignals, restrict_files, runtime, runtim
 
 pub fn run(options: Listen) -> anyhow::Result<()> {
     // First, while there is one thread: it changes the environment.
-    let supervision = Supervision::of_environment();
+    let mut supervision = Supervision::of_environment();
     // Before anything that takes time: until then SIGHUP kills the process, and whoever has started it may send one soon.
     let reload = reload_signal()?;
     let mut node = Node::open()?;
@@ -57,34 +56,29 @@ pub fn run(options: Listen) -> anyhow::Result<()> {
         interfaces: options.interface,
     };
     node.config = source.load()?;
-    let announcer = supervision.announcer();
-    let surroundings = match relay {
-        true => Surroundings::find(supervision, &node.config, &node.key.node_id()),
-        false => Surroundings { supervision, ..Surroundings::default() },
-    };
     // While this is the only thread: those it starts take after it.
     privilege::renounce().context("giving up the means to gain privilege")?;
     let files = restrict_files(&node.root, &node.config)?;
     let served = match relay {
         true => {
-            runtime_without_privilege()?.block_on(serve_relay(&node, source, surroundings, reload, files))
+            runtime_without_privilege()?.block_on(serve_relay(&node, source, &mut supervision, reload, files))
         }
-        false => runtime()?.block_on(serve_agent(&node, source, &surroundings.supervision, reload, files)),
+        false => runtime()?.block_on(serve_agent(&node, source, &supervision, reload, files)),
     };
-    announcer.finish();
+    supervision.announcer().finish();
     served
 }
 
 async fn serve_relay(
     node: &Node,
     source: ConfigSource,
-    surroundings: Surroundings,
+    supervision: &mut Supervision,
     mut reload: Signal,
     files: Restricted,
 ) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let key = node.key.clone();
-    let relay = Relay::start_in(&node.config, Some(source), key, node.name(), surroundings)?;
+    let relay = Relay::start_under(&node.config, Some(source), key, node.name(), supervision)?;
     log_restricted(files);
     let reloader = relay.reloader();
     let address = match node.config.network.advertise.first() {

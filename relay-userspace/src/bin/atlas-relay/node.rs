@@ -10,6 +10,7 @@ use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile, Role};
 use relay_userspace::identity::NodeKey;
 use relay_userspace::privilege;
 use relay_userspace::privilege::file_access::{self, Places, Restricted};
+use relay_userspace::relay::keeper;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -100,8 +101,8 @@ pub fn restrict_files(root: &AtlasRoot, config: &Config) -> anyhow::Result<Restr
     let directory = |path: &Path| path.parent().map(Path::to_owned);
     // The directory, not the file: whoever changes a file may put another one in its place.
     let read = std::fs::canonicalize(root.config()).ok().as_deref().and_then(directory);
-    // Where there is none it cannot be used, and what it would be in stays out of reach.
-    let pins = config.datapath.bpffs.clone().filter(|bpffs| bpffs.is_dir());
+    // If it is not in a bpffs it cannot be used, and what it would be in stays out of reach.
+    let pins = config.datapath.bpffs.clone().filter(|bpffs| keeper::is_bpffs(bpffs));
     let written = [root.path().to_owned()].into_iter().chain(directory(&config.admin.socket)).chain(pins);
     let places = Places { read: Vec::from_iter(read), written: written.collect() };
     file_access::restrict(&places).context("restricting the files that can be opened")

@@ -193,7 +193,7 @@ fn layouts_in(node: &Path) -> Vec<PathBuf> {
 }
 
 /// Whether a directory is in a bpffs, or would be once it is made.
-fn is_bpffs(directory: &Path) -> bool {
+pub fn is_bpffs(directory: &Path) -> bool {
     let there = directory.ancestors().find_map(|path| statfs(path).ok());
     there.is_some_and(|filesystem| filesystem.f_type as u32 == MAGIC)
 }
