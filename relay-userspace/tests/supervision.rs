@@ -3,7 +3,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "in a test a panic is a failure, and the process says what it has found"
+    unsafe_code,
+    reason = "in a test a panic is a failure, the process says what it has found, and fork is not in std"
 )]
 
 use std::os::fd::AsRawFd as _;
@@ -34,49 +35,44 @@ fn start_again(name: &str, before: &str) -> String {
     said
 }
 
-/// What the started process does: it says what was given to it, then what a child of its is given.
-fn say_what_was_given() -> bool {
+/// Whether this is the process that is started. Then it says what was given to it.
+fn says_what_was_given() -> bool {
     if std::env::var_os(STARTED).is_none() {
         return false;
     }
     let mut supervision = Supervision::of_environment();
-    let descriptors = supervision.take_descriptors();
-    let target = |descriptor: i32| std::fs::read_link(format!("/proc/self/fd/{descriptor}")).unwrap();
-    for (name, descriptor) in &descriptors {
-        println!("given {name} {}", target(descriptor.as_raw_fd()).display());
+    println!(); // the harness has begun a line
+    for (name, descriptor) in supervision.take_descriptors() {
+        let target = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd())).unwrap();
+        println!("given {name} {}", target.display());
+        let child = Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+        assert!(!String::from_utf8(child.stdout).unwrap().contains(target.to_str().unwrap()), "inherited");
     }
     println!("watchdog {:?}", supervision.watchdog());
     println!("store {}", supervision.store().is_some());
-    let child = Command::new("sh").args(["-c", "env; ls -l /proc/self/fd"]).output().unwrap();
-    for line in String::from_utf8(child.stdout).unwrap().lines() {
-        println!("child {line}");
-    }
     assert!(Supervision::of_environment().take_descriptors().is_empty(), "given once");
     true
 }
 
 #[test]
-fn what_is_meant_for_the_daemon_is_taken_and_no_child_is_given_it() {
-    if say_what_was_given() {
+fn what_is_meant_for_the_daemon_is_taken_and_no_child_inherits_the_descriptors() {
+    if says_what_was_given() {
         return;
     }
     let said = start_again(
-        "what_is_meant_for_the_daemon_is_taken_and_no_child_is_given_it",
-        "export LISTEN_PID=$$ WATCHDOG_PID=$$; exec 3</dev/null 4</dev/zero",
+        "what_is_meant_for_the_daemon_is_taken_and_no_child_inherits_the_descriptors",
+        "export LISTEN_PID=$$ WATCHDOG_PID=$$; exec 3</dev/full 4</dev/zero",
     );
-    for line in ["given SLOTS /dev/null", "given udp4-0 /dev/zero", "watchdog Some(30s)", "store true"] {
+    for line in ["given SLOTS /dev/full", "given udp4-0 /dev/zero", "watchdog Some(30s)", "store true"] {
         assert!(said.lines().any(|said| said == line), "{line}: {said}");
-    }
-    let child: Vec<&str> = said.lines().filter(|line| line.starts_with("child ")).collect();
-    assert!(child.iter().any(|line| line.contains(STARTED)), "{said}");
-    for never in ["NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "/dev/zero"] {
-        assert!(!child.iter().any(|line| line.contains(never)), "{never}: {said}");
     }
 }
 
 #[test]
 fn what_is_meant_for_another_process_is_left_alone() {
-    if say_what_was_given() {
+    if says_what_was_given() {
+        let open = std::fs::read_link("/proc/self/fd/4").unwrap();
+        assert_eq!(open.to_str(), Some("/dev/zero"), "its descriptors are still open");
         return;
     }
     let said = start_again(
@@ -84,14 +80,38 @@ fn what_is_meant_for_another_process_is_left_alone() {
         "export LISTEN_PID=1 WATCHDOG_PID=1; exec 3</dev/null 4</dev/zero",
     );
     assert!(!said.contains("given ") && said.contains("watchdog None"), "{said}");
-    assert!(said.contains("/dev/zero"), "its descriptors are still open: {said}");
 }
 
 #[test]
 fn a_supervisor_that_has_no_room_keeps_nothing() {
-    if say_what_was_given() {
+    if says_what_was_given() {
         return;
     }
     let said = start_again("a_supervisor_that_has_no_room_keeps_nothing", "export FDSTORE=0");
     assert!(said.contains("store false"), "{said}");
+}
+
+#[test]
+fn the_variables_are_gone_from_the_environment_before_a_child_could_be_started() {
+    if std::env::var_os(STARTED).is_some() {
+        // SAFETY: the only other thread, the harness's, waits for this one, so no lock is held that the copy would need.
+        let copy = unsafe { libc::fork() };
+        if copy == 0 {
+            let _supervision = Supervision::of_environment();
+            let _printed = Command::new("env").status();
+            // SAFETY: the call takes an integer and does not return.
+            unsafe { libc::_exit(0) };
+        }
+        // SAFETY: the call takes an integer and, for the status, no pointer.
+        assert_eq!(unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) }, copy);
+        return;
+    }
+    let said = start_again(
+        "the_variables_are_gone_from_the_environment_before_a_child_could_be_started",
+        "export LISTEN_PID=$$ WATCHDOG_PID=$$ FDSTORE=9",
+    );
+    assert!(said.contains(STARTED), "{said}");
+    for never in ["NOTIFY_SOCKET", "FDSTORE", "WATCHDOG_", "LISTEN_"] {
+        assert!(!said.contains(never), "{never}: {said}");
+    }
 }
