@@ -336,3 +336,88 @@ fn above(descriptors: Vec<OwnedFd>) -> anyhow::Result<Vec<OwnedFd>> {
     let copy = |descriptor: OwnedFd| Ok(rustix::io::fcntl_dupfd_cloexec(&descriptor, least)?);
     descriptors.into_iter().map(copy).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn copy(stream: &UnixStream) -> OwnedFd {
+        stream.try_clone().unwrap().into()
+    }
+
+    fn names(service: &Service) -> Vec<&str> {
+        service.store.iter().map(|stored| stored.name.as_str()).collect()
+    }
+
+    #[test]
+    fn of_one_name_there_may_be_several_and_they_go_together() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let mut service = Service::default();
+        for stream in [&one, &other, &one] {
+            service.take("FDSTORE=1\nFDNAME=a\nFDPOLL=0", vec![copy(stream)]);
+        }
+        service.take("FDSTORE=1\nFDNAME=b\n", vec![copy(&one)]);
+        assert_eq!(names(&service), ["a", "a"], "the same open file is stored once");
+        service.take("FDSTOREREMOVE=1\nFDNAME=a", Vec::new());
+        assert_eq!(names(&service), [""; 0]);
+    }
+
+    #[test]
+    fn what_reports_a_failure_is_thrown_out_unless_it_was_not_to_be_asked() {
+        let [(one, far), (other, other_far)] = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
+        let mut service = Service::default();
+        service.take("FDSTORE=1\nFDNAME=polled", vec![copy(&one)]);
+        service.take("FDSTORE=1\nFDNAME=unpolled\nFDPOLL=0", vec![copy(&other)]);
+        service.throw_out_failed();
+        assert_eq!(names(&service), ["polled", "unpolled"]);
+        drop((far, other_far));
+        service.throw_out_failed();
+        assert_eq!(names(&service), ["unpolled"]);
+    }
+
+    /// A supervisor of the shell, which runs `script`.
+    fn of_shell(script: &str, directory: &Path) -> Supervisor {
+        let tool = Tool::new("sh").args(["-c", script]);
+        Supervisor::of(Host::here(), tool, directory, "shell").unwrap()
+    }
+
+    #[test]
+    fn the_next_process_is_given_what_is_stored_under_its_names_and_the_one_after_a_stop_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let script =
+            "echo \"$LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID - $$)) $((WATCHDOG_PID - $$)) $WATCHDOG_USEC\"
+                      cat <&4
+                      exec sleep 1000";
+        let mut supervisor = of_shell(script, directory.path());
+        supervisor.watchdog(Duration::from_secs(3));
+        let (stream, far) = UnixStream::pair().unwrap();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        std::io::Write::write_all(&mut writer, b"from the pipe\n").unwrap();
+        drop(writer);
+        {
+            let mut service = supervisor.service();
+            service.take("FDSTORE=1\nFDNAME=META\nFDPOLL=0", vec![copy(&stream)]);
+            service.take("FDSTORE=1\nFDNAME=udp4-0\nFDPOLL=0", vec![reader.into()]);
+        }
+        supervisor.start().unwrap();
+        let expected = "2 META:udp4-0 0 0 3000000\nfrom the pipe\n";
+        let said = |process: &Process| (process.output() == expected).then_some(());
+        supervisor.process().unwrap().wait_until("its words", PATIENCE, said).unwrap();
+        assert_eq!(supervisor.stored(), ["META", "udp4-0"]);
+        supervisor.stop().unwrap();
+        assert_eq!(supervisor.stored(), [""; 0]);
+        drop((stream, far));
+    }
+
+    #[test]
+    fn a_process_that_ends_before_it_is_ready_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = of_shell("exit 3", directory.path());
+        let error = format!("{:#}", supervisor.start_ready(PATIENCE).unwrap_err());
+        assert!(error.contains("exit status: 3"), "{error}");
+    }
+}
