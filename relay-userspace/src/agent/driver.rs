@@ -19,10 +19,12 @@ use super::inbox::IncomingMessage;
 use super::known_relays::{KnownRelays, PinError};
 use super::link::{self, LinkChange, LinkEvent, LinkSettings};
 use super::live_session::{LiveSession, Opening};
-use super::peer::{self, EndToEndPath, PeerEndpoint, Serving};
+use super::peer::EndToEndPath;
+use super::peer_endpoint::{EndpointError, PeerEndpoint};
 use super::permitted::Permitted;
 use super::raw::RawSession;
 use super::refusal::{Refusal, RefusalLog};
+use super::serving::{self, Serving};
 use super::session::{Session, SessionNews, SessionUser};
 use super::session_path::{RelayRoundTrip, SessionPath};
 use super::settings::{AgentSettings, Incoming};
@@ -499,7 +501,7 @@ impl Driver {
     }
 
     /// Adds the session to the peer's endpoint, which is made if there is none.
-    fn endpoint(&mut self, session: &Session, path: &SessionPath) -> Result<(), peer::EndpointError> {
+    fn endpoint(&mut self, session: &Session, path: &SessionPath) -> Result<(), EndpointError> {
         let peer = session.peer();
         if let Some(endpoint) = self.endpoints.get(&peer) {
             endpoint.add_path(path.id(), session.side(), path.socket().clone());
@@ -508,7 +510,7 @@ impl Driver {
         let serve = self.settings.announce && self.settings.accept.contains(&peer);
         let endpoint = PeerEndpoint::new(&self.settings.key, session, serve)?;
         if serve {
-            tokio::spawn(peer::serve(endpoint.clone(), self.serving.clone()));
+            tokio::spawn(serving::serve(endpoint.clone(), self.serving.clone()));
         }
         self.endpoints.insert(peer, endpoint);
         Ok(())

@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ConnectError;
 use super::inbox::{self, IncomingMessage};
-use super::peer::{PING_TIMEOUT, PingError, PingSample, Serving};
+use super::peer::{PING_TIMEOUT, PingError, PingSample};
 use super::reached::Path;
 use super::refusal::{Refusal, RefusalLog};
 use super::request::{ANSWER_TIMEOUT, Delivery, MessageError, OutgoingMessage};
+use super::serving::Serving;
 use super::settings::AgentSettings;
 use super::state::PAIRING_TIMEOUT;
 use super::verification::{initiate, respond_to, unix_s};
