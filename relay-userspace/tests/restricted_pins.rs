@@ -8,7 +8,6 @@
     reason = "in a test a panic is a failure, one that cannot run says why, and unshare is not in std"
 )]
 
-#[expect(dead_code, reason = "other tests use more of it")]
 mod namespaces;
 mod skipping;
 
