@@ -79,6 +79,15 @@ mod tests {
     }
 
     #[test]
+    fn agents_of_a_relay_that_was_started_again_come_back_spread_over_a_second() {
+        for (chance, wait_ns) in
+            [(0, 0), (1, 1), (999_999_999, 999_999_999), (1_000_000_000, 0), (u64::MAX, 709_551_615)]
+        {
+            assert_eq!(spread(chance), Duration::from_nanos(wait_ns));
+        }
+    }
+
+    #[test]
     fn chance_moves_a_wait_between_its_half_and_its_whole() {
         for chance in [0, 1, 249_999_999, 250_000_000, u64::MAX] {
             let wait = Backoff::default().next(chance);

@@ -18,7 +18,9 @@ use crate::protocol::bind::{
     BindDatagram, BindKey, BindKeys, BindKind, BindMagic, Cookie, PairState, UnverifiedBind,
 };
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
-use crate::protocol::flow_terms::{Disconnect, FlowTerms, ReadyStatus, RelayError, RelayReady};
+use crate::protocol::flow_terms::{
+    Disconnect, FlowTerms, ReadyStatus, RelayError, RelayReady, disconnect_reason,
+};
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::Responder;
 use crate::protocol::{ErrorCode, Message, SessionId};
@@ -128,6 +130,16 @@ impl FakeRelay {
         for (node, terms) in nodes.iter().zip(terms.clone()) {
             let terms = FlowTerms { max_datagram_bytes, ..terms };
             state.connections[node].1.send(RelayReady::with_terms(&terms).into()).unwrap();
+        }
+    }
+
+    /// Says that it restarts, and knows nobody any more. Its sessions stay.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        state.announced.clear();
+        for (_, (_, outgoing)) in state.connections.drain() {
+            let told = Disconnect::new(disconnect_reason::RESTART, None, None);
+            outgoing.send(told.into()).unwrap();
         }
     }
 

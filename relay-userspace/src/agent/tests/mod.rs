@@ -6,6 +6,7 @@ mod forwards;
 mod messages;
 mod raw_sessions;
 mod replaced;
+mod restarts;
 mod session_events;
 mod trust;
 mod udp_forwards;
