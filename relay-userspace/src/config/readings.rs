@@ -237,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn the_supervisor_hears_of_each_reading_and_that_the_daemon_is_ready_when_it_is_in_effect_or_refused()
      {
-        let (files, listener) = (Files::new(), Listener::new());
+        let (files, listener) = (Files::new(), Listener::open());
         let announcer = Supervision::keeping(listener.connected(), Vec::new()).announcer();
         let mut readings = files.announced_readings(announcer);
         let heard = || -> Vec<String> {

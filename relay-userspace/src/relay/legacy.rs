@@ -68,8 +68,8 @@ impl Legacy {
     /// # Errors
     /// The keeper refuses.
     pub fn let_go_but(&self, present: &[String], keeper: &Keeper) -> io::Result<()> {
-        let old = self.names.iter().filter(|name| !present.contains(name));
-        old.map(|name| keeper.let_go(name)).collect()
+        let mut old = self.names.iter().filter(|name| !present.contains(name));
+        old.try_for_each(|name| keeper.let_go(name))
     }
 
     fn add_link(&mut self, name: &str, descriptor: OwnedFd) {

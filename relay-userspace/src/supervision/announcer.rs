@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_daemon_is_ready_again_once_the_last_of_its_readings_is_over() {
-        let listener = Listener::new();
+        let listener = Listener::open();
         let announcer = Announcer::over(Some(listener.connected()));
         let (first, second) = (announcer.reloading(), announcer.clone().reloading());
         let said = listener.said();
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_reading_is_never_dated_before_the_signal_that_has_asked_for_it() {
-        let listener = Listener::new();
+        let listener = Listener::open();
         let announcer = Announcer::over(Some(listener.connected()));
         let microseconds = || {
             let now = clock_gettime(ClockId::Monotonic);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_supervisor_that_is_gone_stops_nothing() {
-        let listener = Listener::new();
+        let listener = Listener::open();
         let announcer = Announcer::over(Some(listener.connected()));
         drop(listener);
         announcer.ready();

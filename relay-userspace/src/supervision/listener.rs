@@ -16,7 +16,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub fn new() -> Listener {
+    pub fn open() -> Listener {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
         socket.set_nonblocking(true).unwrap();

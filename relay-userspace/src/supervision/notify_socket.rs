@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_wait_is_over_when_what_was_sent_has_been_read_and_not_before() {
-        let listener = Listener::new();
+        let listener = Listener::open();
         let socket = listener.connected();
         socket.send("STOPPING=1").unwrap();
         let unread = socket.wait_until_read(Duration::from_millis(1)).unwrap_err();

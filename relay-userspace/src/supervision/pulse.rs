@@ -118,7 +118,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_hangs_is_not_spoken_for() {
-        let listener = Listener::new();
+        let listener = Listener::open();
         let announcer = Announcer::over(Some(listener.connected()));
         let telling = tell(announcer, Some(Duration::from_secs(30)), Loop { answers: 3, hangs: true });
         tokio::time::timeout(Duration::from_secs(3600), telling).await.unwrap_err();
@@ -127,7 +127,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_sign_comes_twice_in_the_time_that_it_is_wanted_in_and_ends_with_the_loop() {
-        let listener = Listener::new();
+        let listener = Listener::open();
         let announcer = Announcer::over(Some(listener.connected()));
         let begun = tokio::time::Instant::now();
         tell(announcer, Some(Duration::from_secs(30)), Loop { answers: 5, hangs: false }).await;

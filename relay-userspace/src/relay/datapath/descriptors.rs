@@ -59,9 +59,11 @@ pub fn interface_of_link(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     attr.info.info_len = size_of::<bpf_link_info>() as u32;
     attr.info.info = std::ptr::from_mut(&mut info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    let is_xdp = info.type_ == bpf_link_type::BPF_LINK_TYPE_XDP as u32;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
+        return Ok(None);
+    }
     // SAFETY: the kernel has filled in the part of the union that belongs to this type; all parts are integers.
-    Ok(is_xdp.then(|| unsafe { info.__bindgen_anon_1.xdp.ifindex }))
+    Ok(Some(unsafe { info.__bindgen_anon_1.xdp.ifindex }))
 }
 
 /// Keeps a BPF object by a file at `path`, which is in a bpffs and does not exist.

@@ -21,7 +21,7 @@ fn file() -> File {
 
 #[test]
 fn a_descriptor_goes_to_the_supervisor_with_its_name_and_is_not_polled_there() {
-    let (listener, file) = (Listener::new(), file());
+    let (listener, file) = (Listener::open(), file());
     let (keeper, kept) = keeper(&listener, Vec::new());
     assert!(keeper.keeps_all() && keeper.keeps_bpf() && kept.is_empty());
     keeper.keep("udp4-0", file.as_fd()).unwrap();
@@ -36,7 +36,7 @@ fn a_descriptor_goes_to_the_supervisor_with_its_name_and_is_not_polled_there() {
 
 #[test]
 fn what_the_supervisor_has_already_is_not_sent_again() {
-    let (listener, file) = (Listener::new(), file());
+    let (listener, file) = (Listener::open(), file());
     let (keeper, kept) = keeper(&listener, vec![("SLOTS", &file)]);
     let [Kept { name, descriptor }] = <[_; 1]>::try_from(kept).unwrap();
     assert_eq!(name, "SLOTS");
@@ -47,7 +47,7 @@ fn what_the_supervisor_has_already_is_not_sent_again() {
 
 #[test]
 fn another_descriptor_of_a_name_takes_the_place_of_the_first() {
-    let (listener, first, second) = (Listener::new(), file(), file());
+    let (listener, first, second) = (Listener::open(), file(), file());
     let (keeper, _) = keeper(&listener, vec![("META", &first)]);
     keeper.keep("META", second.as_fd()).unwrap();
     assert_eq!(listener.said(), ["FDSTOREREMOVE=1 FDNAME=META", "FDSTORE=1 FDNAME=META FDPOLL=0"]);
@@ -55,7 +55,7 @@ fn another_descriptor_of_a_name_takes_the_place_of_the_first() {
 
 #[test]
 fn what_is_let_go_is_removed_from_the_store_and_may_be_kept_again() {
-    let (listener, file) = (Listener::new(), file());
+    let (listener, file) = (Listener::open(), file());
     let (keeper, _) = keeper(&listener, vec![("META", &file)]);
     keeper.let_go("META").unwrap();
     assert_eq!(listener.said(), ["FDSTOREREMOVE=1 FDNAME=META"]);
@@ -65,7 +65,7 @@ fn what_is_let_go_is_removed_from_the_store_and_may_be_kept_again() {
 
 #[test]
 fn clearing_removes_everything_that_was_handed_over_or_kept() {
-    let (listener, one, other) = (Listener::new(), file(), file());
+    let (listener, one, other) = (Listener::open(), file(), file());
     let (keeper, _) = keeper(&listener, vec![("META", &one)]);
     keeper.keep("SLOTS", other.as_fd()).unwrap();
     listener.said();
@@ -75,7 +75,7 @@ fn clearing_removes_everything_that_was_handed_over_or_kept() {
 
 #[test]
 fn of_a_name_that_stands_for_two_things_nothing_is_adopted() {
-    let (listener, one, other) = (Listener::new(), file(), file());
+    let (listener, one, other) = (Listener::open(), file(), file());
     let (_, kept) = keeper(&listener, vec![("META", &one), ("SLOTS", &one), ("META", &other)]);
     assert_eq!(kept.iter().map(|kept| kept.name.as_str()).collect::<Vec<_>>(), ["SLOTS"]);
     assert_eq!(listener.said(), ["FDSTOREREMOVE=1 FDNAME=META"]);
@@ -86,7 +86,7 @@ fn of_a_name_that_stands_for_two_things_nothing_is_adopted() {
 
 #[test]
 fn a_descriptor_of_somebody_elses_naming_is_closed_and_left_where_it_is() {
-    let (listener, file) = (Listener::new(), file());
+    let (listener, file) = (Listener::open(), file());
     let (_, kept) = keeper(&listener, vec![("my.socket", &file), ("", &file)]);
     assert_eq!((kept.len(), listener.said().len()), (0, 0));
 }
