@@ -7,7 +7,7 @@
 mod announcer;
 mod environment;
 #[cfg(test)]
-pub mod listener;
+pub(crate) mod listener;
 mod notify_socket;
 mod pulse;
 
