@@ -14,10 +14,6 @@ use super::world::{World, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What differs from the unit as it is installed: there is no journal, and the readiness of a service that was not started
-/// by itself is awaited by the test.
-const DROP_IN: &str = "[Service]\nType=simple\nWatchdogSec=0\n";
-
 /// A user and group that own nothing else.
 const USER: &str = "64990";
 
@@ -32,8 +28,8 @@ fn under_its_unit_the_relay_relays_natively_with_nothing_refused_that_it_needs()
 
     machine.run("systemctl start atlas-relay");
 
-    let status = machine.wait_until("the relay", || relay.json::<Status>("xdp status --json").ok());
-    assert_eq!((status.datapath.as_str(), status.capabilities), ("xdp-native", Some(Vec::new())));
+    // It has returned, so the relay has said that it is ready.
+    assert_native(relay);
     let confined = machine.status_of("atlas");
     assert!(confined.contains("Seccomp:\t2"), "its system calls are filtered: {confined}");
     assert!(confined.contains(&format!("Uid:\t{USER}\t")), "{confined}");
@@ -42,7 +38,16 @@ fn under_its_unit_the_relay_relays_natively_with_nothing_refused_that_it_needs()
     relay.configure(&format!("{}{datapath}", relay_configuration(5_000_000))).unwrap();
     machine.run("systemctl reload atlas-relay");
     machine.wait_until("the reload", || machine.log().contains("5000000").then_some(()));
+    machine.run("systemctl restart atlas-relay");
+    assert_native(relay);
+    assert!(machine.log().contains("restarts: its sessions go on"), "{}", machine.log());
+    // The second start has found the first one's tables in systemd's store.
+    let log = machine.log();
+    let made = log.lines().filter(|line| line.contains("flow tables made"));
+    let adopted: Vec<bool> = made.map(|line| line.contains("adopted=true")).collect();
+    assert_eq!(adopted, [false, true], "{log}");
     machine.run("systemctl stop atlas-relay");
+    assert!(machine.log().contains("Stopped\n"), "{}", machine.log());
     assert_eq!(
         machine
             .run("systemctl show atlas-relay -P Result -P NRestarts")
@@ -70,6 +75,11 @@ fn under_its_unit_the_agent_is_reached() {
     assert_eq!(machine.run("systemctl show atlas-agent -P Result").trim(), "success");
 }
 
+fn assert_native(relay: &Node) {
+    let status: Status = relay.json("xdp status --json").unwrap();
+    assert_eq!((status.datapath.as_str(), status.capabilities), ("xdp-native", Some(Vec::new())));
+}
+
 /// A machine with systemd on a node's host.
 struct Machine {
     process: Process,
@@ -87,9 +97,10 @@ impl Machine {
         std::fs::create_dir_all(&drop_in).unwrap();
         let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../deploy/systemd/{service}.service"));
         std::fs::copy(unit, units.join(format!("{service}.service"))).unwrap();
-        let log =
-            format!("StandardOutput=append:/var/lib/{service}/.atlas/service.log\nStandardError=inherit\n");
-        std::fs::write(drop_in.join("lab.conf"), format!("{DROP_IN}{log}")).unwrap();
+        let log = format!(
+            "[Service]\nStandardOutput=append:/var/lib/{service}/.atlas/service.log\nStandardError=inherit\n"
+        );
+        std::fs::write(drop_in.join("lab.conf"), log).unwrap();
         Tool::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(node.directory()).output().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/machine.sh");
         let tool = Tool::new("unshare")
