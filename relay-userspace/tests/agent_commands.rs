@@ -157,6 +157,23 @@ fn a_relay_ends_the_sessions_of_a_node_or_one_session_when_told() {
 }
 
 #[test]
+fn a_drain_tells_the_agents_shows_what_is_left_and_ends_at_the_deadline_with_what_still_is() {
+    let net = Network::start();
+    let echo = echo_over_tcp();
+    let [asking, asked] = net.pair(&permit(echo, "tcp"));
+    let _listening = net.listen(&asked);
+    let mut forward = Forward::start(&asking, &asked, echo, "");
+    forward.until("session");
+    let drained = net.relay.run("drain --deadline 2s");
+    assert_eq!(drained.code, 0, "{drained:?}");
+    let lines: Vec<&str> = drained.stdout.lines().collect();
+    let first = "Draining : 1 session left; it stops in 2 s at the latest";
+    assert_eq!((lines[0], lines[lines.len() - 1]), (first, "Drained  : the relay has stopped"));
+    asked.until_logged("the relay is about to stop: moving away");
+    net.relay.run("net peers").fails_with(&["no daemon is running here"]);
+}
+
+#[test]
 fn a_udp_port_is_forwarded_and_what_was_dropped_is_told_at_the_end() {
     let net = Network::start();
     let echo = echo_over_udp();
