@@ -11,8 +11,8 @@ use relay_common::hash::HashSeed;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    Backing, FlowTable, Hook, HopWriter, Left, NetworkChange, NetworkEvents, NewTables, NextHops, Port,
-    PortError, Program, Selection, TableSizes, Tables, TrialError, XdpError, ports, sessions_of,
+    Backing, FlowTable, Hook, HopWriter, LAYOUT, Left, NetworkChange, NetworkEvents, NewTables, NextHops,
+    Port, PortError, Program, Selection, TableSizes, Tables, TrialError, XdpError, ports, sessions_of,
 };
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
@@ -320,6 +320,9 @@ impl PacketPath {
             kernel,
             userspace,
             capabilities: privilege::of_process().ok().map(Capabilities::names),
+            layout: LAYOUT,
+            kept_by: self.kept_by(),
+            survives_restart: self.at_sigterm() == Stopping::Leave,
             ..report::Status::default()
         })
     }

@@ -123,6 +123,15 @@ pub struct Status {
     pub agents: usize,
     /// Whether new sessions are refused because the relay is about to stop.
     pub draining: bool,
+    /// The version of the tables' layout: a restart with a program of another one ends all sessions.
+    #[serde(default)]
+    pub layout: u32,
+    /// Who keeps flows while no daemon runs, or why nobody does.
+    #[serde(default)]
+    pub kept_by: String,
+    /// Whether they are kept: a restart ends no session then.
+    #[serde(default)]
+    pub survives_restart: bool,
     /// What became of the sessions that the relay before had left: `adopted`, or why they ended (docs/accounting.md).
     #[serde(default)]
     pub adopted: BTreeMap<String, u64>,
