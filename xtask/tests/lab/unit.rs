@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use xtask::answers::{Pings, Status};
 use xtask::deployment::{Node, relay_configuration};
+use xtask::interrupt;
 use xtask::lab::Process;
 use xtask::tool::{Tool, find};
 
@@ -166,10 +167,9 @@ impl Drop for Machine {
     /// It takes its cgroups along.
     fn drop(&mut self) {
         self.process.signal(libc::SIGTERM);
-        let ended = || self.process.ended().ok().flatten();
-        if !std::thread::panicking() {
-            wait_for("the machine's end", PATIENCE, ended);
-        }
+        // Also after a failure: what it has made would stay if it were killed.
+        let ended = interrupt::wait_for("the machine's end", PATIENCE, || self.process.ended());
+        assert!(std::thread::panicking() || ended.is_ok(), "{ended:?}");
         let _root = std::fs::remove_dir(self.work.join("root"));
     }
 }
