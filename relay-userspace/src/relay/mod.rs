@@ -27,7 +27,6 @@ mod splice;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -65,9 +64,6 @@ pub struct Relay {
 
 /// Messages from all control connections that may wait for the driver.
 const CONTROL_QUEUE_LEN: usize = 1024;
-
-/// How long agents may take to hear that the relay stops.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Relay {
     /// Starts a relay with `config`, which can be read again from `source`. It runs until it is told to stop, by
@@ -337,9 +333,9 @@ async fn supervise(
     stopper.stop(if_failed);
     let how = stopper.told().await;
     let remains = driver.await;
-    let _told_as_far_as_possible = timeout(FAREWELL, &mut control).await;
+    let _told_as_far_as_possible = timeout(how.farewell(), &mut control).await;
     endpoint.close(quinn::VarInt::from_u32(0), how.to_agents().as_bytes());
-    let _told_as_far_as_possible = timeout(FAREWELL, endpoint.wait_idle()).await;
+    let _told_as_far_as_possible = timeout(how.farewell(), endpoint.wait_idle()).await;
     control.abort();
     drop(endpoint);
     let mut awaiting_end = Vec::new();
@@ -354,7 +350,7 @@ async fn supervise(
         let _gone = asker.send(Ok(serde_json::Value::Null));
     }
     // Whoever starts another relay now is to find the port free.
-    let _connections_to_the_unreachable_last_longer = timeout(FAREWELL, quic_gone.cancelled()).await;
+    let _connections_to_the_unreachable_last_longer = timeout(how.farewell(), quic_gone.cancelled()).await;
     result
 }
 

@@ -1,6 +1,7 @@
 //! How a relay stops, and how it is told to.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,15 @@ impl Stopping {
     pub fn at_sigterm(keeper: &Keeper, in_kernel: bool) -> Stopping {
         let kept = keeper.keeps_all() || (keeper.keeps_bpf() && in_kernel);
         if kept { Stopping::Leave } else { Stopping::End }
+    }
+
+    /// How long agents may take to hear of it. Who has not heard that a successor comes learns it from the successor, for
+    /// whom all others wait.
+    pub(super) const fn farewell(self) -> Duration {
+        match self {
+            Stopping::Leave => Duration::from_millis(500),
+            Stopping::End => Duration::from_secs(2),
+        }
     }
 
     /// What connections are closed with.
