@@ -80,6 +80,10 @@ pub struct AgentSessions {
 /// A session as one of its agents sees it.
 #[derive(Debug, Deserialize)]
 pub struct AgentSession {
+    /// Its id.
+    pub session: String,
+    /// How often it has moved to another relay.
+    pub moves: u64,
     /// The relay's data address.
     pub relay: String,
     /// Datagrams given to the data socket.
@@ -104,17 +108,22 @@ pub struct Status {
     /// What control has refused, by reason.
     #[serde(default)]
     pub control: BTreeMap<String, u64>,
+    /// What has become of the sessions that the daemon before has left.
+    #[serde(default)]
+    pub adopted: BTreeMap<String, u64>,
 }
 
 impl Status {
     /// Packets that were dropped, for whatever reason.
     pub fn dropped(&self) -> u64 {
-        let is_drop = |name: &str| {
-            let reason = Reason::ALL.iter().find(|reason| reason.name() == name);
-            reason.is_some_and(|reason| matches!(reason.action(), Action::Drop | Action::Abort))
-        };
         let counters = self.kernel.iter().chain(&self.userspace);
-        counters.filter(|(name, _)| is_drop(name)).map(|(_, count)| count).sum()
+        counters.filter(|(name, _)| Status::is_drop(name)).map(|(_, count)| count).sum()
+    }
+
+    /// Whether a packet with the reason of this name is discarded.
+    pub fn is_drop(name: &str) -> bool {
+        let reason = Reason::ALL.iter().find(|reason| reason.name() == name);
+        reason.is_some_and(|reason| matches!(reason.action(), Action::Drop | Action::Abort))
     }
 }
 

@@ -14,8 +14,11 @@ mod in_lab {
     mod forwarder;
     mod hand_agent;
     mod handshake_flood;
+    mod host_counts;
     mod interrupted_demo;
     mod limit;
+    mod located;
+    mod loss;
     mod moves;
     mod network;
     mod nobody;
@@ -26,6 +29,8 @@ mod in_lab {
     mod privilege;
     mod raw_agents;
     mod refusals;
+    mod scheduling;
+    mod steady;
     mod strangers;
     mod stream;
     mod supervised;

@@ -12,6 +12,7 @@ use xtask::tool::Tool;
 
 use super::hand_agent::{HandAgent, HandBind};
 use super::raw_agents::run_inside;
+use super::scheduling::{allowed_or_said, run_first, this_thread};
 use super::world::{RELAY, USERSPACE, World, wait_for};
 
 /// Sessions that flood the relay, both sides of each.
@@ -188,7 +189,7 @@ impl Flood {
 impl Shared {
     fn send(&self, sockets: &[UdpSocket], datagrams: &[Vec<u8>]) {
         // Whatever else this machine does, more is sent than can be relayed.
-        allowed_or_said(&Tool::new("chrt").words("--rr --pid 1").arg(this_thread()));
+        run_first();
         let state = UdpSocketState::new((&sockets[0]).into()).unwrap();
         // Many in one call, which the kernel divides: one processor offers several times what another can relay.
         let runs: Vec<_> = datagrams
@@ -247,18 +248,5 @@ impl Counted {
             forwarded: self.forwarded - before.forwarded,
             overflowed: self.overflowed - before.overflowed,
         }
-    }
-}
-
-/// The calling thread's id.
-fn this_thread() -> String {
-    let link = std::fs::read_link("/proc/thread-self").unwrap();
-    link.file_name().unwrap().to_str().unwrap().to_owned()
-}
-
-/// Runs what makes the test true to life, and what a test environment may not allow.
-fn allowed_or_said(tool: &Tool) {
-    if let Err(error) = tool.output() {
-        println!("not allowed, so agents and relay take each other's processors: {error:#}");
     }
 }
