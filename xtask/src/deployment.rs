@@ -61,6 +61,11 @@ impl Node {
         std::fs::write(&path, toml).with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// The same node, run by another binary.
+    pub fn with_binary(&self, binary: &Path) -> Self {
+        Node { binary: binary.to_owned(), ..self.clone() }
+    }
+
     /// The command `atlas-relay WORDS` as this node.
     pub fn tool(&self, words: &str) -> Tool {
         Tool::new(&self.binary).words(words).env("ATLAS_ROOT", &self.directory)

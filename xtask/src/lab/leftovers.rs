@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use super::mount::unmount_below;
 use super::{Namespace, PREFIX};
 use crate::terminal;
 
@@ -20,6 +21,7 @@ pub(super) fn remove() -> anyhow::Result<()> {
     for entry in std::fs::read_dir(&temporary)?.flatten() {
         let is_lab = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
         if is_lab && !is_alive(&entry.path()) {
+            unmount_below(&entry.path())?;
             std::fs::remove_dir_all(entry.path())?;
         }
     }

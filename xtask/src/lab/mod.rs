@@ -21,6 +21,7 @@ pub mod delay;
 mod host;
 pub mod interactive;
 mod leftovers;
+mod mount;
 mod namespace;
 mod nat;
 mod plan;
@@ -29,6 +30,7 @@ mod wiring;
 
 pub use address::{AddressPair, Family};
 pub use host::{Host, Process};
+pub use mount::Mount;
 pub use namespace::Namespace;
 pub use plan::{LabPlan, MappedPorts, NatPlan, RelayPlan};
 pub use site::Site;
@@ -63,7 +65,7 @@ pub const RELAY_GATEWAY_DEVICE: &str = "ir";
 pub const RELAY_SECOND_GATEWAY_DEVICE: &str = "ir1";
 
 /// The router's device towards the other relay.
-const OTHER_RELAY_GATEWAY_DEVICE: &str = "io";
+pub const OTHER_RELAY_GATEWAY_DEVICE: &str = "io";
 
 /// An agent's only interface besides `lo`.
 pub const AGENT_INTERFACE: &str = "e0";

@@ -11,6 +11,7 @@ use xtask::tool::Tool;
 
 use super::forwarder::Forwarder;
 use super::hand_agent::{HandAgent, HandBind, carries};
+use super::kept_maps::{exists, maps_of};
 use super::raw_agents::run_inside;
 use super::world::{FORWARDED, NOTICED_WITHIN, RELAY, SERVED, World, wait_for, wait_until_said};
 
@@ -245,20 +246,6 @@ fn wait_for_end(process: &mut Process, patience: Duration) {
 
 fn sessions_of_target(world: &World) -> Vec<xtask::answers::AgentSession> {
     world.deployment.target.json::<AgentSessions>("net sessions --json").unwrap().sessions
-}
-
-/// The ids of the BPF maps that a process has open.
-fn maps_of(process: &Process) -> Vec<u32> {
-    let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", process.id())).unwrap();
-    descriptors
-        .flatten()
-        .filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok())
-        .filter_map(|info| info.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok()))
-        .collect()
-}
-
-fn exists(map: u32) -> bool {
-    aya::maps::loaded_maps().flatten().any(|loaded| loaded.id() == map)
 }
 
 fn has_xdp_program(world: &World) -> bool {

@@ -1,20 +1,19 @@
 //! A relay dies, its network with it, and what agents have open goes on over another.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use relay_userspace::agent::{Agent, AgentSettings, PeerConnection, PingError, SessionSnapshot};
 use relay_userspace::identity::NodeKey;
-use xtask::answers::{Peers, RelaySession, RelaySessions, Status};
-use xtask::deployment::{Node, relay_configuration};
-use xtask::lab::{LabPlan, OTHER_RELAY_ADDRESSES, Process, RELAY_GATEWAY_DEVICE};
+use xtask::answers::{Peers, RelaySession, RelaySessions};
+use xtask::deployment::Node;
+use xtask::lab::{LabPlan, RELAY_GATEWAY_DEVICE};
 
+use super::other_relay::{OTHER, other_relay, relay_at, start_other};
 use super::raw_agents::run_inside;
 use super::world::{FORWARDED, NATIVE, RELAY, SERVED, World, wait_for};
-
-const OTHER: SocketAddr = SocketAddr::new(IpAddr::V4(OTHER_RELAY_ADDRESSES.v4), 4433);
 
 /// An exchange of the echo this often.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -29,6 +28,7 @@ fn a_relay_dies_and_quic_connections_and_forwards_go_on_over_another() {
     let plan = LabPlan { other_relay: true, ..LabPlan::default() };
     let Some(world) = World::planned(NAME, &plan, RELAY) else { return };
     let other = other_relay(&world);
+    know_both(&world, &other);
     let deployment = &world.deployment;
     let relay = deployment.start_relay(Some(0), NATIVE).unwrap();
     let _target = deployment.start_target().unwrap();
@@ -108,13 +108,10 @@ fn assert_shows_other_relay(agent: &Node) {
     assert!(other.unwrap()["round_trip_us"].as_u64().is_some_and(|us| us > 0), "{shown}");
 }
 
-/// The identity of the other relay. The world's agents know both, the first one first.
-fn other_relay(world: &World) -> Node {
+/// Makes the world's agents know both relays, the first one first.
+fn know_both(world: &World, other: &Node) {
     let deployment = &world.deployment;
-    let host = world.lab.other_relay.as_ref().unwrap().host();
-    let other = Node::init(host, &world.binary, world.lab.directory(), "other").unwrap();
-    other.configure(&relay_configuration(0)).unwrap();
-    let relays = [relay_at(&deployment.relay, RELAY), relay_at(&other, OTHER)];
+    let relays = [relay_at(&deployment.relay, RELAY), relay_at(other, OTHER)];
     let knows = format!("[network]\nrelays = {relays:?}\n\n[transport]\nenable_relay = true\n");
     deployment.connector.configure(&knows).unwrap();
     let connector = deployment.connector.id();
@@ -122,18 +119,6 @@ fn other_relay(world: &World) -> Node {
         "{knows}\n[agent]\naccept = [\"{connector}\"]\n\n[[agent.allow]]\npeer = \"{connector}\"\nto = \"{SERVED}\"\n"
     );
     deployment.target.configure(&serves).unwrap();
-    other
-}
-
-fn relay_at(relay: &Node, address: SocketAddr) -> String {
-    format!("{}@{address}", relay.id())
-}
-
-fn start_other(other: &Node) -> Process {
-    let mut relay = other.start(&format!("net listen --port {} {NATIVE}", OTHER.port())).unwrap();
-    let serves = |_: &Process| other.json::<Status>("xdp status --json").ok();
-    relay.wait_until("the start", Duration::from_secs(10), serves).unwrap();
-    relay
 }
 
 /// Waits until a relay knows all of these nodes, and others can find those that announce themselves.
