@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use relay_userspace::config::key::Of;
 use relay_userspace::config::{AtlasRoot, Config, Role, keys};
 use relay_userspace::refusals::RefusalReason;
+use relay_userspace::relay::metrics::names::{self, Family};
 use relay_userspace::{agent, relay};
 
 fn project(path: &str) -> PathBuf {
@@ -111,6 +112,7 @@ fn no_document_has_a_gap_left_to_fill() {
         "docs/abuse.md",
         "docs/accounting.md",
         "docs/configuration.md",
+        "docs/metrics.md",
         "docs/splice.md",
         "docs/wire.md",
     ] {
@@ -125,6 +127,22 @@ fn no_document_has_a_gap_left_to_fill() {
 fn the_tables_of_refusals_are_the_lists_in_the_code() {
     table_is_list::<relay::rendezvous::Refusal>("## What a relay's control side refuses");
     table_is_list::<agent::Refusal>("## What an agent refuses");
+}
+
+#[test]
+fn the_page_of_metrics_has_every_one_as_it_is_exposed() {
+    let document = text("docs/metrics.md");
+    let rows: Vec<&str> =
+        document.lines().filter(|line| line.starts_with("| `") && !line.starts_with("| `/")).collect();
+    let row = |family: &&Family| {
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
+        format!("| `{}` | {} | {labels} | {} |", family.name, family.kind.name(), family.help)
+    };
+    let expected: Vec<String> = names::ALL.iter().map(row).collect();
+    assert_eq!(rows, expected, "put this into docs/metrics.md:\n{}\n", expected.join("\n"));
+    let block = document.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert!(parse(block, "docs/metrics.md").metrics.listen.is_some());
 }
 
 #[test]

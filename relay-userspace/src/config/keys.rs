@@ -102,6 +102,10 @@ keys! {
     SOCKET = "admin.socket", Both, Restart,
         Text { what: "a path of 1 to 107 bytes", default: "state/admin.sock under the Atlas root" };
 
+    METRICS_LISTEN = "metrics.listen", Relay, Restart, Text { what: HOST_PORT, default: "off" };
+    METRICS_HOSTS = "metrics.hosts", Relay, Restart,
+        List { of: "names or IP addresses", example: "[\"relay.example.net\"]" };
+
     AGENT_ACCEPT = "agent.accept", Agent, Live, List { of: NODE_IDS, example: SOME_NODES };
     AGENT_ALLOW = "agent.allow", Agent, Live,
         Tables { with: "both peer = \"atlas_...\" and to = \"HOST:PORT\"" };

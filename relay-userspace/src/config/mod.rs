@@ -56,6 +56,8 @@ pub struct Config {
     pub datapath: Datapath,
     /// `[admin]`.
     pub admin: Admin,
+    /// `[metrics]`.
+    pub metrics: Metrics,
     /// `[agent]`.
     pub agent: Agent,
     /// What the file says in vain. Shown at start and by `config check`.
@@ -197,6 +199,15 @@ pub enum DatapathMode {
 pub struct Admin {
     /// `socket`. Default `state/admin.sock` under the Atlas root.
     pub socket: PathBuf,
+}
+
+/// `[metrics]`: where those are answered who watch a relay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// `listen`: the TCP address. Default none: nobody is answered.
+    pub listen: Option<HostPort>,
+    /// `hosts`: names that requests may be for, besides the address that they come to. Default none.
+    pub hosts: Vec<String>,
 }
 
 /// `[agent]`: what others may do through this agent (nothing unless it is written here), and how it sends.

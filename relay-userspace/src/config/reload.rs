@@ -230,6 +230,7 @@ mod tests {
                 AnyKey::Text(key) if key.name == keys::MODE.name => "\"userspace\"".to_owned(),
                 AnyKey::Text(key) if key.name == keys::SOCKET.name => "\"/run/admin.sock\"".to_owned(),
                 AnyKey::Text(key) if key.name == keys::BPFFS.name => "\"\"".to_owned(),
+                AnyKey::Text(key) if key.name == keys::METRICS_LISTEN.name => "\"127.0.0.1:9433\"".to_owned(),
                 AnyKey::List(Key { form, .. }) => form.example.replace("atlas_...", NODE),
                 AnyKey::Text(_) | AnyKey::Tables(_) => continue,
             };

@@ -1,7 +1,7 @@
 //! From what the file says to what it means.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::document::{Document, Table};
 use super::key::{Integer, Key, Of};
 use super::origin::Origins;
 use super::{
-    Access, Admin, Agent, Allow, AtlasRoot, Config, ConfigError, Datapath, Forward, Network, Quotas,
-    RateLimit, Role, Security, Transport, Warning, keys,
+    Access, Admin, Agent, Allow, AtlasRoot, Config, ConfigError, Datapath, Forward, HostPort, Metrics,
+    Network, Quotas, RateLimit, Role, Security, Transport, Warning, keys,
 };
 use crate::identity::NodeId;
 use crate::relay::datapath::Limit;
@@ -36,6 +36,7 @@ pub(super) fn config(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config
         transport,
         datapath: datapath(&document)?,
         admin: admin(&document, root)?,
+        metrics: metrics(&document)?,
         agent: agent(&document)?,
         warnings: Vec::new(),
         origins: Origins::of_file(path, &lines),
@@ -140,6 +141,14 @@ fn admin(document: &Document<'_>, root: &AtlasRoot) -> Result<Admin, ConfigError
     Ok(Admin { socket: PathBuf::from(socket) })
 }
 
+fn metrics(document: &Document<'_>) -> Result<Metrics, ConfigError> {
+    let hosts: Vec<HostName> = document.list(&keys::METRICS_HOSTS)?;
+    Ok(Metrics {
+        listen: document.parsed(&keys::METRICS_LISTEN)?,
+        hosts: hosts.into_iter().map(|HostName(name)| name).collect(),
+    })
+}
+
 fn agent(document: &Document<'_>) -> Result<Agent, ConfigError> {
     let allow = |table: Table<'_>| {
         Ok(Allow {
@@ -214,6 +223,20 @@ impl FromStr for Advertised {
         address
             .map(Advertised)
             .ok_or_else(|| format!("expected IP:PORT that agents can send to, not {text:?}"))
+    }
+}
+
+/// A name or address without a port.
+struct HostName(String);
+
+impl FromStr for HostName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bare = text.parse::<Ipv6Addr>().map_or_else(|_| text.to_owned(), |v6| format!("[{v6}]"));
+        let at = format!("{bare}:1").parse::<HostPort>();
+        at.map(|at| HostName(at.host().to_owned()))
+            .map_err(|_| format!("expected a name or an IP address without a port, not {text:?}"))
     }
 }
 

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{AnyKey, Of};
 use super::{
-    Access, Admin, Agent, Config, Datapath, Network, Quotas, RateLimit, Role, Security, Transport, keys,
+    Access, Admin, Agent, Config, Datapath, Metrics, Network, Quotas, RateLimit, Role, Security, Transport,
+    keys,
 };
 
 /// The value of a key, as JSON has it.
@@ -70,6 +71,7 @@ impl Config {
             quotas,
             datapath,
             admin,
+            metrics,
             agent,
             warnings: _,
             origins: _,
@@ -100,6 +102,9 @@ impl Config {
         } = quotas;
         let Datapath { mode, interfaces, max_sessions, readers, bpffs } = datapath;
         let Admin { socket } = admin;
+        let Metrics { listen, hosts } = metrics;
+        let listen =
+            listen.as_ref().map_or_else(|| keys::METRICS_LISTEN.form.default.to_owned(), ToString::to_string);
         let Agent { accept, allow, pacing, ecn, allow_readable_relay, forward } = agent;
         let permits: Vec<String> =
             allow.iter().map(|rule| format!("{} to {} {}", rule.peer, rule.protocol, rule.to)).collect();
@@ -143,6 +148,8 @@ impl Config {
                 Value::Text(bpffs.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
             ),
             (keys::SOCKET.name, Value::Text(socket.display().to_string())),
+            (keys::METRICS_LISTEN.name, Value::Text(listen)),
+            (keys::METRICS_HOSTS.name, list(hosts)),
             (keys::AGENT_ACCEPT.name, list(accept)),
             (keys::AGENT_ALLOW.name, Value::List(permits)),
             (keys::AGENT_FORWARD.name, Value::List(forwards)),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -13,6 +13,7 @@ use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_sec
 use super::datapath::Left;
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
+use super::metrics::{EventCounts, Observation, Observer};
 use super::packet_path::{PacketPath, Predecessor};
 use super::reconfiguration::Reconfiguration;
 use super::rendezvous::{ConnId, Drain, Output, Randomness, Rendezvous, Settings, StreamEnd};
@@ -34,6 +35,8 @@ pub struct Inputs {
     pub binds: mpsc::Receiver<BindDatagram>,
     /// From the admin socket.
     pub admin: mpsc::Receiver<Asked>,
+    /// From whoever watches the relay.
+    pub observers: mpsc::Receiver<Observer>,
 }
 
 /// The loop's state.
@@ -50,6 +53,8 @@ pub struct Driver {
     randomness: SystemRandomness,
     /// What became of the sessions that a predecessor has left: [`ADOPTED`], or the word of the reason for their end.
     adopted: BTreeMap<&'static str, u64>,
+    /// What has happened.
+    events: EventCounts,
     /// Where messages for each connection go. Dropping one gives the connection up.
     outboxes: BTreeMap<ConnId, mpsc::Sender<ToAgent>>,
 }
@@ -76,6 +81,7 @@ impl Driver {
             randomness,
             outboxes: BTreeMap::new(),
             adopted: BTreeMap::new(),
+            events: EventCounts::default(),
         }
     }
 
@@ -124,6 +130,9 @@ impl Driver {
             Some(bind) = inputs.binds.recv() => self.bind(&bind),
             Some(event) = inputs.control.recv() => asker = self.control(event),
             Some(asked) = inputs.admin.recv() => self.answer(asked),
+            Some(observer) = inputs.observers.recv() => {
+                let _observer_gone = observer.send(self.observe(MonoTime::now()));
+            }
             reading = self.reconfiguration.read() => self.reconfigure(reading),
             news = self.splicer.news() => match news {
                 News::Over { session, reason, traffic } => {
@@ -132,10 +141,33 @@ impl Driver {
                 News::Passed(bytes) => self.rendezvous.spliced_bytes(bytes, MonoTime::now()),
             },
             change = self.packets.network_change() => self.packets.follow(&change),
-            () = until(deadline) => self.rendezvous.expire(&mut self.packets.flows, MonoTime::now()),
+            () = until(deadline) => self.sweep(),
         }
         self.carry_out(asker);
         true
+    }
+
+    /// Does what is due.
+    fn sweep(&mut self) {
+        let begun = Instant::now();
+        self.rendezvous.expire(&mut self.packets.flows, MonoTime::now());
+        self.events.sweeps.record(begun.elapsed());
+    }
+
+    /// What those are told who watch the relay.
+    fn observe(&mut self, now: MonoTime) -> Result<Observation, String> {
+        let is_node = |ban: &BanStatus| matches!(ban.subject, BanSubject::Node(_));
+        let bans = self.rules.bans().list(now);
+        let nodes = bans.iter().filter(|ban| is_node(ban)).count();
+        Ok(Observation {
+            path: self.packets.figures().map_err(|error| error.to_string())?,
+            counts: self.rendezvous.counts(),
+            events: self.events.clone(),
+            refusals: self.rendezvous.refusals().iter().collect(),
+            bans: [nodes as u64, (bans.len() - nodes) as u64],
+            draining: self.rendezvous.drain_status(now).map(|drain| drain.sessions),
+            relayed_bytes_per_s: self.rendezvous.relayed_bytes_per_s(now),
+        })
     }
 
     /// Handles the bind datagrams that wait, up to [`BINDS_AT_ONCE`]. The loop takes one thing a turn, and while sessions
@@ -158,7 +190,8 @@ impl Driver {
     fn control(&mut self, event: ControlEvent) -> Option<Asker> {
         let now = MonoTime::now();
         match event {
-            ControlEvent::Connected { agent, outbox } => {
+            ControlEvent::Connected { agent, outbox, handshake } => {
+                self.events.handshakes.record(handshake);
                 self.outboxes.insert(agent.conn, outbox);
                 self.rendezvous.connected(agent, now);
             }
@@ -239,6 +272,7 @@ impl Driver {
                 }
                 Output::Event(event) => {
                     event_log::log(&event);
+                    self.events.see(&event);
                     continue;
                 }
             };
@@ -458,7 +492,8 @@ mod tests {
         let (bind, binds) = mpsc::channel(3 * BINDS_AT_ONCE);
         let (ask, admin) = mpsc::channel(1);
         let (_connect, control) = mpsc::channel(1);
-        let mut inputs = Inputs { control, binds, admin };
+        let (_observe, observers) = mpsc::channel(1);
+        let mut inputs = Inputs { control, binds, admin, observers };
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         for _ in 0..BINDS_AT_ONCE + 2 {
             let datagram = BindDatagram { from: address, to: address, bytes: [0; BIND_LEN] };
@@ -487,7 +522,8 @@ mod tests {
         let (ask, admin) = mpsc::channel(1);
         let (_bind, binds) = mpsc::channel(1);
         let (_connect, control) = mpsc::channel(1);
-        let mut inputs = Inputs { control, binds, admin };
+        let (_observe, observers) = mpsc::channel(1);
+        let mut inputs = Inputs { control, binds, admin, observers };
         let (answer, answered) = tokio::sync::oneshot::channel();
         ask.try_send(Asked { request: Request::Reload, answer }).unwrap();
         let working = async { while driver.turn(&mut inputs).await {} };
@@ -507,7 +543,7 @@ mod tests {
         let remote = "192.0.2.1:1".parse().unwrap();
         let agent = Authenticated { conn, node, name: String::new(), remote, relay: None };
         let (outbox, _unread) = mpsc::channel(100_000);
-        driver.control(ControlEvent::Connected { agent, outbox });
+        driver.control(ControlEvent::Connected { agent, outbox, handshake: Duration::ZERO });
         let most = driver.rendezvous.most_waiting();
         let given_up = |driver: &Driver| driver.rendezvous.refusals().of(Refusal::SlowReader);
         for _ in 0..most {
@@ -534,7 +570,7 @@ mod tests {
             let (conn, remote) = (ConnId(number), SocketAddr::from(([192, 0, 2, number as u8], 1)));
             let agent = Authenticated { conn, node, name: String::new(), remote, relay: None };
             let (outbox, sent) = mpsc::channel(100);
-            driver.control(ControlEvent::Connected { agent, outbox });
+            driver.control(ControlEvent::Connected { agent, outbox, handshake: Duration::ZERO });
             sent
         };
         let mut to_source = connect(&mut driver, 1, source);

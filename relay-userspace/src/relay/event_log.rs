@@ -40,10 +40,11 @@ pub fn log(event: &Event) {
         Event::TupleLost { session, side, to } => {
             tracing::warn!(%session, side = word(*side), %to, "tuple lost to another session");
         }
-        Event::Paired { session, connector, target, tuples: [from, to], limit } => {
+        Event::Paired { session, connector, target, tuples: [from, to], limit, offered_for } => {
             tracing::info!(
                 %session, %connector, %target,
                 connector_at = %from.agent, target_at = %to.agent, bytes_per_s = limit.bytes_per_s,
+                offered_ms = offered_for.map(|span| span.as_millis()),
                 "session paired"
             );
         }

@@ -116,6 +116,15 @@ impl Keeper {
         matches!(self.kind, Kind::Store(_))
     }
 
+    /// `supervisor`, `pins` or `nobody`.
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Nobody => "nobody",
+            Kind::Store(_) => "supervisor",
+            Kind::Pins(_) => "pins",
+        }
+    }
+
     /// Who keeps, or why nobody does, for people.
     pub fn why(&self) -> &str {
         &self.why

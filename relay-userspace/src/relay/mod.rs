@@ -8,6 +8,7 @@ pub mod datapath;
 pub mod forwarder;
 pub mod keeper;
 pub mod legacy;
+pub mod metrics;
 pub mod prefix;
 pub mod rendezvous;
 pub mod report;
@@ -32,6 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
 use self::datapath::LAYOUT;
@@ -39,6 +41,7 @@ use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
 use self::keeper::{Keeper, Kept};
 use self::legacy::Legacy;
+use self::metrics::{Endpoint, ListenError};
 use self::packet_path::{Opened, PacketPath};
 use self::pulse::AskDriver;
 use self::reconfiguration::Reconfiguration;
@@ -115,6 +118,7 @@ impl Relay {
         let (keeper, kept) = find(supervision);
         let mut legacy = Legacy::of(kept, magic.0);
         let relay_port = open_port(config, magic, &mut legacy, &keeper)?;
+        let metrics = Endpoint::open(&config.metrics)?;
         let addresses = relay_port.addresses();
         let address = addresses.v4;
         let connection_ids = relay_port.connection_ids();
@@ -144,6 +148,7 @@ impl Relay {
         };
         let (asked, admin_requests) = mpsc::channel(1);
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
+        let (observer, observers) = mpsc::channel(1);
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
         let stopper = Stopper::default();
         let announcer = supervision.announcer();
@@ -152,9 +157,24 @@ impl Relay {
         driver.succeed(&left, predecessor);
         let at_sigterm = driver.at_sigterm();
         let reloads = Reloader { asked: asked.clone() };
-        let inputs = Inputs { control, binds, admin: admin_requests };
-        let parts =
-            Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone };
+        let inputs = Inputs { control, binds, admin: admin_requests, observers };
+        let watched = metrics.map(|metrics| {
+            tracing::info!(address = %metrics.address(), "metrics are served");
+            metrics.serve(observer)
+        });
+        let watched = watched.map(|serving| AbortOnDropHandle::new(tokio::spawn(serving)));
+        let parts = Parts {
+            driver,
+            inputs,
+            endpoint,
+            control_settings,
+            rules,
+            events,
+            admin,
+            asked,
+            quic_gone,
+            watched,
+        };
         announcer.ready();
         keep_telling(supervision, AskDriver(reloads.asked.clone()));
         let supervisor = tokio::spawn(supervise(parts, stopper.clone(), at_sigterm, announcer));
@@ -225,6 +245,9 @@ pub enum StartError {
     /// QUIC.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] ListenError),
 }
 
 /// The relay has stopped because a part of it has failed: a fault in this program.
@@ -297,6 +320,8 @@ struct Parts {
     admin: AdminSocket,
     asked: mpsc::Sender<Asked>,
     quic_gone: CancellationToken,
+    /// Answers over HTTP.
+    watched: Option<AbortOnDropHandle<()>>,
 }
 
 /// Runs the parts, and takes them down in order: agents are told while the port still works, then the port closes, and
@@ -308,7 +333,8 @@ async fn supervise(
     if_failed: Stopping,
     announcer: Announcer,
 ) -> Result<(), Stopped> {
-    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone } = parts;
+    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone, watched } =
+        parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
@@ -343,6 +369,7 @@ async fn supervise(
         remains.packets.close(how).await;
         awaiting_end = remains.awaiting_end;
     }
+    drop(watched);
     admin.abort();
     let _aborted = admin.await;
     tracing::info!(?how, "relay stopped");

@@ -17,6 +17,7 @@ use super::datapath::{
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
 use super::legacy::{Legacy, name_of_link};
+use super::metrics::{AttachedInterface, PathFigures};
 use super::report;
 use super::stopping::Stopping;
 use crate::clock::MonoTime;
@@ -288,6 +289,35 @@ impl PacketPath {
             self.flows.reroute();
         }
         self.flows.reroute_some();
+    }
+
+    /// What forwards, and what became of the packets, for metrics.
+    ///
+    /// # Errors
+    /// The program's counters cannot be read.
+    pub fn figures(&mut self) -> Result<PathFigures, XdpError> {
+        let hops = self.flows.routes();
+        let is_there = |index| hops.as_ref().is_none_or(|hops| hops.table().link(index).is_some());
+        let attached = self.program.iter().flat_map(Program::attached);
+        let interfaces = attached.map(|(port, hook)| AttachedInterface {
+            index: port.index,
+            name: port.name.clone(),
+            mode: hook.name(),
+            is_there: is_there(port.index),
+        });
+        Ok(PathFigures {
+            mode: self.name,
+            why: self.why.clone(),
+            keeper: self.keeper.name(),
+            keeper_why: self.keeper.why().to_owned(),
+            interfaces: interfaces.collect(),
+            kernel: self.program.as_ref().map(Program::tallies).transpose()?.unwrap_or_default(),
+            userspace: Reason::ALL.iter().map(|reason| (*reason, self.forwarder.tally(*reason))).collect(),
+            socket_queue_drops: self.forwarder.socket_queue_drops(),
+            slots_used: self.flows.installed(),
+            slots: self.flows.capacity(),
+            table_bytes: self.tables.sizes().bytes(),
+        })
     }
 
     /// What forwards, and what became of the packets.

@@ -70,6 +70,11 @@ fn obstacles(config: &Config, path: &Path, root: &AtlasRoot) -> Vec<String> {
     }
     match config.role() {
         Role::Relay => {
+            if let Some(listen) = &config.metrics.listen
+                && let Err(error) = resolve(listen)
+            {
+                obstacles.push(format!("{}: metrics.listen: {listen}: {error}", path.display()));
+            }
             if let Err(error) = relay::check_interfaces(&config.datapath) {
                 obstacles.push(format!("{}: datapath.interfaces: {error}", path.display()));
             }

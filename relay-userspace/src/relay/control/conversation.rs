@@ -33,14 +33,14 @@ const LOOK_AT_ADDRESS: Duration = Duration::from_secs(1);
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Listener {
-    /// Carries messages both ways until the connection ends.
-    pub(super) async fn converse(&self, conn: ConnId, introduced: Introduced) {
+    /// Carries messages both ways until the connection ends. The handshake has taken so long.
+    pub(super) async fn converse(&self, conn: ConnId, introduced: Introduced, handshake: Duration) {
         let Introduced { connection, peer, send, reader, unfinished } = introduced;
         let mut remote = connection.remote_address();
         let (outbox, mut to_agent) = mpsc::channel(OUTBOX_LEN);
         let relay = connection.local_ip();
         let agent = Authenticated { conn, node: peer.node_id, name: peer.name, remote, relay };
-        if self.events.send(ControlEvent::Connected { agent, outbox }).await.is_err() {
+        if self.events.send(ControlEvent::Connected { agent, outbox, handshake }).await.is_err() {
             return connection.close(VarInt::from_u32(0), b"the relay stops");
         }
         let window = ReceiveWindow::new(connection.clone(), RECEIVE_WINDOW, STREAM_WINDOW);

@@ -25,6 +25,7 @@ use quinn::{
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::rules::{ControlPolicy, Rules};
@@ -60,6 +61,8 @@ pub enum ControlEvent {
         agent: Authenticated,
         /// Takes what is to be sent. Full: the agent does not read.
         outbox: mpsc::Sender<ToAgent>,
+        /// How long the handshake took, from the first packet that was answered on.
+        handshake: Duration,
     },
     /// A message has come.
     Message {
@@ -298,8 +301,9 @@ impl Listener {
 
     /// A connection from its first packet to its end.
     async fn attend(&self, conn: ConnId, incoming: Incoming, pending: Place) {
-        let from = incoming.remote_address();
+        let (from, begun) = (incoming.remote_address(), Instant::now());
         let introduced = self.introduce(incoming).await;
+        let handshake = begun.elapsed();
         drop(pending);
         let introduced = match introduced {
             Ok(introduced) => introduced,
@@ -329,7 +333,7 @@ impl Listener {
                 return self.refused(connections_full(full), Some(node), from).await;
             }
         };
-        self.converse(conn, introduced).await;
+        self.converse(conn, introduced, handshake).await;
     }
 
     async fn reject(&self, rejection: Rejection, from: SocketAddr) {

@@ -33,7 +33,7 @@ pub use flows::{
 };
 pub use hop_writer::HopWriter;
 pub use meta::LAYOUT;
-pub use netlink::{KnownNeighbour, Netlink};
+pub use netlink::{KnownNeighbour, LinkCounts, Netlink};
 pub use network_events::{NetworkChange, NetworkEvents};
 pub use next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link, Neighbour, Vlan, XdpProgram};
 pub use ports::PortError;

@@ -59,6 +59,17 @@ impl Netlink {
         Ok(answers.iter().find_map(link))
     }
 
+    /// What has been counted on the interface with index `index`, `None` if there is none.
+    ///
+    /// # Errors
+    /// The kernel refuses or cannot be reached.
+    pub fn link_counts(&mut self, index: u32) -> io::Result<Option<LinkCounts>> {
+        let mut question = LinkMessage::default();
+        question.header.index = index;
+        let answers = unless(libc::ENODEV, self.0.ask(Message::GetLink(question), 0))?;
+        Ok(answers.iter().find_map(link_counts))
+    }
+
     /// Every address of this host.
     ///
     /// # Errors
@@ -187,6 +198,29 @@ pub struct KnownNeighbour {
     pub neighbour: Neighbour,
     /// The kernel has not heard of it for a while, and finds out nothing unless somebody uses the entry.
     pub stale: bool,
+}
+
+/// What the kernel and the driver have counted on an interface: of what was received, and of what was transmitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounts {
+    /// Packets.
+    pub packets: [u64; 2],
+    /// Packets that were dropped, those for want of receive buffers included.
+    pub dropped: [u64; 2],
+    /// Errors.
+    pub errors: [u64; 2],
+}
+
+fn link_counts(answer: &Message) -> Option<LinkCounts> {
+    let Message::NewLink(message) = answer else { return None };
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(counts) => Some(LinkCounts {
+            packets: [counts.rx_packets, counts.tx_packets],
+            dropped: [counts.rx_dropped.saturating_add(counts.rx_missed_errors), counts.tx_dropped],
+            errors: [counts.rx_errors, counts.tx_errors],
+        }),
+        _ => None,
+    })
 }
 
 fn link(answer: &Message) -> Option<Link> {

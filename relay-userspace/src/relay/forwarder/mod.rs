@@ -25,7 +25,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use relay_common::{BIND_LEN, Reason};
+use relay_common::{BIND_LEN, Reason, Tally};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 use tokio::task;
@@ -166,9 +166,18 @@ impl Forwarder {
 
     /// Datagrams by what became of them; each has one reason.
     pub fn count(&self, reason: Reason) -> u64 {
-        let by_readers: u64 = self.counters.iter().map(|counters| counters.get(reason)).sum();
+        self.tally(reason).packets
+    }
+
+    /// The same with their payload bytes; of what the kernel has dropped those are not known.
+    pub fn tally(&self, reason: Reason) -> Tally {
         let by_kernel = if reason == Reason::ControlShare { self.dropped_by_kernel().0 } else { 0 };
-        by_readers + by_kernel
+        let mut sum = Tally { packets: by_kernel, bytes: 0 };
+        for Tally { packets, bytes } in self.counters.iter().map(|counters| counters.get(reason)) {
+            sum.packets += packets;
+            sum.bytes += bytes;
+        }
+        sum
     }
 
     /// Messages the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since they

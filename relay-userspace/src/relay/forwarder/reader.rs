@@ -168,7 +168,7 @@ impl Reader {
         for index in 0..count {
             match arrivals.get(index) {
                 Some(arrived) => self.take(&arrived, arrivals.bytes(), departures, gate.as_deref_mut(), now),
-                None => self.counters.count(Reason::Truncated, 1),
+                None => self.counters.count(Reason::Truncated, 1, 0),
             }
         }
         self.flush(departures, arrivals.bytes(), now);
@@ -186,7 +186,8 @@ impl Reader {
     ) {
         let Arrived { from, ancillary, .. } = *arrived;
         let (Some(to), Some(ttl)) = (ancillary.to, ancillary.ttl) else {
-            return self.counters.count(Reason::Truncated, arrived.datagrams().count() as u64);
+            let payloads = arrived.datagrams().map(|place| place.len as u64);
+            return payloads.for_each(|len| self.counters.count(Reason::Truncated, 1, len));
         };
         let to = SocketAddr::new(to, self.port);
         let run = match self.tables.run(from, to) {
@@ -199,7 +200,7 @@ impl Reader {
             let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
             match self.decide(&run, &arrival, gate.as_deref_mut(), now) {
                 Ok(relayed) => queue(departures, place, &relayed, arrived),
-                Err(reason) => self.counters.count(reason, 1),
+                Err(reason) => self.counters.count(reason, 1, payload.len() as u64),
             }
         }
         // Datagrams that come merged are many.
@@ -246,7 +247,7 @@ impl Reader {
                 }
                 Err(reason) => reason,
             };
-            self.counters.count(reason, datagrams as u64);
+            self.counters.count(reason, datagrams as u64, bytes as u64);
         };
         departures.v4.flush(Some(&self.senders.v4), bytes, now, report);
         if let Some(departures) = &mut departures.v6 {

@@ -107,7 +107,7 @@ impl Agents {
         self.connected.get_mut(&conn)
     }
 
-    #[cfg(test)]
+    /// How many there are.
     pub fn count(&self) -> usize {
         self.connected.len()
     }

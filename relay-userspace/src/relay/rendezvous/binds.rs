@@ -273,7 +273,8 @@ impl Rendezvous {
         let Some(session) = self.sessions.get(id) else { return false };
         let Some(tuples) = session.tuples() else { return true };
         let deadlines = session.parties.each_ref().map(|party| party.proved + LEASE);
-        let (limit, was_offer, nodes) = (self.settings.limit, session.is_offer(), session.nodes());
+        let (limit, nodes) = (self.settings.limit, session.nodes());
+        let offered_for = session.is_offer().then(|| now.since(session.since));
         let Some(origin) = self.sessions.origin(id, &self.nodes) else { return false };
         let [connector, target] = origin.identity.nodes;
         match flows.install(tuples, limit, &origin, deadlines, now) {
@@ -281,10 +282,10 @@ impl Rendezvous {
                 if let Some(session) = self.sessions.get_mut(id) {
                     session.paired(slot, now);
                 }
-                if was_offer {
+                if offered_for.is_some() {
                     self.sessions.close_offer(nodes, &mut self.nodes);
                 }
-                self.event(Event::Paired { session: id, connector, target, tuples, limit });
+                self.event(Event::Paired { session: id, connector, target, tuples, limit, offered_for });
                 self.tell_what_fits(id, flows);
                 true
             }

@@ -115,6 +115,8 @@ pub enum Event {
         tuples: [FlowTuple; 2],
         /// The session's limit.
         limit: Limit,
+        /// For how long it was an offer; none: it was paired before, and one of its sides has bound again.
+        offered_for: Option<Duration>,
     },
     /// The streams of two agents are joined. The relay can read what they say.
     Spliced {

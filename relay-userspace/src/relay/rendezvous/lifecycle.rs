@@ -52,8 +52,9 @@ impl Rendezvous {
         if let Some(side) = session.silent_side(now) {
             return self.end(id, EndReason::ConsentLost(side), flows, now);
         }
-        let Found { bytes, dropped } = session.look(flows, limit, sessions, now);
+        let Found { bytes, restrained, dropped } = session.look(flows, limit, sessions, now);
         self.throughput.add(bytes, now);
+        self.restrained.add(restrained);
         if session.is_idle(self.settings.idle_timeout, now) {
             return self.end(id, EndReason::Idle, flows, now);
         }
@@ -92,6 +93,7 @@ impl Rendezvous {
         }
         let (age, traffic) = (now.since(session.since), session.traffic(flows));
         self.throughput.add(session.unseen_bytes(&traffic), now);
+        self.restrained.add(session.unseen_restraint(&traffic));
         self.event(Event::Ended { session: id, connector, target, reason, age, traffic });
     }
 

@@ -15,6 +15,7 @@
 mod adopt;
 mod agents;
 mod binds;
+mod counts;
 mod draining;
 mod event;
 mod lifecycle;
@@ -43,6 +44,7 @@ use relay_common::BIND_LEN;
 use relay_common::siphash::SipKey;
 
 pub use agents::{Authenticated, ConnId};
+pub use counts::{Counts, Restrained};
 pub use draining::{Drain, DrainStatus};
 pub use event::{EndReason, Event};
 pub use policy::{Access, MOST_SESSIONS_PER_NODE, Policy};
@@ -232,6 +234,8 @@ pub struct Rendezvous {
     refusals: Refusals<Refusal>,
     /// What all sessions carry.
     throughput: Throughput,
+    /// What the limits have done to it.
+    restrained: Restrained,
     /// The most that a policy has permitted a node so far.
     most_sessions_per_node: u32,
     /// No new sessions: it is about to stop.
@@ -256,6 +260,7 @@ impl Rendezvous {
             looks: Timers::default(),
             refusals: Refusals::default(),
             throughput: Throughput::default(),
+            restrained: Restrained::default(),
             draining: None,
             outputs: VecDeque::new(),
         }

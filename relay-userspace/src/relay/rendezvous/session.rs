@@ -8,6 +8,7 @@ use relay_common::Side;
 use super::CONSENT;
 use super::agents::ConnId;
 use super::binds::Questions;
+use super::counts::Restrained;
 use super::nodes::NodeNumber;
 use super::prefixes::PrefixNumber;
 use super::proved_tuple::ProvedTuple;
@@ -83,6 +84,8 @@ struct Past {
     /// What the limit had dropped when that was told last.
     told_dropped: Dropped,
     told_at: Option<MonoTime>,
+    /// What the limit had done to it at the last look.
+    seen_restrained: Restrained,
 }
 
 /// One side of a session.
@@ -110,6 +113,8 @@ pub(super) struct Party {
 pub(super) struct Found {
     /// UDP payload bytes relayed since the look before.
     pub bytes: u64,
+    /// What the limit has done since then.
+    pub restrained: Restrained,
     /// What the limit has dropped since that was last returned, if it is time to tell the agents.
     pub dropped: Dropped,
 }
@@ -333,7 +338,8 @@ impl Session {
         self.stage = Stage::Established { next_look: now + LOOK_EVERY, active: now };
         (self.seen_packets, self.seen_bytes) = (carried.packets(), carried.bytes());
         let told_dropped = Dropped { packets: carried.limited_packets, bytes: carried.limited_bytes };
-        self.past = Some(Box::new(Past { carried, debt, told_dropped, told_at: None }));
+        let seen_restrained = Restrained::of(&carried);
+        self.past = Some(Box::new(Past { carried, debt, told_dropped, told_at: None, seen_restrained }));
     }
 
     /// The flows are no longer wanted: what they carried is kept.
@@ -378,18 +384,28 @@ impl Session {
             bytes: traffic.limited_bytes.saturating_sub(told.bytes),
         };
         *next_look = now + pause(is_fast || dropped.packets > 0, sessions);
+        let restrained = self.unseen_restraint(&traffic);
+        if restrained != Restrained::default() {
+            self.past.get_or_insert_default().seen_restrained = Restrained::of(&traffic);
+        }
         if dropped.packets == 0 || told_at.is_some_and(|at| now.since(at) < LOOK_EVERY) {
-            return Found { bytes, dropped: Dropped::default() };
+            return Found { bytes, restrained, dropped: Dropped::default() };
         }
         let past = self.past.get_or_insert_default();
         past.told_dropped = Dropped { packets: traffic.limited_packets, bytes: traffic.limited_bytes };
         past.told_at = Some(now);
-        Found { bytes, dropped }
+        Found { bytes, restrained, dropped }
     }
 
     /// What of `traffic`, which is all of its own, no look has found yet.
     pub fn unseen_bytes(&self, traffic: &Traffic) -> u64 {
         traffic.bytes().saturating_sub(self.seen_bytes)
+    }
+
+    /// What the limit has done of what is in `traffic`, which is all of its own, that no look has found yet.
+    pub fn unseen_restraint(&self, traffic: &Traffic) -> Restrained {
+        let seen = self.past.as_ref().map_or_else(Default::default, |past| past.seen_restrained);
+        Restrained::of(traffic).since(seen)
     }
 
     /// Whether no packet was found to be relayed for this long.
