@@ -146,6 +146,32 @@ fn the_page_of_metrics_has_every_one_as_it_is_exposed() {
 }
 
 #[test]
+fn every_alert_goes_by_metrics_and_reasons_that_exist_and_says_what_to_do() {
+    let rules = text("deploy/prometheus/alerts.yml");
+    let is_metric = |name: &str| {
+        let name = name.strip_suffix("_bucket").unwrap_or(name);
+        names::ALL.iter().any(|family| family.name == name)
+    };
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let metrics: BTreeSet<&str> = words.filter(|word| word.starts_with("atlas_relay_")).collect();
+    assert!(metrics.len() > 10, "{metrics:?}");
+    for metric in metrics {
+        assert!(is_metric(metric), "there is no metric {metric}");
+    }
+    let of_packets = relay_common::Reason::ALL.iter().map(|reason| reason.name());
+    let of_control = relay::rendezvous::Refusal::ALL.iter().map(|refusal| refusal.name());
+    let reasons: BTreeSet<&str> = of_packets.chain(of_control).collect();
+    let named = rules.split("reason=").skip(1).filter_map(|rest| rest.split('"').nth(1));
+    let named: Vec<&str> = named.flat_map(|names| names.split('|')).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for reason in named {
+        assert!(reasons.contains(reason), "there is no reason {reason}");
+    }
+    let count = |what: &str| rules.matches(what).count();
+    assert_eq!(count("- alert: AtlasRelay"), count("          runbook: \""));
+}
+
+#[test]
 fn every_abuse_has_a_test_and_the_keys_and_reasons_it_names_exist() {
     let sources = rust_sources(&project(""));
     let is_reason = |name: &str| relay::rendezvous::Refusal::ALL.iter().any(|reason| reason.name() == name);

@@ -1,9 +1,19 @@
 //! What a relay tells over HTTP, and that Prometheus understands it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test a panic is a failure")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "in a test a panic is a failure"
+)]
 
+#[path = "metrics/prometheus.rs"]
+mod prometheus;
 mod relay_on_loopback;
+mod skipping;
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -33,13 +43,17 @@ fn watched(at: SocketAddr) -> TestRelay {
 
 /// Status and text.
 async fn get(at: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(at).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    ask(at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n")).await.unwrap()
+}
+
+/// The same of any request; an error: nobody is there.
+async fn ask(at: SocketAddr, request: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(at).await?;
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), text.to_owned())
+    stream.read_to_string(&mut answer).await?;
+    let (head, text) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), text.to_owned()))
 }
 
 /// The value of a series, written as Prometheus has it.

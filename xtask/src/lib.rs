@@ -12,6 +12,7 @@ pub mod deployment;
 pub mod interrupt;
 pub mod lab;
 pub mod load;
+pub mod prometheus;
 pub mod python;
 pub mod setup;
 pub mod supervisor;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use crate::tool::{Tool, find};
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
-use crate::{python, syscall, terminal};
+use crate::{prometheus, python, syscall, terminal};
 
 /// Whether a task may change the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
     if let Some(toolchain) = toolchain::find(workspace)
         && missing_programs(purpose).is_empty()
         && !lacks_python(workspace, purpose)
+        && !lacks_prometheus(workspace, purpose)
     {
         return Ok(toolchain);
     }
@@ -72,14 +73,19 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
     if !all_missing.python.is_empty() {
         terminal::progress("missing: aioquic        an agent on another QUIC stack, in Python");
     }
+    if all_missing.prometheus.is_some() {
+        terminal::progress("missing: prometheus     what reads the relay's metrics in tests");
+    }
     if consent == Consent::ShowCommands {
         all_missing.commands().into_iter().for_each(terminal::result);
         bail!("something is missing; the commands above install it");
     }
-    if !all_missing.packages.is_empty() {
+    if !all_missing.packages.is_empty() || all_missing.prometheus.is_some() {
         if !may_install {
             bail!("{}", all_missing.cannot_install());
         }
+    }
+    if !all_missing.packages.is_empty() {
         install_command(&all_missing.packages).stream()?;
     }
     let still_missing = missing(workspace, purpose);
@@ -92,6 +98,9 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
     }
     if !still_missing.python.is_empty() {
         python::install(workspace)?;
+    }
+    if still_missing.prometheus.is_some() {
+        prometheus::install(workspace)?;
     }
     toolchain::find(workspace).context("bpf-linker was installed, but does not run")
 }
@@ -120,6 +129,8 @@ struct Missing {
     linker: Option<Tool>,
     /// The commands that install the Python packages, if those are missing.
     python: Vec<Tool>,
+    /// The command that unpacks Prometheus, if that is missing.
+    prometheus: Option<Tool>,
 }
 
 fn missing(workspace: &Workspace, purpose: Purpose) -> Missing {
@@ -133,11 +144,18 @@ fn missing(workspace: &Workspace, purpose: Purpose) -> Missing {
         missing.packages.extend(python::missing_package());
         missing.python.extend(python::install_commands(workspace));
     }
+    if lacks_prometheus(workspace, purpose) {
+        missing.prometheus = Some(prometheus::install_command(workspace));
+    }
     missing
 }
 
 fn lacks_python(workspace: &Workspace, purpose: Purpose) -> bool {
     purpose == Purpose::Test && python::find(workspace).is_none()
+}
+
+fn lacks_prometheus(workspace: &Workspace, purpose: Purpose) -> bool {
+    purpose == Purpose::Test && prometheus::find(workspace).is_none()
 }
 
 /// The packages whose programs `purpose` needs and this machine has not.
@@ -201,11 +219,13 @@ impl Missing {
     /// What a user would type.
     fn commands(&self) -> Vec<String> {
         let mut commands = Vec::new();
-        if !self.packages.is_empty() {
+        if !self.packages.is_empty() || self.prometheus.is_some() {
             commands.push(refresh_command().to_string());
+        }
+        if !self.packages.is_empty() {
             commands.push(install_command(&self.packages).to_string());
         }
-        commands.extend(self.linker.iter().chain(&self.python).map(Tool::to_string));
+        commands.extend(self.linker.iter().chain(&self.python).chain(&self.prometheus).map(Tool::to_string));
         commands
     }
 
@@ -214,6 +234,7 @@ impl Missing {
         let mut missing: Vec<&str> = self.packages.iter().map(|package| package.name.as_str()).collect();
         missing.extend(self.linker.as_ref().map(|_| "bpf-linker"));
         missing.extend(self.python.first().map(|_| "aioquic"));
+        missing.extend(self.prometheus.as_ref().map(|_| "prometheus"));
         let mut text = format!(
             "missing: {}. On Debian or Ubuntu, as root:\n  {}",
             missing.join(", "),

@@ -10,7 +10,7 @@ use crate::build::{self, Built};
 use crate::setup::{Consent, Purpose};
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
-use crate::{python, syscall, terminal, tidy};
+use crate::{prometheus, python, syscall, terminal, tidy};
 
 /// The variable that names the file in which a test that cannot run says so, one line `test: reason`.
 pub const SKIPPED_LIST: &str = "RELAY_SKIPPED_LIST";
@@ -23,6 +23,9 @@ pub const RELAY_BINARY: &str = "RELAY_BIN";
 
 /// The variable that names the Python that runs the agent on another QUIC stack.
 pub const PYTHON: &str = "RELAY_PYTHON";
+
+/// The variable that names the folder with the programs of Prometheus.
+pub const PROMETHEUS: &str = "RELAY_PROMETHEUS";
 
 /// The variable that names the programs which test the XDP program.
 pub const PROBE: &str = "RELAY_BPF_PROBE";
@@ -62,6 +65,7 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
     std::fs::write(&skipped_list, "").with_context(|| format!("cannot write {}", skipped_list.display()))?;
 
     let python = python::find(workspace);
+    let prometheus = prometheus::find(workspace);
     let mut total = Counts::default();
     let mut failed = Vec::new();
     // Always the whole workspace: another selection would unify features otherwise and compile everything again.
@@ -86,6 +90,9 @@ pub fn run_built(workspace: &Workspace, built: &Built, selection: &Selection) ->
         test = test.env("RELAY_DIFFERENTIAL_CASES", if selection.long { "100000000" } else { "1000000" });
         if let Some(python) = &python {
             test = test.env(PYTHON, python);
+        }
+        if let Some(prometheus) = &prometheus {
+            test = test.env(PROMETHEUS, prometheus);
         }
         if selection.nothing_skips {
             test = test.env(MUST_RUN, "1");
