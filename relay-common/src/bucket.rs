@@ -157,6 +157,25 @@ impl Bucket<'_> {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Allowance {
+    /// The bytes per second it grants; none: it is unlimited. Rates of up to 100 MB/s come out as they were given, larger ones
+    /// to seven digits.
+    pub fn bytes_per_s(self) -> Option<u64> {
+        let ticks_per_s = u128::from(1_000_000_000 * TICKS_PER_NS) << COST_FRACTION_BITS;
+        let cost = u128::from(self.cost_per_byte);
+        // To the nearest: the cost is rounded.
+        ((ticks_per_s * 2).checked_div(cost)?.saturating_add(1) / 2).try_into().ok()
+    }
+
+    /// How many bytes so many ticks are worth; none: it is unlimited.
+    pub fn bytes(self, ticks: u64) -> Option<u64> {
+        (u128::from(ticks) << COST_FRACTION_BITS).checked_div(u128::from(self.cost_per_byte))?.try_into().ok()
+    }
+
+    /// The ticks that are left at `now` (ns) of the burst of a bucket that stands at `arrival`.
+    pub fn left(self, arrival: u64, now: u64) -> u64 {
+        self.burst.saturating_sub(arrival.saturating_sub(now.wrapping_mul(TICKS_PER_NS)))
+    }
+
     /// The word of a bucket that goes on with the allowance `new` at `now` (ns): what is left of the burst stays left, in
     /// bytes, as far as the new burst holds it.
     ///
@@ -217,6 +236,27 @@ mod tests {
     }
 
     const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn an_allowance_tells_the_rate_it_was_made_of_and_what_is_left_of_a_burst() {
+        for rate in [64, 1000, 1_048_576, 1_250_000, 99_999_999] {
+            assert_eq!(Allowance::new(rate, 65_536).bytes_per_s(), Some(rate));
+        }
+        let fast = Allowance::new(12_500_000_000, 1 << 30).bytes_per_s().unwrap();
+        assert!(fast.abs_diff(12_500_000_000) < 12_500, "{fast}");
+        assert_eq!(Allowance::UNLIMITED.bytes_per_s(), None);
+        assert_eq!(Allowance::UNLIMITED.bytes(1), None);
+        let session = Session::new(1_000_000, 250_000);
+        let left = |session: &Session| {
+            let allowance = session.0.bucket().allowance;
+            allowance.bytes(allowance.left(session.0.arrival.load(), SECOND)).unwrap()
+        };
+        assert_eq!(left(&session), 250_000);
+        assert_eq!(session.charge(1200, SECOND), Charge::Conforming);
+        assert!(left(&session).abs_diff(248_800) <= 1, "{}", left(&session));
+        while session.charge(64, SECOND) == Charge::Conforming {}
+        assert!(left(&session) < 64);
+    }
 
     #[test]
     fn a_limit_of_zero_is_no_limit() {

@@ -35,6 +35,21 @@ impl Interface {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Interface {
+    /// Describes, as the one with `index`, what `other` describes.
+    pub fn copy_from(&self, other: &Interface, index: u32) {
+        self.mtu.store(other.mtu.load());
+        self.station_head.store(other.station_head.load());
+        self.station_tail.store(other.station_tail.load());
+        self.index.store(index);
+    }
+
+    /// Its MAC address.
+    pub fn station(&self) -> [u8; 6] {
+        let ([a, b, c, d], [e, f, ..]) =
+            (self.station_head.load().to_ne_bytes(), self.station_tail.load().to_ne_bytes());
+        [a, b, c, d, e, f]
+    }
+
     /// Describes an interface. The program may see the parts of a change one by one; each is harmless.
     pub fn write(&self, index: u32, station: [u8; 6], mtu: u32) {
         let [a, b, c, d, e, f] = station;

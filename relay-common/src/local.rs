@@ -26,6 +26,11 @@ impl Local {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Local {
+    /// Writes what stands in `other`.
+    pub fn copy_from(&self, other: &Local) {
+        self.words.iter().zip(other.load()).for_each(|(word, value)| word.store(value));
+    }
+
     /// Writes all of its words, whatever that means: for tests of what others may have written.
     pub fn damage(&self, value: u32) {
         self.words.iter().for_each(|word| word.store(value));

@@ -94,6 +94,15 @@ pub fn station_words(destination: [u8; 6], source: [u8; 6]) -> [u32; 3] {
 }
 
 #[cfg(not(target_arch = "bpf"))]
+impl Hop {
+    /// Its own MAC address and that of the interface.
+    pub fn stations(&self) -> [[u8; 6]; 2] {
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = self.stations.map(u32::to_ne_bytes);
+        [[a, b, c, d, e, f], [g, h, i, j, k, l]]
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
 impl NextHop {
     /// Replaces the entry, for its only writer.
     pub fn write(&self, hop: &Hop) {

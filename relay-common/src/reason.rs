@@ -13,6 +13,18 @@ pub enum Action {
     Abort,
 }
 
+impl Action {
+    /// The name used by listings and documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Action::Forward => "forward",
+            Action::Pass => "pass",
+            Action::Drop => "drop",
+            Action::Abort => "abort",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $action:ident;)+) => {
         /// The outcome of one packet. Each packet that enters the packet path gets exactly one.

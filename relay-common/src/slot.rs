@@ -184,6 +184,24 @@ mod writer {
     const CLOSED: u64 = 1 << 62;
 
     impl Slot {
+        /// Writes what stands in `other`, but for what is counted of it: for tables that nobody else looks at.
+        pub fn copy_from(&self, other: &Slot) {
+            for (mine, theirs) in [
+                (&self.arrival, &other.arrival),
+                (&self.cost_per_byte, &other.cost_per_byte),
+                (&self.burst, &other.burst),
+                (&self.deadline[0], &other.deadline[0]),
+                (&self.deadline[1], &other.deadline[1]),
+            ] {
+                mine.store(theirs.load());
+            }
+            self.marked_at.store(other.marked_at.load());
+            self.generation.store(other.generation.load());
+            for (mine, theirs) in self.sides.iter().zip(&other.sides) {
+                mine.copy_from(theirs);
+            }
+        }
+
         /// Makes the bucket go on at `now` (ns) where another one of the session stood, for the slot's only writer before
         /// it lets packets pass. `arrival` is that one's word; of what it owed, one burst of this one at most is still owed.
         pub fn resume(&self, arrival: u64, now: u64) {
@@ -245,6 +263,17 @@ mod writer {
                 line.families
                     .store(takes | makes | u32::from(locals.taken) << 8 | u32::from(locals.made) << 20);
             });
+        }
+
+        fn copy_from(&self, other: &SideLine) {
+            for (mine, theirs) in self.address.iter().zip(&other.address) {
+                mine.store(theirs.load());
+            }
+            self.ports.store(other.ports.load());
+            self.new_ports.store(other.new_ports.load());
+            self.hop_and_delta.store(other.hop_and_delta.load());
+            self.families.store(other.families.load());
+            self.sequence.store(other.sequence.load());
         }
 
         /// The number of the next hop that stands in it, described packets or not.

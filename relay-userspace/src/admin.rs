@@ -10,6 +10,7 @@ mod peer_groups;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::identity::{NodeId, permission_hint};
 use crate::protocol::SessionId;
 use crate::protocol::body::MAX_BODY_TEXT_LEN;
 use crate::relay::bans::BanSubject;
+use crate::relay::datapath;
 use asker::{Credentials, Owner};
 
 /// A question to the daemon.
@@ -71,6 +73,15 @@ pub enum Request {
         /// The relay that agents may move to.
         hint: Option<RelayHint>,
     },
+    /// What would become of a packet (`explain`). It changes nothing, and tells of one session more than listings do.
+    Explain {
+        /// Address and port that it comes from.
+        source: SocketAddr,
+        /// The relay's address and port that it comes to.
+        destination: SocketAddr,
+        /// What it is like.
+        packet: AskedPacket,
+    },
     /// A relay ends its sessions, tells its agents and stops (`stop`). It is done when the connection ends.
     Stop,
     /// Who may not connect (`bans`).
@@ -87,6 +98,56 @@ pub enum Request {
         /// Whom.
         subject: BanSubject,
     },
+}
+
+/// A packet that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AskedPacket {
+    /// A whole Ethernet frame, in hexadecimal digits.
+    Frame(#[serde(with = "as_digits")] Vec<u8>),
+    /// One that the relay makes up, with so many bytes of UDP payload.
+    PayloadBytes(u16),
+}
+
+impl From<AskedPacket> for datapath::Packet {
+    fn from(asked: AskedPacket) -> datapath::Packet {
+        match asked {
+            AskedPacket::Frame(frame) => datapath::Packet::Frame(frame),
+            AskedPacket::PayloadBytes(payload) => datapath::Packet::Made { payload },
+        }
+    }
+}
+
+/// Bytes as hexadecimal digits.
+mod as_digits {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}", Digits(bytes)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::bytes_of_digits(&text)
+            .ok_or_else(|| D::Error::custom("expected two hexadecimal digits a byte"))
+    }
+
+    struct Digits<'b>(&'b [u8]);
+
+    impl std::fmt::Display for Digits<'_> {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        }
+    }
+}
+
+/// Bytes of two hexadecimal digits each.
+pub fn bytes_of_digits(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(high)? << 4 | digit(low)?).ok();
+    if rest.is_empty() { pairs.iter().map(byte).collect() } else { None }
 }
 
 /// A session id as listings show it. On the wire it is bytes.

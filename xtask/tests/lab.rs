@@ -8,6 +8,7 @@ mod in_lab {
     mod congestion;
     mod deaths;
     mod delay;
+    mod explain;
     mod failover;
     mod fallback;
     mod families;

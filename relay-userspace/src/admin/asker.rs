@@ -61,6 +61,12 @@ impl Owner {
                 asker.user
             ));
         }
+        if matches!(request, Request::Explain { .. }) {
+            return Err(format!(
+                "user {} may not ask what becomes of a packet: only root and the daemon's own user (uid {user}) may",
+                asker.user
+            ));
+        }
         if request.changes() {
             return Err(format!(
                 "user {} may look but not change anything: only root and the daemon's own user (uid {user}) may",
@@ -73,6 +79,7 @@ impl Owner {
 
 #[cfg(test)]
 mod tests {
+    use super::super::AskedPacket;
     use super::*;
     use crate::identity::NodeId;
 
@@ -91,6 +98,11 @@ mod tests {
             Request::Stop,
             Request::Drain { deadline_s: None, hint: None },
             Request::EndSessionsOf { node },
+            Request::Explain {
+                source: "192.0.2.1:1".parse().unwrap(),
+                destination: "192.0.2.2:4433".parse().unwrap(),
+                packet: AskedPacket::PayloadBytes(1),
+            },
         ];
         for request in look.iter().chain(&change) {
             assert!(may(0, &[0], request) && may(990, &[5], request), "{request:?}");

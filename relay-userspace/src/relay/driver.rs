@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::bans::{BanCause, BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
-use super::datapath::Left;
+use super::datapath::{FlowTuple, Left};
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::metrics::{EventCounts, Observation, Observer};
@@ -354,6 +354,16 @@ impl Driver {
                 let within = deadline_s.map(Duration::from_secs);
                 self.rendezvous.drain(Drain { within, hint }, now);
                 serde_json::to_value(self.rendezvous.drain_status(now).map(report::Drain::from))
+            }
+            Request::Explain { source, destination, packet } => {
+                let tuple = FlowTuple { agent: source, relay: destination };
+                match self.packets.explain(tuple, packet.into()) {
+                    Ok(explanation) => serde_json::to_value(explanation),
+                    Err(why) => {
+                        let _asker_gone = answer.send(Err(why));
+                        return;
+                    }
+                }
             }
             Request::Stop => {
                 tracing::info!("stopping: told by a command");

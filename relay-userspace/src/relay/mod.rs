@@ -5,6 +5,7 @@
 
 pub mod bans;
 pub mod datapath;
+pub mod explanation;
 pub mod forwarder;
 pub mod keeper;
 pub mod legacy;
@@ -13,6 +14,7 @@ pub mod prefix;
 pub mod rendezvous;
 pub mod report;
 pub mod stopping;
+pub mod udp_frame;
 
 mod accounting;
 mod control;

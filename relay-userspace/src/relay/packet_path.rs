@@ -11,9 +11,11 @@ use relay_common::hash::HashSeed;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    Backing, FlowTable, Hook, HopWriter, LAYOUT, Left, NetworkChange, NetworkEvents, NewTables, NextHops,
-    Port, PortError, Program, Selection, TableSizes, Tables, TrialError, XdpError, ports, sessions_of,
+    Backing, Explainer, FlowTable, FlowTuple, Hook, HopWriter, LAYOUT, Left, NetworkChange, NetworkEvents,
+    NewTables, NextHops, Packet, Port, PortError, Program, Selection, TableSizes, Tables, TrialError, XdpError,
+    ports, sessions_of,
 };
+use super::explanation::{Explanation, Setting};
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
 use super::legacy::{Legacy, name_of_link};
@@ -34,6 +36,8 @@ pub struct PacketPath {
     program: Option<Program>,
     /// What the tables lie in without a program, if that can be kept.
     memory: Option<Backing>,
+    /// Tries packets on copies.
+    explainer: Explainer,
     keeper: Keeper,
     name: &'static str,
     why: String,
@@ -115,6 +119,14 @@ impl PacketPath {
             }
             None => None,
         };
+        let explainer = match program.as_ref().map(|_| Explainer::with_program(new.hash_seed, magic.0)) {
+            Some(Ok(explainer)) => explainer,
+            None => Explainer::without_program(new.hash_seed, magic.0),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "`explain` will tell what the forwarder does, and not what the program does");
+                Explainer::without_program(new.hash_seed, magic.0)
+            }
+        };
         let sockets = relay_port.descriptors().map_err(PathError::Forwarder)?;
         let (flows, left) = match &legacy.tables {
             Some(_) if adopted => FlowTable::adopt(Arc::clone(&tables), hops, MonoTime::now()),
@@ -144,8 +156,19 @@ impl PacketPath {
             sessions = left.len(),
             "flow tables made"
         );
-        let packets =
-            PacketPath { flows, tables, network, program, memory, keeper, name, why, forwarder, bind_sender };
+        let packets = PacketPath {
+            flows,
+            tables,
+            network,
+            program,
+            memory,
+            explainer,
+            keeper,
+            name,
+            why,
+            forwarder,
+            bind_sender,
+        };
         let predecessor = Predecessor { legacy, sockets };
         Ok(Opened { packets, quic, binds, left, predecessor })
     }
@@ -318,6 +341,28 @@ impl PacketPath {
             slots: self.flows.capacity(),
             table_bytes: self.tables.sizes().bytes(),
         })
+    }
+
+    /// What would become of a packet of this tuple. Nothing of its session changes.
+    ///
+    /// # Errors
+    /// There is no such packet, or it cannot be tried.
+    pub fn explain(&mut self, tuple: FlowTuple, packet: Packet) -> Result<Explanation, String> {
+        let fate = self.explainer.explain(&self.tables, tuple, packet, MonoTime::now());
+        let fate = fate.map_err(|error| error.to_string())?;
+        let mut setting = Setting { datapath: self.name, ..Setting::default() };
+        if let Some(hops) = self.flows.routes() {
+            let unreadable = |error: io::Error| format!("asking the kernel for the next hop: {error}");
+            let mut name = |index| hops.interface_name(index).map_err(unreadable);
+            setting.interface = fate.interface.map(&mut name).transpose()?.flatten();
+            let hop = fate.flow.as_ref().and_then(|flow| flow.hop).filter(|hop| hop.interface != 0);
+            setting.egress = hop.map(|hop| name(hop.interface)).transpose()?.flatten();
+            let other =
+                fate.flow.as_ref().and_then(|flow| flow.tuples.get(flow.side.other().index()).copied()?);
+            let way = other.map(|other| hops.way_to(other.agent.ip(), other.relay.ip()));
+            setting.way = way.transpose().map_err(unreadable)?.flatten();
+        }
+        Ok(Explanation::of(tuple.agent.to_string(), tuple.relay.to_string(), &fate, setting))
     }
 
     /// What forwards, and what became of the packets.

@@ -11,6 +11,7 @@
     reason = "in a test a panic is a failure, and a test that cannot run says why"
 )]
 
+mod explained;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 #[path = "../skipping/mod.rs"]

@@ -186,6 +186,28 @@ With --json there is a line a second:
   hint      where agents may move to
   stopped   true in the last line";
 
+const EXPLAIN: &str = "\
+Example:
+  atlas-relay explain 198.51.100.7:40001 192.0.2.1:4433
+  atlas-relay explain 198.51.100.7:40001 192.0.2.1:4433 --packet captured.pcap
+  atlas-relay explain [2001:db8::7]:40001 [2001:db8::1]:4433 --payload 1453 --json
+
+SRC is an agent's address as the relay sees it, DST the relay's that it sends to: `net sessions --json` has both of each
+session. The relay copies what its tables have for these two, runs the loaded XDP program on the packet and that copy, and then
+the forwarder's code on what the program passes up. Nothing of the session changes and nothing is sent. What depends on the
+load at that moment is not foreseen: contended, the full queues, control_share, and what sending fails with.
+
+Lines:
+  Packet                what was tried; a packet that is made up has TTL 64
+  Program, Forwarder    what they do with it: action, reason and what that means; ARCHITECTURE.md lists all
+  Leaves                the packet as it leaves, with the MAC addresses it leaves with
+  Session               the session's id, and which side sends from SRC
+  Connector, Target     node id, address, the relay's address it uses; and for how long its consent lasts without a new proof
+  Next hop              number, gateway and interface; how the program sends there; MAC address and age of the neighbour
+  Bucket                what is left of the burst, in bytes of UDP payload, and the rate
+
+Only root and the daemon's own user may ask.";
+
 const STOP: &str = "\
 Examples:
   atlas-relay stop
@@ -214,6 +236,9 @@ pub enum Command {
     /// Has the running relay's agents move away, and waits until it has stopped: when no session is left, or at the deadline.
     #[command(after_help = DRAIN)]
     Drain(Drain),
+    /// Asks the running relay what would become of a packet from SRC to DST, and why.
+    #[command(after_help = EXPLAIN)]
+    Explain(Explain),
     /// Stops the running relay: its sessions end and its agents are told. SIGTERM may leave them to a successor.
     #[command(after_help = STOP)]
     Stop(Stop),
@@ -331,6 +356,28 @@ pub struct Drain {
     /// A relay that agents may move to.
     #[arg(long, value_name = "NODE@HOST:PORT")]
     pub hint: Option<RelayHint>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Explain {
+    /// Where the packet comes from.
+    #[arg(value_name = "SRC", value_parser = socket_address)]
+    pub source: SocketAddr,
+    /// The relay's address that it comes to.
+    #[arg(value_name = "DST", value_parser = socket_address)]
+    pub destination: SocketAddr,
+    /// The packet, if not one that is made up: a file with the Ethernet frame's bytes, with these in hexadecimal digits, or a
+    /// capture (pcap), of which the first packet is taken. At most 16384 bytes.
+    #[arg(long, value_name = "FILE")]
+    pub packet: Option<PathBuf>,
+    /// UDP payload of the packet that is made up, in bytes.
+    #[arg(
+        long, value_name = "BYTES", default_value_t = 1200, conflicts_with = "packet",
+        value_parser = clap::value_parser!(u16).range(0..=16_000)
+    )]
+    pub payload: u16,
     #[command(flatten)]
     pub format: Format,
 }
@@ -491,6 +538,10 @@ pub struct Forward {
     pub to: HostPort,
     #[command(flatten)]
     pub format: Format,
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ADDR:PORT, such as 192.0.2.1:4433 or [2001:db8::1]:4433".to_owned())
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {

@@ -11,6 +11,7 @@ mod config_reload;
 mod config_show;
 mod connected_peer;
 mod drain;
+mod explain;
 mod id;
 mod id_rotate;
 mod net_connect;
@@ -23,6 +24,7 @@ mod net_send;
 mod net_sessions;
 mod node;
 mod output;
+mod packet_file;
 mod stop;
 mod xdp;
 
@@ -58,6 +60,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Xdp(command) => xdp::run(command),
         Command::Bans(options) => bans::run(options),
         Command::Drain(options) => drain::run(options),
+        Command::Explain(options) => explain::run(&options),
         Command::Stop(options) => stop::run(&options),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
         Command::Config(ConfigCommand::Show { path, running, format }) => {

@@ -230,7 +230,7 @@ impl Answers {
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
             Request::Settings => json(&self.present.settings()),
-            Request::Status | Request::Drain { .. } => {
+            Request::Status | Request::Drain { .. } | Request::Explain { .. } => {
                 Err("this daemon is an agent: it relays nothing".to_owned())
             }
             Request::Stop => Err("this daemon is an agent: SIGTERM stops it".to_owned()),

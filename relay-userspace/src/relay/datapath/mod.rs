@@ -5,6 +5,7 @@
 
 mod backing;
 pub mod descriptors;
+mod explain;
 mod flow_index;
 mod flow_table;
 mod flows;
@@ -27,20 +28,21 @@ mod tables;
 mod xdp_features;
 
 pub use backing::{Backing, BackingFault, BackingKind};
+pub use explain::{ByProgram, CopiedFlow, ExplainError, Explainer, Fate, MAX_FRAME, Packet};
 pub use flow_table::{FlowTable, Left, NoRoutes, Routes, TrialError, sessions_of};
 pub use flows::{
     Debt, FlowTuple, Flows, InstallError, Limit, Origin, SideTraffic, SlotId, Traffic, TupleFault,
 };
 pub use hop_writer::HopWriter;
 pub use meta::LAYOUT;
-pub use netlink::{KnownNeighbour, LinkCounts, Netlink};
+pub use netlink::{KnownNeighbour, LinkCounts, NeighbourEntry, Netlink};
 pub use network_events::{NetworkChange, NetworkEvents};
 pub use next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link, Neighbour, Vlan, XdpProgram};
 pub use ports::PortError;
 pub use previous_tuples::PREVIOUS_TUPLE_KEPT;
 pub use program::{EgressMap, Hook, OBJECT, Port, Program, XdpError};
 pub use record::Identity;
-pub use routing::NextHops;
+pub use routing::{NextHops, Way};
 pub use selection::{NewTables, Selection};
 pub use slot_pool::QUARANTINE;
 pub use tables::{Arrival, Relayed, Run, TableSizes, Tables};

@@ -4,6 +4,7 @@ use std::io;
 use std::iter;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -108,6 +109,24 @@ impl Netlink {
         let answers = unless(libc::ENOENT, self.0.ask(Message::GetNeighbour(about(key)), 0))?;
         Ok(answers.iter().find_map(neighbour))
     }
+
+    /// What the kernel says of a neighbour's entry, usable or not; `None` if it has none.
+    ///
+    /// # Errors
+    /// The kernel refuses or cannot be reached.
+    pub fn neighbour_entry(&mut self, key: HopKey) -> io::Result<Option<NeighbourEntry>> {
+        let answers = unless(libc::ENOENT, self.0.ask(Message::GetNeighbour(about(key)), 0))?;
+        Ok(answers.iter().find_map(neighbour_entry))
+    }
+}
+
+/// An entry of the kernel's neighbour table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighbourEntry {
+    /// As ip(8) writes it: `reachable`, `stale`, `failed` and so on.
+    pub state: String,
+    /// How long ago the neighbour was heard of; none if it never was.
+    pub confirmed: Option<Duration>,
 }
 
 /// A connection of one netlink family, whose messages are `M`.
@@ -357,6 +376,20 @@ fn neighbour(answer: &Message) -> Option<KnownNeighbour> {
     });
     let stale = message.header.state == NeighbourState::Stale;
     mac.filter(|_| usable).map(|mac| KnownNeighbour { neighbour: Neighbour { mac }, stale })
+}
+
+fn neighbour_entry(answer: &Message) -> Option<NeighbourEntry> {
+    // linux/neighbour.h: times are in ticks of a hundredth of a second, which is what the kernel tells userspace in.
+    const TICK: Duration = Duration::from_millis(10);
+    let Message::NewNeighbour(message) = answer else { return None };
+    let confirmed = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::CacheInfo(times) => TICK.checked_mul(times.confirmed),
+        _ => None,
+    });
+    // An entry that nobody has answered for keeps no such time.
+    let was_heard = neighbour(answer).is_some() && message.header.state != NeighbourState::Permanent;
+    let state = message.header.state.to_string();
+    Some(NeighbourEntry { state, confirmed: confirmed.filter(|_| was_heard) })
 }
 
 /// The neighbour a message is about.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use relay_common::maps::NEXT_HOP_ENTRIES;
 
 use super::flow_table::Routes;
-use super::netlink::Netlink;
+use super::netlink::{NeighbourEntry, Netlink};
 use super::network_events::NetworkChange;
 use super::next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link};
 use super::program::Hook;
@@ -21,6 +21,17 @@ pub struct NextHops<A> {
     features: Option<XdpFeatures>,
     /// Whether it was said that the table is full; once is enough.
     told_full: bool,
+}
+
+/// A way to an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The gateway's address, or the agent's if it is on the interface's own network.
+    pub gateway: IpAddr,
+    /// The interface's name.
+    pub interface: String,
+    /// The gateway's entry in the kernel's neighbour table; none if it has none.
+    pub neighbour: Option<NeighbourEntry>,
 }
 
 impl<A: HopArray> NextHops<A> {
@@ -106,6 +117,24 @@ impl<A: HopArray> NextHops<A> {
     /// The next hops in use.
     pub fn table(&self) -> &HopTable<A> {
         &self.table
+    }
+
+    /// What the kernel says of the way from the relay's address `relay` to `agent`, for people; none if it has none.
+    ///
+    /// # Errors
+    /// The kernel cannot be reached.
+    pub fn way_to(&mut self, agent: IpAddr, relay: IpAddr) -> io::Result<Option<Way>> {
+        let Some(key) = self.netlink.next_hop(agent, relay)? else { return Ok(None) };
+        let interface = self.netlink.link(key.interface)?.map(|link| link.name).unwrap_or_default();
+        Ok(Some(Way { gateway: key.gateway, interface, neighbour: self.netlink.neighbour_entry(key)? }))
+    }
+
+    /// The name of the interface with this index; none if it is gone.
+    ///
+    /// # Errors
+    /// The kernel cannot be reached.
+    pub fn interface_name(&mut self, index: u32) -> io::Result<Option<String>> {
+        Ok(self.netlink.link(index)?.map(|link| link.name))
     }
 
     fn read_link(&mut self, index: u32) {

@@ -200,7 +200,7 @@ impl Tables {
     }
 
     /// The session whose side has sent this just before it moved to another tuple.
-    fn find_previous(&self, tuple: &FlowTuple, now: MonoTime) -> Result<Flow<'_>, Reason> {
+    pub(super) fn find_previous(&self, tuple: &FlowTuple, now: MonoTime) -> Result<Flow<'_>, Reason> {
         let at = self.previous.find(tuple, now).ok_or(Reason::NoFlow)?;
         let line = tables::Tables::slot(self, at.slot).ok_or(Reason::NoFlow)?.side(at.side);
         // Should it move again at this moment, half of its tuple finds nothing.
