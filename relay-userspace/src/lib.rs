@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod clock;
 pub mod config;
 pub mod control_transport;
+pub mod doctor;
 pub mod identity;
 pub mod privilege;
 pub mod protocol;

@@ -6,6 +6,8 @@
 mod access;
 #[path = "cli/bans.rs"]
 mod bans;
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/explain.rs"]
 mod explain;
 mod node;

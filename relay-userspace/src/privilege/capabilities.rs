@@ -69,6 +69,14 @@ pub fn drop_in_thread() {
     }
 }
 
+/// The capabilities that are in effect for the calling thread.
+///
+/// # Errors
+/// The kernel refuses, which it has no reason for.
+pub fn of_caller() -> io::Result<Capabilities> {
+    Ok(Capabilities(capabilities(None)?.effective))
+}
+
 /// The capabilities that any thread of this process has or could make use of, as the kernel says.
 ///
 /// # Errors

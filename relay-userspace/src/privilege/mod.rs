@@ -7,4 +7,4 @@
 mod capabilities;
 pub mod file_access;
 
-pub use capabilities::{Capabilities, drop_all, drop_in_thread, of_process, renounce};
+pub use capabilities::{Capabilities, drop_all, drop_in_thread, of_caller, of_process, renounce};

@@ -12,6 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use self::pins::Pins;
+pub use self::pins::is_bpffs;
 use self::store::Store;
 use crate::identity::NodeId;
 use crate::supervision::Supervision;

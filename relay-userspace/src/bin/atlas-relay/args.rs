@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use relay_userspace::config::{DatapathMode, HostPort, RelayHint};
+use relay_userspace::config::{DatapathMode, HostPort, RelayAddress, RelayHint};
 use relay_userspace::identity::NodeId;
 use relay_userspace::protocol::SessionId;
 use relay_userspace::relay::bans::BanSubject;
@@ -186,6 +186,26 @@ With --json there is a line a second:
   hint      where agents may move to
   stopped   true in the last line";
 
+const DOCTOR: &str = "\
+Example:
+  atlas-relay doctor
+  atlas-relay doctor --interface eth0 --json
+  atlas-relay doctor --from atlas_70b499d0...@198.51.100.7:4433
+  atlas-relay doctor --list
+
+Each finding has a level: ok; note, worth knowing; warning, the relay works, and not as well as it could; error, it does not
+start, or nobody reaches it. What is not ok has what was expected and the command that mends it. Some is only known to root.
+The exit code is that of the worst finding: 0 for ok and note, 1 for warning, 2 for error.
+
+The self-test needs root: it makes two virtual interfaces in a network namespace of its own, attaches the program to them in
+their driver, sends one datagram through and computes the checksums of what comes out. It changes nothing outside.
+
+--from has two agents, with keys of the moment, connect to another relay, be paired and exchange a datagram through it. It
+shows that this relay is reachable from here. No relay can be asked to connect back, so whether this host is reachable from
+outside is shown by the same command on another host, or by agents that are connected from elsewhere (`reached`).
+
+With --json: worst, and findings with check, level, interface, found, expected and mend; the names are those of --list.";
+
 const EXPLAIN: &str = "\
 Example:
   atlas-relay explain 198.51.100.7:40001 192.0.2.1:4433
@@ -236,6 +256,9 @@ pub enum Command {
     /// Has the running relay's agents move away, and waits until it has stopped: when no session is left, or at the deadline.
     #[command(after_help = DRAIN)]
     Drain(Drain),
+    /// Looks at this host with a relay's eyes: which datapath it will get, what is wrong, and the command that mends it.
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
     /// Asks the running relay what would become of a packet from SRC to DST, and why.
     #[command(after_help = EXPLAIN)]
     Explain(Explain),
@@ -356,6 +379,21 @@ pub struct Drain {
     /// A relay that agents may move to.
     #[arg(long, value_name = "NODE@HOST:PORT")]
     pub hint: Option<RelayHint>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    /// An interface to look at, instead of datapath.interfaces. May be given several times.
+    #[arg(long, value_name = "IF")]
+    pub interface: Vec<String>,
+    /// Another relay: whether it is reachable from here.
+    #[arg(long, value_name = "RELAY")]
+    pub from: Option<RelayAddress>,
+    /// List all that is looked at, with the worst level, what is expected and what mends it.
+    #[arg(long)]
+    pub list: bool,
     #[command(flatten)]
     pub format: Format,
 }

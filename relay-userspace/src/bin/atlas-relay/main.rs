@@ -1,7 +1,7 @@
 //! `atlas-relay`, also installed as `atlas`: relay daemon, agent daemon and their commands.
 //!
 //! Results go to stdout, the log and errors to stderr. Exit codes: 0 done, 1 failed (one line says why and what to do),
-//! 2 the command line was not understood.
+//! 2 the command line was not understood. `doctor` has its own: that of its worst finding.
 
 mod agent_forwards;
 mod args;
@@ -10,6 +10,7 @@ mod config_check;
 mod config_reload;
 mod config_show;
 mod connected_peer;
+mod doctor;
 mod drain;
 mod explain;
 mod id;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let Args { command } = Args::parse();
     output::log_to_stderr(matches!(command, Command::Net(NetCommand::Listen(_))));
     match run(command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             output::failure(&error);
             ExitCode::FAILURE
@@ -46,8 +47,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Doctor(options) => return doctor::run(options),
         Command::Id(command) => id::run(&command),
         Command::Net(NetCommand::Listen(options)) => net_listen::run(options),
         Command::Net(NetCommand::Peers(options)) => net_peers::run(options),
@@ -67,5 +69,6 @@ fn run(command: Command) -> anyhow::Result<()> {
             config_show::run(path, running, format)
         }
         Command::Config(ConfigCommand::Reload(format)) => config_reload::run(format),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

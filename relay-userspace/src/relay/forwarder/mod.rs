@@ -34,7 +34,7 @@ pub use connection_ids::ConnectionIds;
 pub use quic_socket::QuicSocket;
 pub use reader::BindDatagram;
 pub use relay_port::RelayPort;
-pub use socket_group::OpenError;
+pub use socket_group::{BUFFER_BYTES, OpenError};
 
 use crate::privilege;
 use crate::relay::datapath::{Hook, Tables};

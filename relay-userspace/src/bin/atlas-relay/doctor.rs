@@ -1,0 +1,112 @@
+//! `doctor`: what this host is like for a relay, what is wrong with it, and what mends that.
+
+use std::process::ExitCode;
+
+use relay_userspace::config::{AtlasRoot, RelayAddress};
+use relay_userspace::doctor::{self, Check, Finding, Level, Question};
+use serde::Serialize;
+
+use crate::node::runtime;
+use crate::{args, output};
+
+pub fn run(options: args::Doctor) -> anyhow::Result<ExitCode> {
+    let args::Doctor { interface, from, list, format } = options;
+    if list {
+        show_list(format)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let root = AtlasRoot::from_env()?;
+    let mut facts = doctor::look(&Question { root: root.clone(), interfaces: interface });
+    if let Some(relay) = from {
+        facts.peer = Some((relay.to_string(), reach(relay, &root)?));
+    }
+    let findings = doctor::findings(&facts);
+    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
+    match format.json {
+        true => output::json(&Report { worst, findings: &findings })?,
+        false => lines(&findings).into_iter().for_each(output::line),
+    }
+    Ok(ExitCode::from(worst.exit_code()))
+}
+
+fn reach(relay: RelayAddress, root: &AtlasRoot) -> anyhow::Result<Result<String, String>> {
+    Ok(runtime()?.block_on(doctor::reach(relay, root.known_relays())))
+}
+
+#[derive(Serialize)]
+struct Report<'f> {
+    worst: Level,
+    findings: &'f [Finding],
+}
+
+/// A line for each finding, and two more where there is something to mend.
+fn lines(findings: &[Finding]) -> Vec<String> {
+    let width = Check::ALL.iter().map(|check| check.name().len()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for Finding { check, level, interface, found, expected, mend } in findings {
+        let of = interface.as_ref().map(|interface| format!("{interface}: ")).unwrap_or_default();
+        lines.push(format!("{:<7}  {check:<width$}  {of}{found}", level.name()));
+        if let Some(mend) = mend {
+            lines.push(format!("{:9}{:width$}  expected: {expected}", "", ""));
+            lines.push(format!("{:9}{:width$}  mend: {mend}", "", ""));
+        }
+    }
+    let count = |of: Level| findings.iter().filter(|finding| finding.level == of).count();
+    let [ok, notes, warnings, errors] = [Level::Ok, Level::Note, Level::Warning, Level::Error].map(count);
+    lines.push(String::new());
+    lines.push(format!("{ok} ok, {notes} notes, {warnings} warnings, {errors} errors"));
+    lines
+}
+
+#[derive(Serialize)]
+struct Row {
+    check: &'static str,
+    worst: Level,
+    about: &'static str,
+    expected: &'static str,
+    mend: &'static str,
+}
+
+fn show_list(format: args::Format) -> anyhow::Result<()> {
+    let row = |check: &Check| Row {
+        check: check.name(),
+        worst: check.worst(),
+        about: check.about(),
+        expected: check.expected(),
+        mend: check.mend(),
+    };
+    let rows: Vec<Row> = Check::ALL.iter().map(row).collect();
+    if format.json {
+        return output::json(&rows);
+    }
+    for Row { check, worst, about, expected, mend } in rows {
+        output::line(format_args!("{check}, {} at worst: {about}", worst.name()));
+        output::line(format_args!("  expected: {expected}"));
+        if !mend.is_empty() {
+            output::line(format_args!("  mend: {mend}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_mended_is_told_with_its_command_and_the_rest_in_a_line() {
+        let findings = [
+            Check::Kernel.ok("Linux 6.12"),
+            Check::OtherProgram.at(Level::Warning, "program 7", &[("interface", "eth0")]),
+        ];
+        let said = lines(&findings);
+        assert_eq!(said.len(), 6, "{said:#?}");
+        assert_eq!(
+            said[0],
+            format!("ok       {:<width$}  Linux 6.12", "kernel", width = "unprivileged_bpf".len())
+        );
+        assert!(said[1].ends_with("eth0: program 7") && said[1].starts_with("warning  other_program"));
+        assert!(said[3].trim_start() == "mend: ip link set dev eth0 xdp off", "{said:#?}");
+        assert_eq!(said[5], "1 ok, 0 notes, 1 warnings, 0 errors");
+    }
+}

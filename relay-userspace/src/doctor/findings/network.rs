@@ -1,0 +1,205 @@
+//! What is to be said of the way to the relay's port: filters, tracking, addresses, the port itself; and of clock and buffers.
+
+use std::net::IpAddr;
+
+use super::{Check, Facts, Finding, Level};
+use crate::doctor::facts::PortState;
+use crate::relay::forwarder::BUFFER_BYTES;
+
+/// A table of connections that is as full as this has room for little.
+const FULL: u64 = 75;
+
+/// All of it.
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    let port = facts.port.to_string();
+    let port = ("port", port.as_str());
+    let mut all = firewall(facts, port);
+    all.push(match facts.ufw {
+        Some(true) => Check::Ufw.ok("enabled, with a rule that names the port"),
+        Some(false) => Check::Ufw.at(Level::Warning, "enabled, and no rule of it names the port", &[port]),
+        None => Check::Ufw.ok("not enabled"),
+    });
+    all.push(match facts.firewalld {
+        true => Check::Firewalld.at(
+            Level::Note,
+            "running: whether the port is open cannot be told from here",
+            &[port],
+        ),
+        false => Check::Firewalld.ok("not running"),
+    });
+    all.push(conntrack(facts, port));
+    all.push(match &facts.clock {
+        Ok(true) => Check::Clock.ok("synchronised"),
+        Ok(false) => {
+            Check::Clock.at(Level::Warning, "not synchronised: handshakes fail once it is far off", &[])
+        }
+        Err(why) => Check::Clock.at(Level::Note, format!("cannot tell: {why}"), &[]),
+    });
+    all.push(receive_buffer(facts));
+    all.push(advertise(facts, port));
+    all.push(match (&facts.port_state, facts.running.is_some()) {
+        (PortState::Taken, true) => Check::Port.ok(format!("{}: held by the running relay", facts.port)),
+        (PortState::Taken, false) => {
+            Check::Port.at(Level::Error, format!("{}: held by another program", facts.port), &[port])
+        }
+        (PortState::Free, true) => {
+            let found = format!("{} is free, although a relay runs: it has another port", facts.port);
+            Check::Port.at(Level::Note, found, &[port])
+        }
+        (PortState::Free, false) => Check::Port.ok(format!("{}: free", facts.port)),
+        (PortState::Unknown(why), _) => {
+            Check::Port.at(Level::Error, format!("{}: {why}", facts.port), &[port])
+        }
+    });
+    all.extend(reached(facts, port));
+    all
+}
+
+fn firewall(facts: &Facts, port: (&'static str, &str)) -> Vec<Finding> {
+    let chains = match &facts.chains {
+        Ok(chains) => chains,
+        Err(why) => {
+            let found = format!("cannot tell: {why}");
+            let values = [("family", "inet"), ("table", "filter"), ("chain", "input"), port];
+            return vec![Check::Firewall.at(Level::Note, found, &values)];
+        }
+    };
+    let dropping: Vec<Finding> = chains
+        .iter()
+        .filter(|chain| chain.drops)
+        .map(|chain| {
+            let found = format!(
+                "chain {} of table {} {} drops what no rule accepts: whether one accepts the port cannot be told from here",
+                chain.name, chain.family, chain.table
+            );
+            let values = [("family", chain.family), ("table", chain.table.as_str()), ("chain", chain.name.as_str()), port];
+            Check::Firewall.at(Level::Warning, found, &values)
+        })
+        .collect();
+    match (dropping.is_empty(), chains.len()) {
+        (false, _) => dropping,
+        (true, 0) => vec![Check::Firewall.ok("no chain of nftables for packets to this host")],
+        (true, count) => {
+            vec![
+                Check::Firewall.ok(format!(
+                    "{count} chains of nftables for packets to this host; none drops by its policy"
+                )),
+            ]
+        }
+    }
+}
+
+fn conntrack(facts: &Facts, port: (&'static str, &str)) -> Finding {
+    match facts.conntrack {
+        None => Check::Conntrack.ok("not in use"),
+        Some((count, max)) => {
+            let found = format!(
+                "{count} of {max} connections: strangers' packets to the port are tracked unless a rule says notrack"
+            );
+            let full = max > 0 && count.saturating_mul(100) / max >= FULL;
+            Check::Conntrack.at(if full { Level::Warning } else { Level::Note }, found, &[port])
+        }
+    }
+}
+
+fn receive_buffer(facts: &Facts) -> Finding {
+    let wanted = BUFFER_BYTES.to_string();
+    let values = [("wanted", wanted.as_str())];
+    match facts.kernel.rmem_max {
+        Some(bytes) if bytes >= BUFFER_BYTES as u64 => {
+            Finding { expected: filled(&values), ..Check::ReceiveBuffer.ok(format!("{bytes} bytes")) }
+        }
+        Some(bytes) => {
+            // With CAP_NET_ADMIN, as the unit gives it, the limit does not hold.
+            let found =
+                format!("{bytes} bytes: without cap_net_admin the relay loses packets in short overloads");
+            Check::ReceiveBuffer.at(Level::Note, found, &values)
+        }
+        None => {
+            Check::ReceiveBuffer.at(Level::Note, "cannot tell: net.core.rmem_max is not readable", &values)
+        }
+    }
+}
+
+fn filled(values: &[(&'static str, &str)]) -> String {
+    Check::ReceiveBuffer.at(Level::Note, "", values).expected
+}
+
+fn advertise(facts: &Facts, port: (&'static str, &str)) -> Finding {
+    let config = facts.config.display().to_string();
+    let values = [port, ("config", config.as_str())];
+    let list = |addresses: &[String]| addresses.join(", ");
+    let own: Vec<String> = facts.addresses.iter().map(ToString::to_string).collect();
+    if facts.advertise.is_empty() {
+        return match facts.addresses.iter().any(is_public) {
+            true => Check::Advertise.ok("agents use the address that they reach this host at"),
+            false => {
+                let found = format!(
+                    "this host has private addresses only ({}): fine if agents reach it at one of them, or through a translation that keeps ports",
+                    list(&own)
+                );
+                Check::Advertise.at(Level::Note, found, &values)
+            }
+        };
+    }
+    let foreign: Vec<String> = facts
+        .advertise
+        .iter()
+        .filter(|address| !facts.addresses.contains(&address.ip()))
+        .map(ToString::to_string)
+        .collect();
+    let advertised: Vec<String> = facts.advertise.iter().map(ToString::to_string).collect();
+    let unreachable =
+        facts.advertise.iter().any(|address| address.ip().is_loopback() || address.ip().is_unspecified());
+    match (unreachable, foreign.is_empty()) {
+        (true, _) => Check::Advertise.at(
+            Level::Warning,
+            format!("{}: no agent on another host reaches that", list(&advertised)),
+            &values,
+        ),
+        (false, true) => Check::Advertise.ok(format!("{}: this host's", list(&advertised))),
+        (false, false) => {
+            let found = format!(
+                "{} is none of this host's ({}): fine if it is translated to one of them",
+                list(&foreign),
+                list(&own)
+            );
+            Check::Advertise.at(Level::Note, found, &values)
+        }
+    }
+}
+
+/// Whether agents anywhere can send to it.
+fn is_public(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            // RFC 6598: shared by a provider's customers.
+            let shared = a == 100 && (64..128).contains(&b);
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared)
+        }
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local()),
+    }
+}
+
+fn reached(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
+    let agents = &facts.running.as_ref()?.agents;
+    let elsewhere =
+        agents.iter().filter(|agent| !facts.addresses.contains(&agent.ip()) && !agent.ip().is_loopback());
+    let node = facts.identity.as_deref().unwrap_or("atlas_<id>");
+    let mut elsewhere = elsewhere.peekable();
+    match elsewhere.peek().copied() {
+        Some(first) => {
+            let count = elsewhere.count();
+            Some(Check::Reached.ok(format!(
+                "{count} of {} agents are connected from other hosts, one of them from {first}",
+                agents.len()
+            )))
+        }
+        None => {
+            let found =
+                "no agent is connected from another host: whether one could cannot be told from this host";
+            Some(Check::Reached.at(Level::Note, found, &[("node", node), port]))
+        }
+    }
+}

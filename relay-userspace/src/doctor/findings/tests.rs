@@ -1,0 +1,429 @@
+use super::*;
+use crate::doctor::facts::{Bpffs, Interface, PortState, Running};
+use crate::relay::datapath::packet_filter::Chain;
+
+fn interface() -> Interface {
+    Interface {
+        name: "eth0".to_owned(),
+        up: true,
+        mtu: 1500,
+        driver: Some("virtio_net".to_owned()),
+        xdp_features: Some(vec!["basic", "redirect", "ndo_xmit"]),
+        program: None,
+        features: Some(vec!["rx-gro".to_owned()]),
+        vlans: false,
+        queues: Some(4),
+    }
+}
+
+/// A host on which all is well.
+fn host() -> Facts {
+    Facts {
+        root: "/var/lib/atlas-relay/.atlas".into(),
+        config: "/var/lib/atlas-relay/.atlas/state/config.toml".into(),
+        identity: Ok("atlas_1".to_owned()),
+        configuration: Ok("a relay"),
+        mode: DatapathMode::Auto,
+        port: 4433,
+        advertise: Vec::new(),
+        has_program: true,
+        kernel: Kernel {
+            release: "6.12.1-amd64".to_owned(),
+            btf: true,
+            jit: Some(1),
+            unprivileged_bpf_disabled: Some(2),
+            rmem_max: Some(8 << 20),
+            memlock: None,
+        },
+        capabilities: NEEDED.map(str::to_owned).to_vec(),
+        bpffs: Some(Bpffs {
+            directory: "/sys/fs/bpf/atlas-relay".into(),
+            mounted: true,
+            owner: Some(990),
+            writable: true,
+        }),
+        interfaces: Ok(vec![interface()]),
+        cpus: 4,
+        chains: Ok(Vec::new()),
+        ufw: None,
+        firewalld: false,
+        conntrack: None,
+        clock: Ok(true),
+        addresses: vec!["198.51.100.1".parse().unwrap()],
+        port_state: PortState::Free,
+        running: None,
+        self_test: SelfTest::Passed("one datagram".to_owned()),
+        peer: None,
+    }
+}
+
+fn with_interface(change: impl FnOnce(&mut Interface)) -> Facts {
+    let mut interface = interface();
+    change(&mut interface);
+    Facts { interfaces: Ok(vec![interface]), ..host() }
+}
+
+fn with_kernel(change: impl FnOnce(&mut Kernel)) -> Facts {
+    let mut facts = host();
+    change(&mut facts.kernel);
+    facts
+}
+
+/// The findings of a check, each no worse than the list says it can be, with a command that is complete.
+fn of(facts: &Facts, check: Check) -> Vec<Finding> {
+    let all = findings(facts);
+    for finding in &all {
+        let of = Check::ALL.iter().find(|check| check.name() == finding.check).unwrap();
+        assert!(finding.level <= of.worst(), "{finding:?}");
+        let mend = finding.mend.as_deref().unwrap_or_default();
+        let unfilled =
+            mend.split('{').skip(1).filter_map(|rest| rest.split_once('}')).any(|(name, _)| {
+                !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            });
+        assert!(!unfilled, "{finding:?}");
+        assert!(!finding.expected.contains('{'), "{finding:?}");
+    }
+    all.into_iter().filter(|finding| finding.check == check.name()).collect()
+}
+
+fn one(facts: &Facts, check: Check) -> Finding {
+    let [finding] = of(facts, check).try_into().unwrap_or_else(|all| panic!("{}: {all:?}", check.name()));
+    finding
+}
+
+#[test]
+fn a_host_on_which_all_is_well_has_nothing_to_mend() {
+    let all = findings(&host());
+    assert!(all.iter().all(|finding| finding.level == Level::Ok && finding.mend.is_none()), "{all:#?}");
+    let unmentioned: Vec<&str> = Check::ALL
+        .iter()
+        .map(|check| check.name())
+        .filter(|name| all.iter().all(|finding| finding.check != *name))
+        .collect();
+    assert_eq!(unmentioned, ["reached", "peer"], "without a relay that runs, and without --from");
+}
+
+#[test]
+fn each_fault_is_told_with_its_level_and_what_mends_it() {
+    let eth0 = "ip link set dev eth0 xdp off";
+    let rows: Vec<(Facts, Check, Level, &str, Option<&str>)> = vec![
+        (
+            Facts { identity: Err("no identity".into()), ..host() },
+            Check::Identity,
+            Level::Error,
+            "no identity",
+            Some("atlas-relay id init"),
+        ),
+        (
+            Facts { configuration: Err("config.toml:3: unknown key".into()), ..host() },
+            Check::Configuration,
+            Level::Error,
+            ":3:",
+            Some("atlas-relay config check"),
+        ),
+        (
+            Facts { configuration: Ok("an agent"), ..host() },
+            Check::Configuration,
+            Level::Note,
+            "makes an agent",
+            Some("atlas-relay config check"),
+        ),
+        (
+            Facts { has_program: false, ..host() },
+            Check::Program,
+            Level::Warning,
+            "not there",
+            Some("cargo xtask build"),
+        ),
+        (
+            with_kernel(|kernel| kernel.release = "5.15.0".into()),
+            Check::Kernel,
+            Level::Warning,
+            "5.15.0",
+            Some("install a later kernel, or set datapath.mode = \"userspace\""),
+        ),
+        (
+            with_kernel(|kernel| kernel.release = "6.1.0-18-amd64".into()),
+            Check::Kernel,
+            Level::Note,
+            "before 6.3",
+            Some("install a later kernel, or set datapath.mode = \"userspace\""),
+        ),
+        (
+            with_kernel(|kernel| kernel.jit = Some(0)),
+            Check::Jit,
+            Level::Warning,
+            "off",
+            Some("sysctl -w net.core.bpf_jit_enable=1"),
+        ),
+        (
+            with_kernel(|kernel| kernel.unprivileged_bpf_disabled = Some(0)),
+            Check::UnprivilegedBpf,
+            Level::Note,
+            "any user",
+            Some("sysctl -w kernel.unprivileged_bpf_disabled=1"),
+        ),
+        (
+            with_kernel(|kernel| kernel.rmem_max = Some(212_992)),
+            Check::ReceiveBuffer,
+            Level::Note,
+            "212992",
+            Some("sysctl -w net.core.rmem_max=4194304"),
+        ),
+        (
+            with_kernel(|kernel| (kernel.release, kernel.memlock) = ("5.4.0".into(), Some(65_536))),
+            Check::Memlock,
+            Level::Warning,
+            "65536",
+            Some("systemctl edit atlas-relay   # [Service] LimitMEMLOCK=infinity"),
+        ),
+        (
+            Facts { capabilities: Vec::new(), ..host() },
+            Check::Capabilities,
+            Level::Note,
+            "cap_bpf, cap_net_admin, cap_perfmon",
+            Some("sudo ATLAS_ROOT=/var/lib/atlas-relay/.atlas atlas-relay doctor"),
+        ),
+        (
+            with_interface(|interface| interface.up = false),
+            Check::Interface,
+            Level::Error,
+            "down",
+            Some(
+                "ip -brief link   # then set datapath.interfaces in /var/lib/atlas-relay/.atlas/state/config.toml",
+            ),
+        ),
+        (
+            with_interface(|interface| interface.program = Some((12, false))),
+            Check::OtherProgram,
+            Level::Warning,
+            "program 12",
+            Some(eth0),
+        ),
+        (
+            with_interface(|interface| interface.mtu = 1000),
+            Check::Mtu,
+            Level::Warning,
+            "IPv6",
+            Some("ip link set dev eth0 mtu 1500"),
+        ),
+        (
+            with_interface(|interface| interface.mtu = 9000),
+            Check::Mtu,
+            Level::Warning,
+            "frames in parts",
+            Some("ip link set dev eth0 mtu 1500"),
+        ),
+        (
+            with_interface(|interface| interface.features = Some(vec!["rx-lro".into(), "rx-gro-hw".into()])),
+            Check::ReceiveMerging,
+            Level::Warning,
+            "rx-lro and rx-gro-hw on",
+            Some("ethtool -K eth0 lro off rx-gro-hw off"),
+        ),
+        (
+            with_interface(|interface| {
+                (interface.features, interface.vlans) = (Some(vec!["rx-vlan-hw-parse".into()]), true)
+            }),
+            Check::VlanOffload,
+            Level::Warning,
+            "does not see the tags",
+            Some("ethtool -K eth0 rxvlan off"),
+        ),
+        (
+            with_interface(|interface| interface.features = None),
+            Check::ReceiveMerging,
+            Level::Note,
+            "cannot tell",
+            Some("ethtool -K eth0 lro off rx-gro-hw off"),
+        ),
+        (
+            with_interface(|interface| interface.queues = Some(1)),
+            Check::Queues,
+            Level::Note,
+            "1 receive queues, 4 CPUs",
+            Some("ethtool -L eth0 combined 4"),
+        ),
+        (
+            with_interface(|interface| interface.driver = Some("mlx5_core".into())),
+            Check::Headroom,
+            Level::Note,
+            "not known",
+            None,
+        ),
+        (
+            Facts { ufw: Some(false), ..host() },
+            Check::Ufw,
+            Level::Warning,
+            "no rule",
+            Some("ufw allow 4433/udp"),
+        ),
+        (
+            Facts { firewalld: true, ..host() },
+            Check::Firewalld,
+            Level::Note,
+            "running",
+            Some("firewall-cmd --permanent --add-port=4433/udp && firewall-cmd --reload"),
+        ),
+        (
+            Facts { chains: Err("CAP_NET_ADMIN is needed".into()), ..host() },
+            Check::Firewall,
+            Level::Note,
+            "cannot tell",
+            Some("nft add rule inet filter input udp dport 4433 accept"),
+        ),
+        (Facts { conntrack: Some((10, 100)), ..host() }, Check::Conntrack, Level::Note, "10 of 100", None),
+        (Facts { conntrack: Some((80, 100)), ..host() }, Check::Conntrack, Level::Warning, "80 of 100", None),
+        (
+            Facts { clock: Ok(false), ..host() },
+            Check::Clock,
+            Level::Warning,
+            "not synchronised",
+            Some("timedatectl set-ntp true"),
+        ),
+        (
+            Facts { port_state: PortState::Taken, ..host() },
+            Check::Port,
+            Level::Error,
+            "another program",
+            Some("ss --udp --listening --numeric --processes 'sport = :4433'"),
+        ),
+        (
+            Facts { advertise: vec!["127.0.0.1:4433".parse().unwrap()], ..host() },
+            Check::Advertise,
+            Level::Warning,
+            "no agent on another host",
+            None,
+        ),
+        (
+            Facts { advertise: vec!["203.0.113.9:4433".parse().unwrap()], ..host() },
+            Check::Advertise,
+            Level::Note,
+            "none of this host's",
+            None,
+        ),
+        (
+            Facts { addresses: vec!["10.0.0.4".parse().unwrap()], ..host() },
+            Check::Advertise,
+            Level::Note,
+            "private addresses only (10.0.0.4)",
+            None,
+        ),
+        (
+            Facts { self_test: SelfTest::Failed("no datagram came".into()), ..host() },
+            Check::SelfTest,
+            Level::Warning,
+            "no datagram",
+            None,
+        ),
+        (
+            Facts { self_test: SelfTest::NotRun("it needs root".into()), ..host() },
+            Check::SelfTest,
+            Level::Note,
+            "not run: it needs root",
+            None,
+        ),
+        (
+            Facts { peer: Some(("192.0.2.1:4433".into(), Err("timed out".into()))), ..host() },
+            Check::Peer,
+            Level::Error,
+            "192.0.2.1:4433: timed out",
+            None,
+        ),
+    ];
+    for (facts, check, level, found, mend) in rows {
+        let finding = one(&facts, check);
+        assert_eq!(finding.level, level, "{finding:?}");
+        assert!(finding.found.contains(found), "{finding:?}");
+        if mend.is_some() {
+            assert_eq!(finding.mend.as_deref(), mend);
+        }
+    }
+}
+
+#[test]
+fn a_chain_that_drops_is_named_in_the_command_that_opens_the_port() {
+    let chain = |name: &str, drops| Chain { family: "ip", table: "fw".into(), name: name.into(), drops };
+    let facts = Facts { chains: Ok(vec![chain("in", true), chain("late", false)]), ..host() };
+    let finding = one(&facts, Check::Firewall);
+    assert_eq!(finding.level, Level::Warning);
+    assert_eq!(finding.mend.as_deref(), Some("nft add rule ip fw in udp dport 4433 accept"));
+    let facts = Facts { chains: Ok(vec![chain("late", false)]), ..host() };
+    assert_eq!(one(&facts, Check::Firewall).level, Level::Ok);
+}
+
+#[test]
+fn the_datapath_is_foreseen_with_its_reason() {
+    let no_xdp = |interface: &mut Interface| interface.xdp_features = Some(Vec::new());
+    let silent = |interface: &mut Interface| interface.xdp_features = None;
+    let rows = [
+        (host(), Level::Ok, "xdp-native on eth0"),
+        (with_interface(no_xdp), Level::Warning, "xdp-generic on eth0: the driver of eth0"),
+        (with_interface(silent), Level::Note, "this kernel cannot tell"),
+        (
+            with_interface(|interface| interface.program = Some((3, false))),
+            Level::Warning,
+            "userspace: program 3",
+        ),
+        (Facts { mode: DatapathMode::Userspace, ..host() }, Level::Note, "userspace: asked for"),
+        (Facts { mode: DatapathMode::XdpGeneric, ..host() }, Level::Note, "xdp-generic on eth0: asked for"),
+        (Facts { has_program: false, ..host() }, Level::Warning, "userspace: this binary"),
+        (Facts { interfaces: Ok(Vec::new()), ..host() }, Level::Warning, "no interface to attach to"),
+        (with_kernel(|kernel| kernel.release = "5.10.0".into()), Level::Warning, "too old"),
+    ];
+    for (facts, level, found) in rows {
+        let finding = one(&facts, Check::Datapath);
+        assert_eq!(finding.level, level, "{finding:?}");
+        assert!(finding.found.contains(found), "{finding:?}");
+    }
+}
+
+#[test]
+fn a_relay_that_runs_says_itself_what_it_has() {
+    let running = |datapath: &str, why: &str| {
+        let agents = vec!["198.51.100.1:5".parse().unwrap(), "203.0.113.7:40001".parse().unwrap()];
+        let running = Running { datapath: datapath.into(), why: why.into(), agents };
+        Facts { running: Some(running), port_state: PortState::Taken, ..host() }
+    };
+    assert_eq!(one(&running("xdp-native", "the best there is"), Check::Datapath).level, Level::Ok);
+    assert_eq!(one(&running("userspace", "asked for"), Check::Datapath).level, Level::Note);
+    let refused = one(&running("xdp-generic", "attaching to eth0: no"), Check::Datapath);
+    assert_eq!((refused.level, refused.found.contains("attaching to eth0")), (Level::Warning, true));
+    let facts = running("xdp-native", "the best there is");
+    assert_eq!(one(&facts, Check::Port).level, Level::Ok);
+    let reached = one(&facts, Check::Reached);
+    assert_eq!(reached.level, Level::Ok);
+    assert!(reached.found.contains("1 of 2") && reached.found.contains("203.0.113.7:40001"), "{reached:?}");
+    let nobody =
+        Facts { running: Some(Running { agents: Vec::new(), ..facts.running.clone().unwrap() }), ..facts };
+    let reached = one(&nobody, Check::Reached);
+    assert!(reached.mend.unwrap().contains("--from atlas_1@PUBLIC_ADDRESS:4433"));
+}
+
+#[test]
+fn where_userspace_is_asked_for_nothing_about_xdp_is_more_than_a_note() {
+    let facts = Facts {
+        mode: DatapathMode::Userspace,
+        has_program: false,
+        interfaces: Ok(vec![Interface { up: true, program: Some((9, false)), mtu: 1000, ..interface() }]),
+        self_test: SelfTest::Failed("no".into()),
+        ..with_kernel(|kernel| (kernel.release, kernel.jit) = ("4.19.0".into(), Some(0)))
+    };
+    let worst = findings(&facts).iter().map(|finding| finding.level).max();
+    assert_eq!(worst, Some(Level::Note), "{:#?}", findings(&facts));
+}
+
+#[test]
+fn findings_are_told_in_the_order_of_the_list() {
+    let facts = Facts {
+        interfaces: Ok(vec![interface(), Interface { name: "eth1".into(), ..interface() }]),
+        peer: Some(("192.0.2.1:4433".into(), Ok("well".into()))),
+        ..host()
+    };
+    let places: Vec<usize> = findings(&facts)
+        .iter()
+        .map(|finding| Check::ALL.iter().position(|check| check.name() == finding.check).unwrap())
+        .collect();
+    assert!(places.is_sorted(), "{places:?}");
+    assert_eq!(of(&facts, Check::Mtu).len(), 2);
+}

@@ -1,0 +1,71 @@
+//! Packet filters and connection tracking: nf_tables by netlink, the files of ufw, firewalld's, /proc/sys.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::kernel::number;
+use crate::relay::datapath::packet_filter::{Chain, input_chains};
+
+/// The chains of nftables for packets to this host.
+///
+/// # Errors
+/// Why they cannot be told, for people.
+pub fn chains() -> Result<Vec<Chain>, String> {
+    input_chains().or_else(|error: io::Error| match error.raw_os_error() {
+        Some(libc::EPERM) => Err("only root, or who has cap_net_admin, may read the rules".to_owned()),
+        // A kernel without nf_tables has none of its chains.
+        Some(libc::EINVAL | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP) => Ok(Vec::new()),
+        _ => Err(error.to_string()),
+    })
+}
+
+/// Whether a rule of ufw names the port; none if ufw is not enabled.
+pub fn ufw(port: u16) -> Option<bool> {
+    let enabled = fs::read_to_string("/etc/ufw/ufw.conf").is_ok_and(|conf| is_enabled(&conf));
+    let rules = fs::read_to_string("/etc/ufw/user.rules");
+    enabled.then(|| rules.is_ok_and(|rules| names(&rules, port)))
+}
+
+fn is_enabled(conf: &str) -> bool {
+    conf.lines().any(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))
+}
+
+/// ufw writes what each of its rules was made of above it: `### tuple ### allow udp 4433 ...`, or `any` for both protocols.
+fn names(rules: &str, port: u16) -> bool {
+    let port = port.to_string();
+    rules.lines().filter_map(|line| line.strip_prefix("### tuple ### allow ")).any(|rule| {
+        let mut words = rule.split_whitespace();
+        matches!(words.next(), Some("udp" | "any")) && words.next() == Some(port.as_str())
+    })
+}
+
+/// Whether firewalld runs.
+pub fn firewalld() -> bool {
+    Path::new("/run/firewalld.pid").exists() || Path::new("/run/firewalld").exists()
+}
+
+/// Connections that are tracked, and how many can be.
+pub fn conntrack() -> Option<(u64, u64)> {
+    let count = number("/proc/sys/net/netfilter/nf_conntrack_count")?;
+    Some((count, number("/proc/sys/net/netfilter/nf_conntrack_max")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_of_ufw_for_the_port_is_found() {
+        let rules = "*filter\n### RULES ###\n\n### tuple ### allow udp 4433 0.0.0.0/0 any 0.0.0.0/0 in\n-A ufw-user-input -p udp --dport 4433 -j ACCEPT\n";
+        assert!(names(rules, 4433) && !names(rules, 443));
+        assert!(names("### tuple ### allow any 443 0.0.0.0/0 any 0.0.0.0/0 in", 443));
+        assert!(!names("### tuple ### allow tcp 443 0.0.0.0/0 any 0.0.0.0/0 in", 443));
+        assert!(!names("### tuple ### deny udp 443 0.0.0.0/0 any 0.0.0.0/0 in", 443));
+        assert!(
+            is_enabled("# comment\nENABLED=yes\n")
+                && !is_enabled("ENABLED=no\n")
+                && !is_enabled("#ENABLED=yes")
+        );
+    }
+}

@@ -1,0 +1,106 @@
+//! `doctor`, as an operator types it. What is found differs from host to host; how it is told does not.
+
+use std::collections::BTreeMap;
+
+use relay_userspace::doctor::{Check, Level};
+use serde_json::Value;
+
+use super::*;
+
+/// Its report by check, after it has exited with the code of the worst finding.
+fn examined(node: &Node, words: &str) -> BTreeMap<String, Vec<Value>> {
+    let said = node.run(&format!("doctor --json {words}"));
+    let report: Value =
+        serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let mut by_check: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut worst = 0;
+    for finding in report["findings"].as_array().unwrap() {
+        let level = [Level::Ok, Level::Note, Level::Warning, Level::Error]
+            .into_iter()
+            .find(|level| finding["level"] == level.name())
+            .unwrap();
+        worst = worst.max(level.exit_code());
+        by_check.entry(finding["check"].as_str().unwrap().to_owned()).or_default().push(finding.clone());
+    }
+    assert_eq!(said.code, i32::from(worst), "{said:?}");
+    by_check
+}
+
+fn one<'r>(report: &'r BTreeMap<String, Vec<Value>>, check: &Check) -> &'r Value {
+    let [finding] = &report[check.name()][..] else { panic!("{}: {report:?}", check.name()) };
+    finding
+}
+
+#[test]
+fn a_relay_that_runs_in_userspace_is_examined_and_found_to_have_its_port() {
+    let relay = Node::relay();
+    let port = free_port();
+    relay.configure(&format!(
+        "[network]\nport = {port}\n[transport]\nenable_relay = true\noffer_relay = true\n\
+         [datapath]\nmode = \"userspace\"\nmax_sessions = 16\n"
+    ));
+    let report = examined(&relay, "");
+    assert_eq!(one(&report, &Check::Port)["level"], "ok");
+    assert_eq!(one(&report, &Check::Datapath)["found"], "userspace: asked for by datapath.mode");
+    let mut running = relay.start("net listen");
+    relay.until_it_answers("net peers");
+    let report = examined(&relay, "");
+    assert!(one(&report, &Check::Port)["found"].as_str().unwrap().contains("held by the running relay"));
+    assert_eq!(one(&report, &Check::Datapath)["found"], "userspace: the running relay's: asked for");
+    assert_eq!(one(&report, &Check::Identity)["found"], relay.id().as_str());
+    assert!(one(&report, &Check::Reached)["mend"].as_str().unwrap().contains(&relay.id()));
+    let peer = examined(&Node::with_identity(), &format!("--from {}@127.0.0.1:{port}", relay.id()));
+    let peer = one(&peer, &Check::Peer);
+    assert!(
+        peer["level"] == "ok" && peer["found"].as_str().unwrap().contains("a datagram came through"),
+        "{peer}"
+    );
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_what_mends_it() {
+    let nobody = Node::new();
+    let report = examined(&nobody, "");
+    let identity = one(&report, &Check::Identity);
+    assert_eq!(
+        (identity["level"].as_str(), identity["mend"].as_str()),
+        (Some("error"), Some("atlas-relay id init"))
+    );
+    let relay = Node::relay();
+    let report = examined(&relay, "--interface no-such-if");
+    assert!(one(&report, &Check::Interface)["found"].as_str().unwrap().contains("no-such-if"));
+    let said = relay.run("doctor --interface no-such-if");
+    assert!(said.code == 2 && said.stdout.contains("mend: ip -brief link"), "{said:?}");
+
+    let held = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    relay.configure(&format!(
+        "[network]\nport = {port}\n[transport]\nenable_relay = true\noffer_relay = true\n"
+    ));
+    let taken = examined(&relay, "");
+    assert_eq!(
+        one(&taken, &Check::Port)["mend"],
+        format!("ss --udp --listening --numeric --processes 'sport = :{port}'")
+    );
+
+    let other = format!("--from {OTHER}@127.0.0.1:{}", free_port());
+    let peer = examined(&relay, &other);
+    assert_eq!(one(&peer, &Check::Peer)["level"], "error", "{peer:?}");
+}
+
+#[test]
+fn all_that_is_looked_at_is_listed() {
+    let said = Node::new().run("doctor --list");
+    assert_eq!(said.code, 0);
+    for check in Check::ALL {
+        assert!(
+            said.stdout.contains(&format!("{}, {} at worst: ", check.name(), check.worst().name())),
+            "{said:?}"
+        );
+        assert!(said.stdout.contains(check.mend()));
+    }
+    let json: Value = serde_json::from_str(&Node::new().run("doctor --list --json").stdout).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), Check::ALL.len());
+}
