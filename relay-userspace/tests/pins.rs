@@ -193,17 +193,28 @@ fn what_cannot_be_pinned_is_not_kept_and_that_is_no_error() {
 }
 
 #[test]
+fn a_relay_that_has_pinned_nothing_leaves_no_directory() {
+    with_bpffs("a_relay_that_has_pinned_nothing_leaves_no_directory", |bpffs| {
+        let (keeper, _) = bpffs.find();
+        assert!(bpffs.layout().exists());
+        drop(keeper);
+        assert!(!bpffs.own().exists());
+    });
+}
+
+#[test]
 fn a_pin_that_did_not_get_its_name_before_a_crash_is_not_found_and_goes() {
     with_bpffs("a_pin_that_did_not_get_its_name_before_a_crash_is_not_found_and_goes", |bpffs| {
         let (keeper, _) = bpffs.find();
+        keeper.keep("SLOTS", map(1).fd().as_fd()).unwrap();
         let unfinished = bpffs.layout().join("META~");
         descriptors::pin(map(1).fd().as_fd(), &unfinished).unwrap();
-        assert_eq!(bpffs.names(), [""; 0]);
+        assert_eq!(bpffs.names(), ["SLOTS"]);
         assert!(!unfinished.exists());
         // One that came up since is in nobody's way.
         descriptors::pin(map(1).fd().as_fd(), &unfinished).unwrap();
         keeper.keep("META", map(1).fd().as_fd()).unwrap();
-        assert_eq!(bpffs.names(), ["META"]);
+        assert_eq!(bpffs.names(), ["META", "SLOTS"]);
     });
 }
 

@@ -134,6 +134,15 @@ impl Pins {
     }
 }
 
+impl Drop for Pins {
+    /// A relay that has pinned nothing leaves no directory.
+    fn drop(&mut self) {
+        for directory in [&self.directory, &self.node] {
+            let _not_empty = fs::remove_dir(directory);
+        }
+    }
+}
+
 /// The directories of all layouts that there are pins of.
 pub fn layouts(bpffs: &Path, node: &NodeId) -> Vec<PathBuf> {
     layouts_in(&own_directory(bpffs, node))
