@@ -180,7 +180,10 @@ impl PacketPath {
     pub fn keep(&mut self, predecessor: Predecessor) {
         if let Err(error) = self.keep_all(predecessor) {
             tracing::warn!(%error, "what the relay lives on cannot be kept: a restart will end all sessions");
-            self.keeper = Keeper::nobody();
+            // What is kept already is of no use without the rest.
+            if let Err(error) = std::mem::take(&mut self.keeper).clear() {
+                tracing::warn!(%error, "and part of it stays kept");
+            }
         }
     }
 
