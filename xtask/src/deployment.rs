@@ -213,13 +213,14 @@ impl Deployment {
         self.start_relay_with(limit, "", options)
     }
 
-    /// As [`Deployment::start_relay`], with `more` tables in its configuration.
+    /// As [`Deployment::start_relay`], with `more` tables in its configuration, `[datapath]` aside. It pins nothing: pins
+    /// would stay on this machine when the lab is gone.
     ///
     /// # Errors
     /// As for [`Deployment::start_relay`].
     pub fn start_relay_with(&self, limit: Option<u64>, more: &str, options: &str) -> anyhow::Result<Process> {
         let configuration = limit.map_or_else(|| RELAY.to_owned(), relay_configuration);
-        self.relay.configure(&format!("{configuration}\n{more}"))?;
+        self.relay.configure(&format!("{configuration}\n{more}\n[datapath]\nbpffs = \"\"\n"))?;
         let port = self.reached.connector.port();
         let mut relay = self.relay.start(&format!("net listen --port {port} {options}"))?;
         relay.wait_until("the start", PATIENCE, |_| self.relay.json::<Status>("xdp status --json").ok())?;

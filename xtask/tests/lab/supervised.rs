@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use xtask::answers::Status;
 use xtask::deployment::{Node, relay_configuration};
 use xtask::lab::Process;
 use xtask::load;
@@ -119,7 +120,10 @@ fn what_a_relay_that_was_killed_has_pinned_goes_with_xdp_unload_but_not_while_it
         let shown = world.lab.relay.run(&Tool::new("ip").words("link show dev r0")).unwrap();
         shown.contains("prog/xdp")
     };
-    let running: Process = world.deployment.start_relay(None, NATIVE).unwrap();
+    relay.configure(&relay_configuration(0)).unwrap();
+    let mut running = relay.start(&format!("net listen --port 4433 {NATIVE}")).unwrap();
+    let answers = |_: &Process| relay.json::<Status>("xdp status --json").ok();
+    running.wait_until("the start", PATIENCE, answers).unwrap();
     let refused = relay.run("xdp unload").unwrap_err().to_string();
     assert!(
         refused.contains("a daemon is running here") && refused.contains("atlas-relay stop"),
