@@ -17,8 +17,6 @@ use self::store::Store;
 use crate::identity::NodeId;
 use crate::supervision::Supervision;
 
-pub use self::pins::is_bpffs;
-
 /// Where pins are unless the configuration says otherwise.
 pub const PINS: &str = "/sys/fs/bpf/atlas-relay";
 

@@ -12,8 +12,8 @@ use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
     Backing, Explainer, FlowTable, FlowTuple, Hook, HopWriter, LAYOUT, Left, NetworkChange, NetworkEvents,
-    NewTables, NextHops, Packet, Port, PortError, Program, Selection, TableSizes, Tables, TrialError, XdpError,
-    ports, sessions_of,
+    NewTables, NextHops, Packet, Port, PortError, Program, Selection, TableSizes, Tables, TrialError,
+    XdpError, ports, sessions_of,
 };
 use super::explanation::{Explanation, Setting};
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
