@@ -21,6 +21,11 @@ pub trait RefusalReason: Copy + 'static {
 
     /// Where it stands in [`RefusalReason::ALL`].
     fn place(self) -> usize;
+
+    /// The one of this name.
+    fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
 }
 
 /// Defines a list: each line is a reason, its name and what is refused.

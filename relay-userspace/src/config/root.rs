@@ -51,6 +51,11 @@ impl AtlasRoot {
         self.state("known_relays")
     }
 
+    /// Who is banned at a relay, for its next start.
+    pub fn bans(&self) -> PathBuf {
+        self.state("bans.json")
+    }
+
     /// The running daemon's admin socket, unless `[admin] socket` names another.
     pub fn admin_socket(&self) -> PathBuf {
         self.state("admin.sock")

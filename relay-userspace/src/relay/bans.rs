@@ -2,7 +2,8 @@
 //!
 //! Pure: time is a parameter. A ban says who may not begin a connection; connections that exist are not touched. What it
 //! is about is a node id where one was proved, and a source prefix only for what failed before that: behind one address
-//! there may be many who have nothing to do with each other. Nothing here outlives the daemon.
+//! there may be many who have nothing to do with each other. Bans outlive the daemon (`kept_bans.rs`), what may lead to one
+//! does not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -149,6 +150,23 @@ impl Bans {
         self.lift(subject, now);
         self.by_hand.insert(subject, Ban { until: now + duration, cause: BanCause::ByHand });
         Ok(())
+    }
+
+    /// Goes on with a ban that a predecessor has given.
+    pub fn restore(&mut self, ban: BanStatus, now: MonoTime) {
+        let BanStatus { subject, left, cause } = ban;
+        let present = Ban { until: now + left, cause };
+        match (cause, subject) {
+            (BanCause::ByHand, subject) if self.by_hand.len() < MAX_BY_HAND => {
+                self.by_hand.insert(subject, present);
+            }
+            (BanCause::ByHand, _) => {}
+            (BanCause::Refused(_), _) if self.duration.is_zero() => {}
+            (BanCause::Refused(_), BanSubject::Node(node)) => *self.nodes.see(node, now, Ban::never) = present,
+            (BanCause::Refused(_), BanSubject::Prefix(prefix)) => {
+                *self.prefixes.see(prefix, now, Ban::never) = present;
+            }
+        }
     }
 
     /// Lets somebody in again, and forgets what there was against them. False: they were not banned.

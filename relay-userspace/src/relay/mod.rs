@@ -21,6 +21,7 @@ mod control;
 mod driver;
 mod event_log;
 mod family;
+mod kept_bans;
 mod packet_path;
 mod pulse;
 mod reconfiguration;
@@ -41,6 +42,7 @@ use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
 use self::datapath::LAYOUT;
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
+use self::kept_bans::KeptBans;
 use self::keeper::{Keeper, Kept};
 use self::legacy::Legacy;
 use self::metrics::{Endpoint, ListenError};
@@ -152,6 +154,7 @@ impl Relay {
         let (events, control) = mpsc::channel(CONTROL_QUEUE_LEN);
         let (observer, observers) = mpsc::channel(1);
         let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
+        let bans = source.as_ref().map(|source| KeptBans::restore(source.root.bans(), Arc::clone(&rules)));
         let stopper = Stopper::default();
         let announcer = supervision.announcer();
         let reconfiguration = Reconfiguration::new(config, source, announcer.clone());
@@ -176,6 +179,7 @@ impl Relay {
             asked,
             quic_gone,
             watched,
+            bans,
         };
         announcer.ready();
         keep_telling(supervision, AskDriver(reloads.asked.clone()));
@@ -324,6 +328,8 @@ struct Parts {
     quic_gone: CancellationToken,
     /// Answers over HTTP.
     watched: Option<AbortOnDropHandle<()>>,
+    /// Who is banned, for the next start.
+    bans: Option<KeptBans>,
 }
 
 /// Runs the parts, and takes them down in order: agents are told while the port still works, then the port closes, and
@@ -335,8 +341,8 @@ async fn supervise(
     if_failed: Stopping,
     announcer: Announcer,
 ) -> Result<(), Stopped> {
-    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone, watched } =
-        parts;
+    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone, .. } = parts;
+    let Parts { watched, mut bans, .. } = parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
@@ -356,11 +362,15 @@ async fn supervise(
         biased;
         _ = stopper.told() => Ok(()),
         () = ended.cancelled() => Err(Stopped),
+        () = keep_bans(&mut bans) => Err(Stopped),
     };
     announcer.stopping();
     stopper.stop(if_failed);
     let how = stopper.told().await;
     let remains = driver.await;
+    if let Some(bans) = &mut bans {
+        bans.write();
+    }
     let _told_as_far_as_possible = timeout(how.farewell(), &mut control).await;
     endpoint.close(quinn::VarInt::from_u32(0), how.to_agents().as_bytes());
     let _told_as_far_as_possible = timeout(how.farewell(), endpoint.wait_idle()).await;
@@ -381,6 +391,14 @@ async fn supervise(
     // Whoever starts another relay now is to find the port free.
     let _connections_to_the_unreachable_last_longer = timeout(how.farewell(), quic_gone.cancelled()).await;
     result
+}
+
+/// Has who is banned written down, for as long as it is polled.
+async fn keep_bans(bans: &mut Option<KeptBans>) {
+    match bans {
+        Some(bans) => bans.keep().await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]
