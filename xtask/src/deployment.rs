@@ -104,12 +104,21 @@ impl Node {
     }
 }
 
-/// A relay's configuration, all by default.
+/// A relay's configuration but for its datapath, all by default.
 const RELAY: &str = "[transport]\nenable_relay = true\noffer_relay = true\n";
+
+/// Nothing is pinned: pins are the machine's, and would outlive whatever the relay was started for.
+const NO_PINS: &str = "bpffs = \"\"\n";
 
 /// A relay's configuration with this `relay_bandwidth_limit`.
 pub fn relay_configuration(limit: u64) -> String {
-    format!("{RELAY}relay_bandwidth_limit = {limit}\n")
+    relay_configuration_with(limit, NO_PINS)
+}
+
+/// As [`relay_configuration`], with these lines under `[datapath]`; without `bpffs` among them, what the relay keeps may be
+/// pinned in the machine's own bpffs.
+pub fn relay_configuration_with(limit: u64, datapath: &str) -> String {
+    format!("[datapath]\n{datapath}\n{RELAY}relay_bandwidth_limit = {limit}\n")
 }
 
 /// The hosts of a deployment.
@@ -213,14 +222,14 @@ impl Deployment {
         self.start_relay_with(limit, "", options)
     }
 
-    /// As [`Deployment::start_relay`], with `more` tables in its configuration, `[datapath]` aside. It pins nothing: pins
-    /// would stay on this machine when the lab is gone.
+    /// As [`Deployment::start_relay`], with `more` tables in its configuration, `[datapath]` aside.
     ///
     /// # Errors
     /// As for [`Deployment::start_relay`].
     pub fn start_relay_with(&self, limit: Option<u64>, more: &str, options: &str) -> anyhow::Result<Process> {
-        let configuration = limit.map_or_else(|| RELAY.to_owned(), relay_configuration);
-        self.relay.configure(&format!("{configuration}\n{more}\n[datapath]\nbpffs = \"\"\n"))?;
+        let by_default = || format!("[datapath]\n{NO_PINS}\n{RELAY}");
+        let configuration = limit.map_or_else(by_default, relay_configuration);
+        self.relay.configure(&format!("{configuration}\n{more}"))?;
         let port = self.reached.connector.port();
         let mut relay = self.relay.start(&format!("net listen --port {port} {options}"))?;
         relay.wait_until("the start", PATIENCE, |_| self.relay.json::<Status>("xdp status --json").ok())?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_userspace::relay::datapath::LAYOUT;
 use xtask::answers::{Peers, Status};
-use xtask::deployment::relay_configuration;
+use xtask::deployment::{relay_configuration, relay_configuration_with};
 use xtask::lab::{Mount, Process};
 use xtask::supervisor::Supervisor;
 use xtask::tool::Tool;
@@ -67,8 +67,8 @@ impl<'a> KeptRelay<'a> {
         pins: PathBuf,
         bpffs: Option<Mount>,
     ) -> KeptRelay<'a> {
-        let datapath = format!("\n[datapath]\nbpffs = \"{}\"\n", pins.display());
-        world.deployment.relay.configure(&(relay_configuration(LIMIT) + &datapath)).unwrap();
+        let datapath = format!("bpffs = \"{}\"\n", pins.display());
+        world.deployment.relay.configure(&relay_configuration_with(LIMIT, &datapath)).unwrap();
         let keeper = Keeper::Pins { process: None, pins, _bpffs: bpffs };
         let mut relay = KeptRelay { world, options, keeper };
         relay.start();

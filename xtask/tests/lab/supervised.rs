@@ -3,13 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use xtask::answers::Status;
 use xtask::deployment::{Node, relay_configuration};
-use xtask::lab::Process;
-use xtask::load;
 use xtask::supervisor::Supervisor;
 use xtask::tool::Tool;
 
+use super::kept_relay::KeptRelay;
 use super::world::{NATIVE, USERSPACE, World, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -114,16 +112,13 @@ fn what_a_relay_stores_is_handed_over_and_stays_there_once_however_often_it_star
 fn what_a_relay_that_was_killed_has_pinned_goes_with_xdp_unload_but_not_while_it_runs() {
     const NAME: &str = "what_a_relay_that_was_killed_has_pinned_goes_with_xdp_unload_but_not_while_it_runs";
     let Some(world) = World::new(NAME) else { return };
-    load::mount_bpffs().unwrap();
     let relay = &world.deployment.relay;
     let attached = || {
         let shown = world.lab.relay.run(&Tool::new("ip").words("link show dev r0")).unwrap();
         shown.contains("prog/xdp")
     };
-    relay.configure(&relay_configuration(0)).unwrap();
-    let mut running = relay.start(&format!("net listen --port 4433 {NATIVE}")).unwrap();
-    let answers = |_: &Process| relay.json::<Status>("xdp status --json").ok();
-    running.wait_until("the start", PATIENCE, answers).unwrap();
+    let mut running = KeptRelay::pinned(&world, NATIVE);
+    let place = running.pins().ancestors().nth(2).unwrap().display().to_string();
     let refused = relay.run("xdp unload").unwrap_err().to_string();
     assert!(
         refused.contains("a daemon is running here") && refused.contains("atlas-relay stop"),
@@ -133,7 +128,7 @@ fn what_a_relay_that_was_killed_has_pinned_goes_with_xdp_unload_but_not_while_it
     assert!(attached());
 
     let removed = relay.run("xdp unload").unwrap();
-    assert!(removed.contains("Removed what the relay has left in /sys/fs/bpf/atlas-relay"), "{removed}");
+    assert!(removed.contains(&format!("Removed what the relay has left in {place}")), "{removed}");
     wait_for("the program's end", PATIENCE, || (!attached()).then_some(()));
     let nothing = relay.run("xdp unload").unwrap();
     assert!(nothing.contains("The relay has left nothing"), "{nothing}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use xtask::answers::{Pings, Status};
-use xtask::deployment::{Node, relay_configuration};
+use xtask::deployment::{Node, relay_configuration_with};
 use xtask::interrupt;
 use xtask::lab::Process;
 use xtask::tool::{Tool, find};
@@ -23,8 +23,8 @@ fn under_its_unit_the_relay_relays_natively_with_nothing_refused_that_it_needs()
     let name = "under_its_unit_the_relay_relays_natively_with_nothing_refused_that_it_needs";
     let Some(world) = World::new(name) else { return };
     let relay = &world.deployment.relay;
-    let datapath = "[datapath]\nmode = \"xdp-native\"\ninterfaces = [\"r0\"]\n";
-    relay.configure(&format!("{}{datapath}", relay_configuration(0))).unwrap();
+    let datapath = "mode = \"xdp-native\"\ninterfaces = [\"r0\"]\n";
+    relay.configure(&relay_configuration_with(0, datapath)).unwrap();
     let machine = Machine::start(&world, relay, "atlas-relay");
 
     machine.run("systemctl start atlas-relay");
@@ -36,7 +36,7 @@ fn under_its_unit_the_relay_relays_natively_with_nothing_refused_that_it_needs()
     assert!(confined.contains(&format!("Uid:\t{USER}\t")), "{confined}");
     world.copy_a_file().assert_by_kernel();
 
-    relay.configure(&format!("{}{datapath}", relay_configuration(5_000_000))).unwrap();
+    relay.configure(&relay_configuration_with(5_000_000, datapath)).unwrap();
     machine.run("systemctl reload atlas-relay");
     machine.wait_until("the reload", || machine.log().contains("5000000").then_some(()));
     machine.run("systemctl restart atlas-relay");
