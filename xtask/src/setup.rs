@@ -80,10 +80,9 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
         all_missing.commands().into_iter().for_each(terminal::result);
         bail!("something is missing; the commands above install it");
     }
-    if !all_missing.packages.is_empty() || all_missing.prometheus.is_some() {
-        if !may_install {
-            bail!("{}", all_missing.cannot_install());
-        }
+    let is_missing = !all_missing.packages.is_empty() || all_missing.prometheus.is_some();
+    if is_missing && !may_install {
+        bail!("{}", all_missing.cannot_install());
     }
     if !all_missing.packages.is_empty() {
         install_command(&all_missing.packages).stream()?;

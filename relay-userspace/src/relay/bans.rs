@@ -162,7 +162,9 @@ impl Bans {
             }
             (BanCause::ByHand, _) => {}
             (BanCause::Refused(_), _) if self.duration.is_zero() => {}
-            (BanCause::Refused(_), BanSubject::Node(node)) => *self.nodes.see(node, now, Ban::never) = present,
+            (BanCause::Refused(_), BanSubject::Node(node)) => {
+                *self.nodes.see(node, now, Ban::never) = present
+            }
             (BanCause::Refused(_), BanSubject::Prefix(prefix)) => {
                 *self.prefixes.see(prefix, now, Ban::never) = present;
             }

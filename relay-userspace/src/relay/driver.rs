@@ -10,13 +10,13 @@ use tokio::sync::mpsc;
 
 use super::bans::{BanCause, BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
-use super::datapath::{FlowTuple, Left};
+use super::datapath::{FlowTuple, Inheritance};
 use super::event_log;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::metrics::{EventCounts, Observation, Observer};
 use super::packet_path::{PacketPath, Predecessor};
 use super::reconfiguration::Reconfiguration;
-use super::rendezvous::{ConnId, Drain, Output, Randomness, Rendezvous, Settings, StreamEnd};
+use super::rendezvous::{ConnId, Drain, EndReason, Output, Randomness, Rendezvous, Settings, StreamEnd};
 use super::report;
 use super::splice::{News, Splicer};
 use super::stopping::{Stopper, Stopping};
@@ -86,8 +86,12 @@ impl Driver {
     }
 
     /// Goes on with the sessions that a predecessor has left, as far as they may be, and then needs nothing of it any more.
-    pub fn succeed(&mut self, left: &[Left], predecessor: Predecessor) {
-        for session in left {
+    pub fn succeed(&mut self, left: &Inheritance, predecessor: Predecessor) {
+        let Inheritance { sessions, unreadable } = left;
+        if *unreadable > 0 {
+            self.adopted.insert(EndReason::Unreadable.word(), *unreadable);
+        }
+        for session in sessions {
             let now = MonoTime::now();
             let mut nodes = session.identity.nodes.into_iter().map(BanSubject::Node);
             let is_banned = nodes.any(|node| self.rules.bans().left(node, now).is_some());
@@ -99,8 +103,8 @@ impl Driver {
             self.carry_out(None);
         }
         self.packets.keep(predecessor);
-        if !left.is_empty() {
-            tracing::info!(of = left.len(), outcomes = ?self.adopted, "sessions of the relay before");
+        if !self.adopted.is_empty() {
+            tracing::info!(outcomes = ?self.adopted, "sessions of the relay before");
         }
     }
 

@@ -75,11 +75,7 @@ impl Keeper {
             }
             None => match bpffs {
                 None => (
-                    Keeper::of(
-                        Kind::Nobody,
-                        "no place for pins: datapath.bpffs is empty, or datapath.mode is userspace"
-                            .to_owned(),
-                    ),
+                    Keeper::of(Kind::Nobody, "no place for pins: datapath.bpffs is empty".to_owned()),
                     Vec::new(),
                 ),
                 Some(bpffs) => match Pins::open(bpffs, node, layout) {
@@ -95,7 +91,7 @@ impl Keeper {
         for directory in &keeper.foreign {
             tracing::warn!(
                 directory = %directory.display(),
-                "another version of the relay has left pins: `atlas-relay stop` or `atlas-relay xdp unload` removes them"
+                "another version of the relay has left pins: they are removed, and with them the sessions that it forwards"
             );
         }
         (keeper, kept)
@@ -163,6 +159,25 @@ impl Keeper {
         }
     }
 
+    /// Waits until what was let go is gone, as far as that can be told: systemd does it when it comes to it.
+    ///
+    /// # Errors
+    /// It does not come to it.
+    pub fn settle(&self) -> io::Result<()> {
+        match &self.kind {
+            Kind::Nobody | Kind::Pins(_) => Ok(()),
+            Kind::Store(store) => store.settle(),
+        }
+    }
+
+    /// Lets go of what is [foreign](Keeper::foreign): a program there forwards by tables that this one cannot read.
+    ///
+    /// # Errors
+    /// It cannot be removed. The rest is let go all the same.
+    pub fn let_go_foreign(&self) -> io::Result<()> {
+        self.foreign.iter().map(|directory| pins::remove(directory)).fold(Ok(()), io::Result::and)
+    }
+
     /// Lets go of everything, what is [foreign](Keeper::foreign) as well, for good: where it was there is nothing to keep
     /// more in.
     ///
@@ -174,7 +189,7 @@ impl Keeper {
             Kind::Store(store) => store.clear(),
             Kind::Pins(pins) => pins.clear(),
         };
-        self.foreign.iter().map(|directory| pins::remove(directory)).fold(kept, io::Result::and)
+        kept.and(self.let_go_foreign())
     }
 }
 

@@ -130,7 +130,10 @@ fn read(path: &Path) -> io::Result<Vec<KeptBan>> {
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Ok(about) if about.len() > MAX_BYTES => {
-            return Err(io::Error::other(format!("it has {} bytes, expected {MAX_BYTES} at most", about.len())));
+            return Err(io::Error::other(format!(
+                "it has {} bytes, expected {MAX_BYTES} at most",
+                about.len()
+            )));
         }
         _ => {}
     }

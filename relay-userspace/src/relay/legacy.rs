@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use relay_common::BIND_MAGIC_LEN;
 
@@ -63,6 +65,21 @@ impl Legacy {
         legacy
     }
 
+    /// Gives up the attachments that are `unwanted`, by their hooks, and waits until the interfaces are free. From then on
+    /// packets go up to the sockets.
+    pub fn detach(&mut self, unwanted: impl Fn(Hook) -> bool, keeper: &Keeper) {
+        let of = |(index, link): (&u32, &OldLink)| unwanted(link.hook).then_some(*index);
+        let indexes: Vec<u32> = self.links.iter().filter_map(of).collect();
+        for index in indexes {
+            self.links.remove(&index);
+            let let_go = keeper.let_go(&name_of_link(index)).and_then(|()| keeper.settle());
+            if let Err(error) = let_go {
+                tracing::warn!(index, %error, "an attachment that is not wanted any more cannot be given up");
+            }
+            wait_until_free(index);
+        }
+    }
+
     /// Has the keeper let go of what is not among `present`.
     ///
     /// # Errors
@@ -91,3 +108,18 @@ impl Legacy {
         }
     }
 }
+
+/// Waits until no program is attached to an interface: the kernel detaches a little after the last descriptor is closed.
+pub fn wait_until_free(interface: u32) {
+    let Ok(mut netlink) = Netlink::open() else { return };
+    for _ in 0..FREE_WITHIN.as_millis() / BETWEEN_LOOKS.as_millis() {
+        match netlink.link(interface) {
+            Ok(Some(link)) if link.xdp.is_some() => thread::sleep(BETWEEN_LOOKS),
+            _ => return,
+        }
+    }
+}
+
+/// The kernel waits for readers of the program to be done.
+const FREE_WITHIN: Duration = Duration::from_secs(2);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);

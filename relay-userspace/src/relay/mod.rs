@@ -42,8 +42,8 @@ use self::control::{ControlPolicy, ControlSettings, EndpointError, Rules};
 use self::datapath::LAYOUT;
 use self::driver::{Driver, Inputs};
 use self::forwarder::{OpenError, RelayPort};
-use self::kept_bans::KeptBans;
 use self::keeper::{Keeper, Kept};
+use self::kept_bans::KeptBans;
 use self::legacy::Legacy;
 use self::metrics::{Endpoint, ListenError};
 use self::packet_path::{Opened, PacketPath};
@@ -52,7 +52,7 @@ use self::reconfiguration::Reconfiguration;
 use self::rendezvous::{Access, Policy, Settings};
 use self::stopping::{Stopper, Stopping};
 use crate::admin::{AdminSocket, Asked, BindError, Request};
-use crate::config::{Config, ConfigSource, DatapathMode, Quotas};
+use crate::config::{Config, ConfigSource, Quotas};
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::bind::BindMagic;
 use crate::supervision::{Announcer, Supervision, keep_telling};
@@ -101,9 +101,7 @@ impl Relay {
         supervision: &mut Supervision,
     ) -> Result<Relay, StartError> {
         let node = key.node_id();
-        // Sockets and memory files, which the userspace datapath lives on, cannot be pinned.
-        let in_kernel = config.datapath.mode != DatapathMode::Userspace;
-        let bpffs = config.datapath.bpffs.as_deref().filter(|_| in_kernel);
+        let bpffs = config.datapath.bpffs.as_deref();
         let find = |supervision: &mut Supervision| Keeper::find(supervision, bpffs, &node, LAYOUT);
         Relay::start_with(config, source, key, name, supervision, find)
     }
@@ -284,6 +282,9 @@ fn open_port(
                 tracing::warn!(name, %error, "a socket that was left cannot be given up");
             }
         }
+        if let Err(error) = keeper.settle() {
+            tracing::warn!(%error, "the sockets that were left may not be closed yet");
+        }
     }
     RelayPort::open(port, readers, magic.0)
 }
@@ -341,7 +342,8 @@ async fn supervise(
     if_failed: Stopping,
     announcer: Announcer,
 ) -> Result<(), Stopped> {
-    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone, .. } = parts;
+    let Parts { driver, inputs, endpoint, control_settings, rules, events, admin, asked, quic_gone, .. } =
+        parts;
     let Parts { watched, mut bans, .. } = parts;
     // Cancelled when a part ends, for whatever reason.
     let ended = CancellationToken::new();

@@ -11,14 +11,14 @@ use relay_common::hash::HashSeed;
 use relay_common::{BIND_LEN, Reason};
 
 use super::datapath::{
-    Backing, Explainer, FlowTable, FlowTuple, Hook, HopWriter, LAYOUT, Left, NetworkChange, NetworkEvents,
-    NewTables, NextHops, Packet, Port, PortError, Program, Selection, TableSizes, Tables, TrialError,
-    XdpError, ports, sessions_of,
+    Backing, Explainer, FlowTable, FlowTuple, Hook, HopWriter, Inheritance, LAYOUT, NetworkChange,
+    NetworkEvents, NewTables, NextHops, Packet, Port, PortError, Program, Selection, TableSizes, Tables,
+    TrialError, XdpError, ports, sessions_of,
 };
 use super::explanation::{Explanation, Setting};
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
-use super::legacy::{Legacy, name_of_link};
+use super::legacy::{Legacy, name_of_link, wait_until_free};
 use super::metrics::{AttachedInterface, PathFigures};
 use super::report;
 use super::stopping::Stopping;
@@ -54,7 +54,7 @@ pub struct Opened {
     /// Bind datagrams from agents.
     pub binds: tokio::sync::mpsc::Receiver<super::forwarder::BindDatagram>,
     /// The sessions that a predecessor has left.
-    pub left: Vec<Left>,
+    pub left: Inheritance,
     /// What it has left besides.
     pub predecessor: Predecessor,
 }
@@ -92,13 +92,22 @@ impl PacketPath {
             bind_magic: magic.0,
             in_memory_files: keeper.keeps_all(),
         };
+        if !keeper.foreign().is_empty() {
+            if let Err(error) = keeper.let_go_foreign() {
+                tracing::error!(%error, "what another version has left cannot be removed");
+            }
+            ports.iter().filter(|port| !legacy.links.contains_key(&port.index)).for_each(|port| {
+                wait_until_free(port.index);
+            });
+        }
         if let Some(fault) = &legacy.fault {
             tracing::error!(%fault, "the tables that the relay before has left cannot be gone on with: its sessions are lost");
         }
         // Without sessions there is no need for their size.
-        let is_empty = |left: &Backing| left.tables().is_ok_and(|tables| sessions_of(&tables).is_empty());
+        let is_empty =
+            |left: &Backing| left.tables().is_ok_and(|tables| sessions_of(&tables).sessions.is_empty());
         legacy.tables.take_if(|left| left.sizes() != new.sizes && is_empty(left));
-        let selection = Selection::make(wanted.mode, &ports, new, &mut legacy)?;
+        let selection = Selection::make(wanted.mode, &ports, new, &mut legacy, &keeper)?;
         let name = selection.name();
         let Selection { tables, mut program, egress, hook, adopted, memory, why } = selection;
         if let Some(program) = &mut program {
@@ -134,7 +143,7 @@ impl PacketPath {
                 let old = old.tables().map_err(PathError::Legacy)?;
                 (FlowTable::new(Arc::clone(&tables), hops), sessions_of(&old))
             }
-            None => (FlowTable::new(Arc::clone(&tables), hops), Vec::new()),
+            None => (FlowTable::new(Arc::clone(&tables), hops), Inheritance::default()),
         };
         let Started { forwarder, quic, binds, bind_sender } =
             Forwarder::start(relay_port, Arc::clone(&tables), Merging::beside(hook))
@@ -153,7 +162,7 @@ impl PacketPath {
             bytes = sizes.bytes(),
             bytes_per_session = sizes.bytes() / u64::from(sizes.slots),
             adopted,
-            sessions = left.len(),
+            sessions = left.sessions.len(),
             "flow tables made"
         );
         let packets = PacketPath {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use relay_userspace::admin::{self, AskError};
 
-use crate::{args, node, output};
+use crate::{args, node, output, xdp};
 
 pub fn run(options: &args::Stop) -> anyhow::Result<()> {
     let socket = node::admin_socket()?;
@@ -13,8 +13,19 @@ pub fn run(options: &args::Stop) -> anyhow::Result<()> {
         unless_restarting(&socket, &options.unit);
         return Ok(());
     }
-    admin::stop(&socket)?;
-    output::line("Stopped");
+    match admin::stop(&socket) {
+        Ok(()) => output::line("Stopped"),
+        // One that was killed has left what it forwarded with.
+        Err(error @ AskError::NotRunning { .. })
+            if !xdp::remove_left().is_ok_and(|removed| removed.is_some()) =>
+        {
+            return Err(error.into());
+        }
+        Err(AskError::NotRunning { .. }) => {
+            output::line("No relay was running; removed what the one before had left");
+        }
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 

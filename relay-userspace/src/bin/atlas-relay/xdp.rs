@@ -1,6 +1,7 @@
 //! `xdp load`, `xdp unload`, `xdp status`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use relay_userspace::admin::{self, Request};
@@ -39,22 +40,24 @@ fn unload(interface: &str) -> anyhow::Result<()> {
 
 /// Removes what a stopped relay has left.
 fn unload_left() -> anyhow::Result<()> {
+    match remove_left()? {
+        Some(place) => output::line(format_args!("Removed what the relay has left in {}", place.display())),
+        None => output::line("The relay has left nothing"),
+    }
+    Ok(())
+}
+
+/// Removes the pins of this node's relay, which must not be running: the place where there were some.
+pub fn remove_left() -> anyhow::Result<Option<PathBuf>> {
     let node = Node::open()?;
     // Held until all is removed: no daemon can begin to use it meanwhile.
     let _lock = admin::lock_out(&node.config.admin.socket)?;
-    let Some(bpffs) = &node.config.datapath.bpffs else {
-        output::line("Nothing was left: datapath.bpffs is empty");
-        return Ok(());
-    };
+    let Some(bpffs) = node.config.datapath.bpffs else { return Ok(None) };
     let place = bpffs.display();
-    let removed = keeper::remove_pins(bpffs, &node.key.node_id()).with_context(|| {
+    let removed = keeper::remove_pins(&bpffs, &node.key.node_id()).with_context(|| {
         format!("removing what the relay has left in {place}; it needs the relay's user or root")
     })?;
-    match removed {
-        true => output::line(format_args!("Removed what the relay has left in {place}")),
-        false => output::line(format_args!("The relay has left nothing in {place}")),
-    }
-    Ok(())
+    Ok(removed.then_some(bpffs))
 }
 
 fn status(format: Format) -> anyhow::Result<()> {

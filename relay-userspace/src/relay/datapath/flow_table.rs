@@ -27,7 +27,7 @@ use super::slot_pool::SlotPool;
 use super::tables::Tables;
 use crate::clock::MonoTime;
 
-pub use adoption::{Left, sessions_of};
+pub use adoption::{Inheritance, Left, sessions_of};
 pub use trial::TrialError;
 
 /// Sessions whose next hops are asked for at once: a fraction of a millisecond of the driver's time. Binds wait for no more

@@ -32,7 +32,7 @@ mod xdp_features;
 
 pub use backing::{Backing, BackingFault, BackingKind};
 pub use explain::{ByProgram, CopiedFlow, ExplainError, Explainer, Fate, MAX_FRAME, Packet};
-pub use flow_table::{FlowTable, Left, NoRoutes, Routes, TrialError, sessions_of};
+pub use flow_table::{FlowTable, Inheritance, Left, NoRoutes, Routes, TrialError, sessions_of};
 pub use flows::{
     Debt, FlowTuple, Flows, InstallError, Limit, Origin, SideTraffic, SlotId, Traffic, TupleFault,
 };

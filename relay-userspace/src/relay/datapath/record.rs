@@ -227,6 +227,31 @@ mod tests {
         }
     }
 
+    /// As `meta.rs` demands of all that stands in the tables.
+    #[test]
+    fn a_record_whose_layout_changes_is_one_of_another_version() {
+        use std::mem::offset_of;
+        assert_eq!(super::super::meta::LAYOUT, 1);
+        let places = [
+            offset_of!(Record, carried),
+            offset_of!(Record, limited),
+            offset_of!(Record, marked),
+            offset_of!(Record, session),
+            offset_of!(Record, nodes),
+            offset_of!(Record, counters),
+            offset_of!(Record, prefix),
+            offset_of!(Record, since),
+        ];
+        assert_eq!(places, [0, 64, 72, 80, 96, 160, 176, 184]);
+        let of_side = [
+            offset_of!(CarriedSide, packets),
+            offset_of!(CarriedSide, bytes),
+            offset_of!(CarriedSide, packets_kernel),
+            offset_of!(CarriedSide, seen),
+        ];
+        assert_eq!(of_side, [0, 8, 16, 24]);
+    }
+
     #[test]
     fn what_was_written_of_a_session_is_read_again_for_its_generation_alone() {
         let record = Record::default();

@@ -9,7 +9,8 @@ use super::backing::{Backing, BackingKind};
 use super::program::{EgressMap, Hook, Port, Program, XdpError};
 use super::tables::{TableSizes, Tables};
 use crate::config::DatapathMode;
-use crate::relay::legacy::Legacy;
+use crate::relay::keeper::Keeper;
+use crate::relay::legacy::{Legacy, OldLink};
 
 /// The datapath that was got, and why not a better one.
 pub struct Selection {
@@ -59,6 +60,7 @@ impl Selection {
         ports: &[Port],
         new: NewTables,
         legacy: &mut Legacy,
+        keeper: &Keeper,
     ) -> Result<Selection, XdpError> {
         let hooks: &[Hook] = match mode {
             DatapathMode::Auto => &[Hook::Native, Hook::Generic],
@@ -66,13 +68,13 @@ impl Selection {
             DatapathMode::XdpGeneric => &[Hook::Generic],
             DatapathMode::Userspace => &[],
         };
-        if mode != DatapathMode::Auto {
+        if let [only] = hooks {
             // The operator wants another hook: the program is detached from the one before.
-            legacy.links.retain(|_, link| hooks.contains(&link.hook));
+            legacy.detach(|hook| hook != *only, keeper);
         }
         let mut refusals = Vec::new();
         for hook in hooks {
-            match attach(*hook, ports, new, legacy) {
+            match attach(*hook, ports, new, legacy, keeper) {
                 Ok(Attached { program, tables, egress, adopted }) => {
                     return Ok(Selection {
                         tables: Arc::new(tables),
@@ -115,7 +117,13 @@ struct Attached {
     adopted: bool,
 }
 
-fn attach(hook: Hook, ports: &[Port], new: NewTables, legacy: &mut Legacy) -> Result<Attached, XdpError> {
+fn attach(
+    hook: Hook,
+    ports: &[Port],
+    new: NewTables,
+    legacy: &mut Legacy,
+    keeper: &Keeper,
+) -> Result<Attached, XdpError> {
     if ports.is_empty() {
         return Err(XdpError::NoInterface);
     }
@@ -133,14 +141,18 @@ fn attach(hook: Hook, ports: &[Port], new: NewTables, legacy: &mut Legacy) -> Re
         }
     }
     for port in ports {
-        let old = legacy.links.remove(&port.index);
-        match old.map(|old| program.succeed(&tables, port.clone(), hook, old.descriptor)) {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                tracing::warn!(interface = port.name, %error, "attaching anew, which loses packets for a moment");
-                program.attach(&tables, port.clone(), hook)?;
-            }
-            None => program.attach(&tables, port.clone(), hook)?,
+        let Some(OldLink { descriptor, hook: at }) = legacy.links.remove(&port.index) else {
+            program.attach(&tables, port.clone(), hook)?;
+            continue;
+        };
+        // Where it cannot take the place of the one before, that one has to go first.
+        let again = descriptor.try_clone();
+        if let Err(error) = program.succeed(&tables, port.clone(), hook, descriptor) {
+            tracing::warn!(interface = port.name, %error, "attaching anew, which loses packets for a moment");
+            let again = again.map(|descriptor| OldLink { descriptor, hook: at });
+            legacy.links.extend(again.ok().map(|old| (port.index, old)));
+            legacy.detach(|_| true, keeper);
+            program.attach(&tables, port.clone(), hook)?;
         }
     }
     Ok(Attached { program, tables, egress, adopted })
@@ -207,7 +219,7 @@ mod tests {
             bind_magic: *b"\x01magic!!",
             in_memory_files: false,
         };
-        Selection::make(mode, &[], new, &mut Legacy::default())
+        Selection::make(mode, &[], new, &mut Legacy::default(), &Keeper::nobody())
     }
 
     #[test]

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::object::Object;
 use super::{Kept, is_name};
 use crate::supervision::NotifySocket;
+
+/// How long systemd may take to come to what it was sent.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The store, and what is known to be in it.
 #[derive(Debug)]
@@ -71,6 +75,11 @@ impl Store {
         self.remove(name)?;
         known.remove(name);
         Ok(())
+    }
+
+    /// See [`super::Keeper::settle`].
+    pub fn settle(&self) -> io::Result<()> {
+        self.socket.wait_until_read(PATIENCE)
     }
 
     /// See [`super::Keeper::clear`].

@@ -21,6 +21,15 @@ use crate::relay::datapath::record::{Identity, Record};
 use crate::relay::datapath::slot_pool::SlotPool;
 use crate::relay::datapath::tables::Tables;
 
+/// What a predecessor has left in tables.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Inheritance {
+    /// Its sessions.
+    pub sessions: Vec<Left>,
+    /// Slots that were forwarded and that are no session's: nobody knows whose.
+    pub unreadable: u64,
+}
+
 /// A session that a predecessor has left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
@@ -66,8 +75,8 @@ impl Left {
 impl<R: Routes> FlowTable<R> {
     /// A writer of tables that a predecessor has written, and the sessions in them. They are forwarded as before, with the
     /// next hops that they have; new ones are to be asked for, see [`FlowTable::reroute_some`].
-    pub fn adopt(tables: Arc<Tables>, mut routes: R, now: MonoTime) -> (FlowTable<R>, Vec<Left>) {
-        let sessions = sessions(&tables);
+    pub fn adopt(tables: Arc<Tables>, mut routes: R, now: MonoTime) -> (FlowTable<R>, Inheritance) {
+        let (sessions, unreadable) = sessions(&tables);
         let live: BTreeMap<u32, &Found> =
             sessions.iter().filter_map(|found| Some((found.left.slot?.0, found))).collect();
         clear_all_but(&tables, &live);
@@ -85,14 +94,16 @@ impl<R: Routes> FlowTable<R> {
         let installed = live.len() as u32;
         let rerouting = Rerouting::From { slot: 0, again: false };
         let table = FlowTable { tables: Arc::clone(&tables), routes, pool, installed, rerouting };
-        (table, sessions.into_iter().map(|found| found.left).collect())
+        let sessions = sessions.into_iter().map(|found| found.left).collect();
+        (table, Inheritance { sessions, unreadable })
     }
 }
 
 /// The sessions in tables that are not gone on with, to be installed in others.
-pub fn sessions_of(tables: &Tables) -> Vec<Left> {
+pub fn sessions_of(tables: &Tables) -> Inheritance {
     let elsewhere = |found: Found| Left { slot: None, ..found.left };
-    sessions(tables).into_iter().map(elsewhere).collect()
+    let (sessions, unreadable) = sessions(tables);
+    Inheritance { sessions: sessions.into_iter().map(elsewhere).collect(), unreadable }
 }
 
 struct Found {
@@ -132,14 +143,18 @@ impl Routes for Present {
 }
 
 /// Every slot that is a session's. Of two sessions with one id or one tuple, which no writer makes, the second has none.
-fn sessions(tables: &Tables) -> Vec<Found> {
+fn sessions(tables: &Tables) -> (Vec<Found>, u64) {
     let (mut ids, mut taken) = (HashSet::new(), HashSet::new());
-    let mut found = Vec::new();
+    let (mut found, mut unreadable) = (Vec::new(), 0);
     for (number, (slot, record)) in (0..).zip(tables.slots.iter().zip(tables.records.iter())) {
-        let Some(mut session) = session(tables, number, slot, record) else { continue };
-        if !ids.insert(session.left.identity.session) {
+        if slot.deadline.iter().any(|deadline| deadline.load() == 0) {
             continue;
         }
+        let read = session(tables, number, slot, record);
+        let Some(mut session) = read.filter(|read| ids.insert(read.left.identity.session)) else {
+            unreadable += 1;
+            continue;
+        };
         let is_free = |tuples: [FlowTuple; 2]| {
             let [connector, target] = tuples;
             connector != target && tuples.iter().all(|tuple| !taken.contains(tuple))
@@ -150,14 +165,11 @@ fn sessions(tables: &Tables) -> Vec<Found> {
         }
         found.push(session);
     }
-    found
+    (found, unreadable)
 }
 
 fn session(tables: &Tables, number: u32, slot: &Slot, record: &Record) -> Option<Found> {
     let deadlines = [slot.deadline[0].load(), slot.deadline[1].load()];
-    if deadlines.contains(&0) {
-        return None;
-    }
     let identity = record.identity(slot.generation.load())?;
     let [connector, target] = Side::BOTH.map(|side| tuple(tables, slot.side(side)));
     let both = connector.zip(target);
@@ -274,12 +286,13 @@ mod tests {
     struct World {
         tables: Arc<Tables>,
         table: FlowTable<NoRoutes>,
+        unreadable: u64,
     }
 
     impl World {
         fn new() -> World {
             let tables = Arc::new(Tables::private(TableSizes::for_sessions(16), [1, 2], *b"\x2amagic!!"));
-            World { table: FlowTable::new(Arc::clone(&tables), NoRoutes), tables }
+            World { table: FlowTable::new(Arc::clone(&tables), NoRoutes), tables, unreadable: 0 }
         }
 
         /// Session `number`, between two agents of its own.
@@ -291,9 +304,10 @@ mod tests {
 
         /// The daemon dies here, and another one goes on.
         fn succeed(&mut self) -> Vec<Left> {
-            let (table, left) = FlowTable::adopt(Arc::clone(&self.tables), NoRoutes, NOW);
+            let (table, inheritance) = FlowTable::adopt(Arc::clone(&self.tables), NoRoutes, NOW);
             self.table = table;
-            left
+            self.unreadable = inheritance.unreadable;
+            inheritance.sessions
         }
 
         fn destination(&self, from: FlowTuple) -> Option<SocketAddr> {
@@ -391,12 +405,19 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_another_generation_is_no_session() {
+    fn a_record_of_another_generation_or_of_an_id_that_there_is_is_no_session_and_is_counted() {
         let mut world = World::new();
         let slot = world.install(0);
         world.tables.slot(slot.0).unwrap().generation.add(1);
-        assert_eq!(world.succeed(), []);
+        assert_eq!((world.succeed(), world.unreadable), (vec![], 1));
         world.forwards_only(&[]);
+        world.install(0);
+        let again = [tuple(50), tuple(51)];
+        let origin = Origin { identity: identity(0), ..Origin::NONE };
+        world.table.install(again, Limit::UNLIMITED, &origin, [LEASE_END; 2], NOW).unwrap();
+        let left = world.succeed();
+        assert_eq!((left.len(), world.unreadable), (1, 1));
+        world.forwards_only(&left);
     }
 
     #[test]
@@ -417,7 +438,7 @@ mod tests {
         let mut old = World::new();
         let slot = old.install(0);
         old.tables.count(SlotSide { slot: slot.0, side: Side::Target }, 3, 300);
-        let [left] = &sessions_of(&old.tables)[..] else { panic!("there is one") };
+        let [left] = &sessions_of(&old.tables).sessions[..] else { panic!("there is one") };
         assert_eq!((left.slot, left.tuples), (None, Some([tuple(0), tuple(1)])));
         let mut new = World::new();
         let origin = Origin { identity: left.identity, debt: left.debt, carried: left.carried };
