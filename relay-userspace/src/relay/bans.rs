@@ -155,7 +155,12 @@ impl Bans {
     /// Goes on with a ban that a predecessor has given.
     pub fn restore(&mut self, ban: BanStatus, now: MonoTime) {
         let BanStatus { subject, left, cause } = ban;
-        let present = Ban { until: now + left, cause };
+        let longest = match (cause, subject) {
+            (BanCause::ByHand, _) => left,
+            (BanCause::Refused(_), BanSubject::Node(_)) => self.duration,
+            (BanCause::Refused(_), BanSubject::Prefix(_)) => self.duration.min(LONGEST_PREFIX_BAN),
+        };
+        let present = Ban { until: now + left.min(longest), cause };
         match (cause, subject) {
             (BanCause::ByHand, subject) if self.by_hand.len() < MAX_BY_HAND => {
                 self.by_hand.insert(subject, present);

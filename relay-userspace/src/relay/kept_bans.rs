@@ -39,6 +39,8 @@ struct KeptBan {
     subject: String,
     /// Seconds since the Unix epoch: a restart of the host must not make it longer.
     until_unix_s: i64,
+    /// Seconds that were left of it when this was written: nor must a clock that is wrong.
+    left_s: u64,
     /// The name of a refusal, or [`BY_HAND`].
     cause: String,
 }
@@ -68,26 +70,29 @@ impl KeptBans {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.write();
+            self.write().await;
         }
     }
 
     /// Writes the file, if what stands in it is not what there is.
-    pub fn write(&mut self) {
+    pub async fn write(&mut self) {
         let (now, unix_s) = (MonoTime::now(), unix_seconds());
         let present = self.rules.bans().list(now);
         let present: Vec<KeptBan> = present.iter().map(|ban| KeptBan::of(ban, unix_s)).collect();
         if is_the_same(&present, &self.written) {
             return;
         }
-        let written = serde_json::to_vec(&present)
-            .map_err(io::Error::other)
-            .and_then(|text| whole_file::replace(&self.path, 0o600, &text));
-        if let Err(error) = written {
+        // What could not be written is not tried again until it changes: the log would say nothing else.
+        self.written.clone_from(&present);
+        let path = self.path.clone();
+        // A disk may take its time.
+        let writing = tokio::task::spawn_blocking(move || {
+            let text = serde_json::to_vec(&present).map_err(io::Error::other)?;
+            whole_file::replace(&path, 0o600, &text)
+        });
+        if let Err(error) = writing.await.unwrap_or_else(|failed| Err(io::Error::other(failed))) {
             tracing::warn!(path = %self.path.display(), %error, "who is banned is not kept for the next start");
         }
-        // What could not be written is not tried again until it changes: the log would say nothing else.
-        self.written = present;
     }
 }
 
@@ -97,17 +102,19 @@ impl KeptBan {
             BanCause::ByHand => BY_HAND,
             BanCause::Refused(refusal) => refusal.name(),
         };
-        let left_s = i64::try_from(ban.left.as_secs()).unwrap_or(i64::MAX);
+        let left_s = ban.left.as_secs();
         KeptBan {
             subject: ban.subject.to_string(),
-            until_unix_s: unix_s.saturating_add(left_s),
+            until_unix_s: unix_s.saturating_add(i64::try_from(left_s).unwrap_or(i64::MAX)),
+            left_s,
             cause: cause.to_owned(),
         }
     }
 
     /// What is left of it; none if it is over or nothing that this version knows.
     fn status(&self, unix_s: i64) -> Option<BanStatus> {
-        let left = u64::try_from(self.until_unix_s.saturating_sub(unix_s)).ok().filter(|left| *left > 0)?;
+        let until = u64::try_from(self.until_unix_s.saturating_sub(unix_s)).ok()?;
+        let left = Some(until.min(self.left_s)).filter(|left| *left > 0)?;
         let cause = match &*self.cause {
             BY_HAND => BanCause::ByHand,
             name => BanCause::Refused(Refusal::of_name(name)?),
@@ -158,8 +165,8 @@ mod tests {
         BanSubject::Node(NodeId::from_bytes([byte; 32]))
     }
 
-    #[test]
-    fn who_is_banned_stays_so_after_a_restart_for_what_is_left() {
+    #[tokio::test]
+    async fn who_is_banned_stays_so_after_a_restart_for_what_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bans.json");
         let before = rules("");
@@ -171,9 +178,9 @@ mod tests {
         before.bans().add(prefix, Duration::from_secs(500), now).unwrap();
         before.bans().add(node(2), Duration::from_secs(500), now).unwrap();
         let mut kept = KeptBans::restore(path.clone(), Arc::clone(&before));
-        kept.write();
+        kept.write().await;
         before.bans().lift(node(2), now);
-        kept.write();
+        kept.write().await;
         let after = rules("");
         KeptBans::restore(path.clone(), Arc::clone(&after));
         let shown = |rules: &Rules| -> Vec<_> {
@@ -190,6 +197,16 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_wrong_makes_no_ban_longer() {
+        let (before, after) = (unix_seconds() - 1_000_000, unix_seconds());
+        let status = BanStatus { subject: node(1), left: Duration::from_secs(60), cause: BanCause::ByHand };
+        let kept = KeptBan::of(&status, after);
+        assert_eq!(kept.status(before).unwrap().left, Duration::from_secs(60));
+        assert_eq!(kept.status(after + 20).unwrap().left, Duration::from_secs(40));
+        assert_eq!(kept.status(after + 60), None);
+    }
+
+    #[test]
     fn a_ban_that_is_over_or_unknown_and_a_file_that_is_none_ban_nobody() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bans.json");
@@ -197,9 +214,15 @@ mod tests {
         let texts = [
             String::new(),
             "[".to_owned(),
-            format!("[{{\"subject\":\"192.0.2.1\",\"until_unix_s\":{past},\"cause\":\"by_hand\"}}]"),
-            format!("[{{\"subject\":\"nobody\",\"until_unix_s\":{future},\"cause\":\"by_hand\"}}]"),
-            format!("[{{\"subject\":\"192.0.2.1\",\"until_unix_s\":{future},\"cause\":\"whim\"}}]"),
+            format!(
+                "[{{\"subject\":\"192.0.2.1\",\"until_unix_s\":{past},\"left_s\":9,\"cause\":\"by_hand\"}}]"
+            ),
+            format!(
+                "[{{\"subject\":\"nobody\",\"until_unix_s\":{future},\"left_s\":9,\"cause\":\"by_hand\"}}]"
+            ),
+            format!(
+                "[{{\"subject\":\"192.0.2.1\",\"until_unix_s\":{future},\"left_s\":9,\"cause\":\"whim\"}}]"
+            ),
         ];
         for text in texts {
             fs::write(&path, &text).unwrap();
@@ -209,18 +232,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nothing_is_written_while_nobody_is_banned_or_nothing_changes() {
+    #[tokio::test]
+    async fn nothing_is_written_while_nobody_is_banned_or_nothing_changes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bans.json");
         let rules = rules("");
         let mut kept = KeptBans::restore(path.clone(), Arc::clone(&rules));
-        kept.write();
+        kept.write().await;
         assert!(!path.exists());
         rules.bans().add(node(1), Duration::from_secs(500), MonoTime::now()).unwrap();
-        kept.write();
+        kept.write().await;
         fs::remove_file(&path).unwrap();
-        kept.write();
+        kept.write().await;
         assert!(!path.exists(), "it is as it was");
     }
 }

@@ -31,6 +31,7 @@ mod splice;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -259,6 +260,10 @@ pub enum StartError {
 #[error("the relay has stopped because a part of it has failed: the log says more")]
 pub struct Stopped;
 
+/// How long the sockets that were let go may be in the way.
+const CLOSED_WITHIN: Duration = Duration::from_secs(3);
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+
 /// The relay's port: as a predecessor has left it, or opened anew.
 fn open_port(
     config: &Config,
@@ -270,7 +275,7 @@ fn open_port(
     let sockets = std::mem::take(&mut legacy.sockets);
     let names: Vec<String> = sockets.keys().cloned().collect();
     if !names.is_empty() {
-        if let Some(relay_port) = RelayPort::adopt(sockets, port, readers, magic.0)? {
+        if let Some(relay_port) = RelayPort::adopt(sockets, port, readers, magic.0) {
             return Ok(relay_port);
         }
         tracing::info!(
@@ -284,6 +289,13 @@ fn open_port(
         }
         if let Err(error) = keeper.settle() {
             tracing::warn!(%error, "the sockets that were left may not be closed yet");
+        }
+        // systemd closes what it has let go of a little later.
+        for _ in 0..CLOSED_WITHIN.as_millis() / BETWEEN_TRIES.as_millis() {
+            match RelayPort::open(port, readers, magic.0) {
+                Err(OpenError::InUse(_)) => std::thread::sleep(BETWEEN_TRIES),
+                opened => return opened,
+            }
         }
     }
     RelayPort::open(port, readers, magic.0)
@@ -371,7 +383,7 @@ async fn supervise(
     let how = stopper.told().await;
     let remains = driver.await;
     if let Some(bans) = &mut bans {
-        bans.write();
+        let _a_slow_disk = timeout(how.farewell(), bans.write()).await;
     }
     let _told_as_far_as_possible = timeout(how.farewell(), &mut control).await;
     endpoint.close(quinn::VarInt::from_u32(0), how.to_agents().as_bytes());

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use relay_common::hash::HashSeed;
-use relay_common::{BIND_LEN, Reason};
+use relay_common::{BIND_LEN, Reason, maps};
 
 use super::datapath::{
     Backing, Explainer, FlowTable, FlowTuple, Hook, HopWriter, Inheritance, LAYOUT, NetworkChange,
@@ -63,6 +63,8 @@ pub struct Opened {
 pub struct Predecessor {
     legacy: Legacy,
     sockets: Vec<(String, OwnedFd)>,
+    /// Its tables are the present ones.
+    adopted: bool,
 }
 
 impl PacketPath {
@@ -178,7 +180,7 @@ impl PacketPath {
             forwarder,
             bind_sender,
         };
-        let predecessor = Predecessor { legacy, sockets };
+        let predecessor = Predecessor { legacy, sockets, adopted };
         Ok(Opened { packets, quic, binds, left, predecessor })
     }
 
@@ -197,7 +199,11 @@ impl PacketPath {
     }
 
     fn keep_all(&self, predecessor: Predecessor) -> io::Result<()> {
-        let Predecessor { legacy, sockets } = predecessor;
+        let Predecessor { legacy, sockets, adopted } = predecessor;
+        if !adopted {
+            // Parts of both would make sessions that there never were.
+            self.keeper.let_go(maps::META)?;
+        }
         let mut present = Vec::new();
         let mut keep = |name: String, descriptor: BorrowedFd<'_>, is_kept: bool| {
             if is_kept {
@@ -208,8 +214,7 @@ impl PacketPath {
         };
         let (bpf, all) = (self.keeper.keeps_bpf(), self.keeper.keeps_all());
         // The record of the tables last: without it nothing of them is gone on with.
-        let (meta, parts): (Vec<_>, Vec<_>) =
-            self.backing().partition(|(name, _)| *name == relay_common::maps::META);
+        let (meta, parts): (Vec<_>, Vec<_>) = self.backing().partition(|(name, _)| *name == maps::META);
         let of_tables = parts.into_iter().chain(meta);
         for (name, descriptor) in of_tables {
             keep(name.to_owned(), descriptor, if self.program.is_some() { bpf } else { all })?;

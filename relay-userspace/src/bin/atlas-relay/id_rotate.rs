@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use relay_userspace::admin::{self, AskError, Request};
 use relay_userspace::config::{AtlasRoot, Config, Role};
 use relay_userspace::identity::{NodeId, NodeKey};
 use serde_json::json;
 
 use crate::args::Rotate;
-use crate::{node, output};
+use crate::{node, output, xdp};
 
 pub fn run(root: &AtlasRoot, options: &Rotate) -> anyhow::Result<()> {
     let path = root.node_key();
@@ -27,6 +27,11 @@ pub fn run(root: &AtlasRoot, options: &Rotate) -> anyhow::Result<()> {
         bail!(
             "a daemon runs with this key and would go on with it: stop it first, or add --force and restart it afterwards"
         );
+    }
+    if !running && role == Some(Role::Relay) {
+        // Under the new id nobody would find it again.
+        xdp::remove_left()
+            .context("what a relay with the old key has left attached has to be removed first")?;
     }
     let new = NodeKey::generate()?;
     let kept = kept_at(&path, SystemTime::now());
@@ -70,7 +75,7 @@ fn breaks(old: NodeId, role: Option<Role>, running: bool) -> Vec<String> {
         breaks.push("its sessions cannot be bound again and end".to_owned());
     }
     if running {
-        breaks.push("the daemon that runs keeps the old key until it is restarted".to_owned());
+        breaks.push("the daemon that runs keeps the old key until it is restarted: end it by `atlas-relay stop`, so that nothing of the old id stays attached".to_owned());
     }
     breaks
 }

@@ -289,7 +289,8 @@ impl<A: HopArray> HopTable<A> {
 }
 
 /// The entry of a hop that is left to userspace.
-const USERSPACE: Hop = Hop { egress: Egress::Userspace, interface: 0, mtu: 0, stations: [0; 3], vlan: 0 };
+pub(super) const USERSPACE: Hop =
+    Hop { egress: Egress::Userspace, interface: 0, mtu: 0, stations: [0; 3], vlan: 0 };
 
 fn hop(entry: &Entry, links: &HashMap<u32, Link>, ingress: &BTreeMap<u32, Hook>) -> Hop {
     let (Some(neighbour), Some(link)) = (entry.neighbour, links.get(&entry.key.interface)) else {

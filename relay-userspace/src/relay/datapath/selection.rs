@@ -6,6 +6,7 @@ use relay_common::BIND_MAGIC_LEN;
 use relay_common::hash::HashSeed;
 
 use super::backing::{Backing, BackingKind};
+use super::next_hops::USERSPACE;
 use super::program::{EgressMap, Hook, Port, Program, XdpError};
 use super::tables::{TableSizes, Tables};
 use crate::config::DatapathMode;
@@ -134,11 +135,8 @@ fn attach(
         }
     }
     let ((mut program, tables, egress), adopted) = load(new, legacy)?;
-    for entry in tables.interfaces().iter().filter(|_| adopted) {
-        // The program passes what comes by others.
-        if ports.iter().all(|port| port.index != entry.index.load()) {
-            entry.index.store(0);
-        }
+    if adopted {
+        forget_other_interfaces(&tables, ports);
     }
     for port in ports {
         let Some(OldLink { descriptor, hook: at }) = legacy.links.remove(&port.index) else {
@@ -156,6 +154,20 @@ fn attach(
         }
     }
     Ok(Attached { program, tables, egress, adopted })
+}
+
+/// Puts tables in order that were used with the program on other interfaces: packets by those that are not among `ports` any
+/// more are passed, and next hops, which may be right only for packets that came by one of the old ones, are nobody's.
+fn forget_other_interfaces(tables: &Tables, ports: &[Port]) {
+    let indexes = || tables.interfaces().iter().map(|entry| entry.index.load()).filter(|index| *index != 0);
+    let is_present = |index: u32| ports.iter().any(|port| port.index == index);
+    if indexes().all(is_present) && indexes().count() == ports.len() {
+        return;
+    }
+    for entry in tables.interfaces().iter().filter(|entry| !is_present(entry.index.load())) {
+        entry.index.store(0);
+    }
+    tables.next_hops().iter().for_each(|hop| hop.write(&USERSPACE));
 }
 
 /// Loads the program, over the tables that were left if that can be; whether it can.

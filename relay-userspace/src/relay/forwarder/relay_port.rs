@@ -95,38 +95,32 @@ impl RelayPort {
     }
 
     /// Takes over the sockets that a predecessor has left, with the datagrams that wait in them. None if they are not what
-    /// [`RelayPort::open`] would open for `port` and `readers`: nothing of them is to be used then.
-    ///
-    /// # Errors
-    /// The kernel refuses an option of a socket.
+    /// [`RelayPort::open`] would open for `port` and `readers`, or the kernel refuses an option of one: nothing of them is to
+    /// be used then.
     pub fn adopt(
         sockets: BTreeMap<String, OwnedFd>,
         port: u16,
         readers: u32,
         bind_magic: [u8; BIND_MAGIC_LEN],
-    ) -> Result<Option<RelayPort>, OpenError> {
+    ) -> Option<RelayPort> {
         let readers = if readers == 0 { default_readers() } else { readers };
         let mut sockets: BTreeMap<String, UdpSocket> =
             sockets.into_iter().map(|(name, socket)| (name, UdpSocket::from(socket))).collect();
+        let marks = Marks { bind_magic, connection_tag: connection_tag(&bind_magic) };
         let mut group = |family: Family| -> Option<Vec<UdpSocket>> {
-            (0..=readers).map(|number| sockets.remove(&name_of_socket(family, number))).collect()
+            let name = |number| name_of_socket(family, number, marks, readers);
+            (0..=readers).map(|number| sockets.remove(&name(number))).collect()
         };
         let (v4, v6) = (group(Family::V4), group(Family::V6));
         let wants_v6 = why_without_ipv6().is_none();
-        let Some(v4) = v4.filter(|_| v6.is_some() == wants_v6 && sockets.is_empty()) else { return Ok(None) };
-        let marks = Marks { bind_magic, connection_tag: connection_tag(&bind_magic) };
-        let Some(v4) = SocketGroup::adopt(v4, Ipv4Addr::UNSPECIFIED.into(), port, marks)? else {
-            return Ok(None);
-        };
+        let v4 = v4.filter(|_| v6.is_some() == wants_v6 && sockets.is_empty())?;
+        let v4 = SocketGroup::adopt(v4, Ipv4Addr::UNSPECIFIED.into(), port)?;
         let port = v4.local_addr().port();
         let v6 = match v6 {
-            Some(v6) => match SocketGroup::adopt(v6, Ipv6Addr::UNSPECIFIED.into(), port, marks)? {
-                Some(v6) => Some(v6),
-                None => return Ok(None),
-            },
+            Some(v6) => Some(SocketGroup::adopt(v6, Ipv6Addr::UNSPECIFIED.into(), port)?),
             None => None,
         };
-        Ok(Some(RelayPort::of(PerFamily { v4, v6 }, marks)))
+        Some(RelayPort::of(PerFamily { v4, v6 }, marks))
     }
 
     /// Its sockets, each with the name it is to be kept as.
@@ -134,11 +128,15 @@ impl RelayPort {
     /// # Errors
     /// No more descriptors.
     pub fn descriptors(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let readers = u32::try_from(self.sockets.len().saturating_sub(1)).unwrap_or(u32::MAX);
         let mut all = Vec::new();
         for (number, of_number) in (0..).zip(&self.sockets) {
             for family in [Family::V4, Family::V6] {
                 if let Some(socket) = of_number.get(family) {
-                    all.push((name_of_socket(family, number), socket.as_fd().try_clone_to_owned()?));
+                    all.push((
+                        name_of_socket(family, number, self.marks, readers),
+                        socket.as_fd().try_clone_to_owned()?,
+                    ));
                 }
             }
         }
@@ -162,11 +160,20 @@ impl RelayPort {
     }
 }
 
-/// What a socket of a family is kept as; control's has number 0.
-fn name_of_socket(family: Family, number: u32) -> String {
+/// What a socket of a family is kept as; control's has number 0. The last part tells the program by which the kernel chooses
+/// among the sockets: one in use must not be replaced, so a group with another one is opened anew.
+fn name_of_socket(family: Family, number: u32, marks: Marks, readers: u32) -> String {
+    let mut digest = Sha256::new();
+    for libc::sock_filter { code, jt, jf, k } in marks.program(readers, family == Family::V4) {
+        digest.update(code.to_ne_bytes());
+        digest.update([jt, jf]);
+        digest.update(k.to_ne_bytes());
+    }
+    let [a, b, c, d, ..]: [u8; 32] = digest.finalize().into();
+    let steering = u32::from_be_bytes([a, b, c, d]);
     match family {
-        Family::V4 => format!("udp4-{number}"),
-        Family::V6 => format!("udp6-{number}"),
+        Family::V4 => format!("udp4-{number}-{steering:08x}"),
+        Family::V6 => format!("udp6-{number}-{steering:08x}"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::socket_options::{self, PathMtu};
-use super::steering::Marks;
+use super::steering::{Marks, keep_out};
 use crate::socket_queue;
 
 /// What is asked of the kernel for each socket's buffers, in bytes.
@@ -49,36 +49,23 @@ impl SocketGroup {
         SocketGroup::of(sockets, address)
     }
 
-    /// Takes over the sockets of a group, in the order of their numbers. None if they are not all on this address and
-    /// `port`; port 0 takes any.
-    ///
-    /// # Errors
-    /// The kernel refuses an option.
-    pub fn adopt(
-        sockets: Vec<UdpSocket>,
-        address: IpAddr,
-        port: u16,
-        marks: Marks,
-    ) -> Result<Option<SocketGroup>, OpenError> {
-        let Some(first) = sockets.first().and_then(|socket| socket.local_addr().ok()) else {
-            return Ok(None);
-        };
+    /// Takes over the sockets of a group, in the order of their numbers, with the program that chooses among them. None if
+    /// they are not all on this address and `port` (port 0 takes any), or the kernel refuses an option.
+    pub fn adopt(sockets: Vec<UdpSocket>, address: IpAddr, port: u16) -> Option<SocketGroup> {
+        let first = sockets.first()?.local_addr().ok()?;
         let is_wanted = first.ip() == address && (port == 0 || port == first.port());
         let are_one = sockets.iter().all(|socket| socket.local_addr().is_ok_and(|at| at == first));
         if !is_wanted || !are_one {
-            return Ok(None);
+            return None;
         }
-        let relayed = u32::try_from(sockets.len() - 1).unwrap_or(u32::MAX);
-        let system = |source| OpenError::System { address: first, source };
         for socket in &sockets {
-            socket_options::report_ancillary(socket).map_err(system)?;
-            socket_options::set_path_mtu(socket, PathMtu::KeepDf).map_err(system)?;
+            socket_options::report_ancillary(socket).ok()?;
+            socket_options::set_path_mtu(socket, PathMtu::KeepDf).ok()?;
         }
-        if let Some(control) = sockets.first() {
-            socket_options::attach_steering(control, &marks.program(relayed, address.is_ipv4()))
-                .map_err(system)?;
-        }
-        SocketGroup::of(sockets, first).map(Some)
+        // Whom the predecessor has kept out for a while nobody would let in again.
+        let nobody = keep_out([], 1, address.is_ipv4());
+        socket_options::attach_filter(sockets.first()?, &nobody).ok()?;
+        SocketGroup::of(sockets, first).ok()
     }
 
     fn of(sockets: Vec<UdpSocket>, address: SocketAddr) -> Result<SocketGroup, OpenError> {

@@ -3,11 +3,13 @@
 
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, Dir, Mode, OFlags, access, fstatfs, openat, statfs, unlinkat};
+use rustix::fs::{
+    Access, AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, access, flock, fstatfs, openat, statfs, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::object::Object;
@@ -22,6 +24,8 @@ pub struct Pins {
     node: PathBuf,
     /// That of our layout.
     directory: PathBuf,
+    /// Nobody else uses the relay's directory as long as this is open: a node may run in two roots.
+    _lock: OwnedFd,
 }
 
 /// What the name of a pin ends with that is not in its place yet.
@@ -43,7 +47,7 @@ impl Pins {
             move |error: io::Error| fault(&path, &error.to_string())
         };
         if !is_bpffs(bpffs) {
-            let mount = "not in a bpffs: mount one (`mount -t bpf bpf /sys/fs/bpf`), or say which by the key";
+            let mount = "not in a bpffs: mount one (`mount -t bpf -o mode=0711 bpf /sys/fs/bpf`), or say which by the key";
             return Err(fault(bpffs, mount));
         }
         let own = own_directory(bpffs, node);
@@ -68,7 +72,9 @@ impl Pins {
             }
             access(path, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| failed(path)(error.into()))?;
         }
-        let pins = Pins { node: own, directory };
+        let lock = lock(&own).map_err(failed(&own))?;
+        let lock = lock.ok_or_else(|| fault(&own, "a relay of the same identity uses it"))?;
+        let pins = Pins { node: own, directory, _lock: lock };
         let kept = pins.read().map_err(failed(&pins.directory))?;
         Ok((pins, kept))
     }
@@ -151,10 +157,27 @@ pub fn layouts(bpffs: &Path, node: &NodeId) -> Vec<PathBuf> {
 /// Removes all pins of a relay. False: there was none.
 pub fn remove_all(bpffs: &Path, node: &NodeId) -> io::Result<bool> {
     let layouts = layouts(bpffs, node);
+    let _lock = match layouts.is_empty() {
+        true => None,
+        false => Some(lock(&own_directory(bpffs, node))?.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::ResourceBusy, "a relay of the same identity uses it")
+        })?),
+    };
     for directory in &layouts {
         remove(directory)?;
     }
     Ok(!layouts.is_empty())
+}
+
+/// Keeps others from using a directory of ours; none: somebody does.
+fn lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let directory = openat(CWD, directory, flags, Mode::empty())?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a directory of pins with all that is in it, and the relay's if that was the last. Whoever owns them cannot make

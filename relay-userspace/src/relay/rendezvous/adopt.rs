@@ -4,15 +4,15 @@ use relay_common::Side;
 
 use super::event::EndReason;
 use super::session::{Party, Session};
-use super::{CONSENT, Event, LEASE, Rendezvous};
+use super::{Event, LEASE, Rendezvous};
 use crate::clock::MonoTime;
 use crate::relay::datapath::{Flows, InstallError, Left, Origin};
 use crate::relay::prefix::Prefix;
 
 impl Rendezvous {
     /// Goes on with a session that a predecessor has left, unless it is over, somebody of it `is_banned` or may not use the
-    /// relay, or its flows cannot be put in place; it ends then. Its sides have [`CONSENT`] to prove their tuples anew,
-    /// from wherever they connect.
+    /// relay, or its flows cannot be put in place; it ends then. Its sides have [`CONSENT`](super::CONSENT) to prove their
+    /// tuples anew, if their flows do not stop before, with the last proof's lease.
     ///
     /// # Errors
     /// Why it has ended.
@@ -89,8 +89,9 @@ impl Rendezvous {
     /// Puts its flows in place, if they are not, under today's limit.
     fn place_left(&mut self, left: &Left, flows: &mut impl Flows, now: MonoTime) -> Result<(), InstallError> {
         let (id, limit) = (left.identity.session, self.settings.limit);
-        // What it had it keeps, but no longer than a daemon gives; what it gets is for sides that have proved nothing yet.
-        let deadlines = left.deadlines.map(|deadline| deadline.min(now + LEASE).max(now + CONSENT));
+        // What it had it keeps, and no longer than a daemon gives. It gets nothing: a relay that is started again and again
+        // must not stand for sides that prove nothing.
+        let deadlines = left.deadlines.map(|deadline| deadline.min(now + LEASE));
         let slot = match (left.slot, left.tuples) {
             (Some(slot), _) => {
                 if !left.has_limit(limit) {

@@ -59,14 +59,14 @@ fn a_session_goes_on_and_its_agents_are_told_its_terms_when_they_come_back() {
 }
 
 #[test]
-fn sides_have_the_time_of_a_consent_to_prove_themselves_to_the_successor() {
+fn sides_have_the_time_of_a_consent_to_prove_themselves_and_get_no_longer_lease_for_it() {
     let mut world = World::new();
     let (_, _, terms) = world.paired();
     let (slot, mut left) = left(&world, &terms);
-    left.deadlines = [world.now + Duration::from_secs(1), world.now + 10 * LEASE];
+    left.deadlines = [world.now + Duration::from_secs(90), world.now + 10 * LEASE];
     let mut world = successor(world);
     assert_eq!(adopt(&mut world, &left, false), Ok(()));
-    assert_eq!(world.flows.slots[&slot].deadlines, [world.now + CONSENT, world.now + LEASE]);
+    assert_eq!(world.flows.slots[&slot].deadlines, [world.now + Duration::from_secs(90), world.now + LEASE]);
     world.pass(CONSENT - Duration::from_secs(1));
     assert_eq!(world.state(&terms), Some(SessionState::Paired));
     world.pass(Duration::from_secs(2));
