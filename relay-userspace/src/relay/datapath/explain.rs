@@ -113,13 +113,12 @@ pub enum ExplainError {
         relay: SocketAddr,
     },
     /// The frame has no packet of this tuple.
-    #[error("the packet goes from {source} to {destination}, asked for was {asked_source} to {asked_destination}",
-        source = .found[0], destination = .found[1], asked_source = .asked.agent, asked_destination = .asked.relay)]
+    #[error("the packet goes from {} to {}, asked for was {} to {}", .found.agent, .found.relay, .asked.agent, .asked.relay)]
     OtherTuple {
-        /// Its source and destination.
-        found: [SocketAddr; 2],
-        /// The tuple that was asked about.
-        asked: FlowTuple,
+        /// That of the packet.
+        found: Box<FlowTuple>,
+        /// The one that was asked about.
+        asked: Box<FlowTuple>,
     },
     /// No frame is as short or as long.
     #[error("a frame of {length} bytes: expected one of 14 to {MAX_FRAME} bytes, with its Ethernet header")]
@@ -365,7 +364,8 @@ fn frame(
     }
     match UdpFrame::read(&frame) {
         Some(UdpFrame { source, destination, .. }) if (source, destination) != (agent, relay) => {
-            Err(ExplainError::OtherTuple { found: [source, destination], asked: tuple })
+            let found = FlowTuple { agent: source, relay: destination };
+            Err(ExplainError::OtherTuple { found: found.into(), asked: tuple.into() })
         }
         _ => Ok(frame),
     }
