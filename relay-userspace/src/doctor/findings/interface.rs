@@ -102,18 +102,28 @@ fn mtu(interface: &Interface) -> (Level, String) {
     }
 }
 
-/// Frames that were merged are larger than the MTU: the program passes them up, and userspace takes them apart.
+/// Frames that were merged are larger than the MTU: the program passes them up, and userspace takes them apart. Drivers turn
+/// merging off when a program is attached to them, or refuse the program.
 fn receive_merging(interface: &Interface) -> (Level, String) {
     let Some(features) = &interface.features else {
         return (Level::Note, "cannot tell: this kernel does not list features".to_owned());
     };
-    let merging: Vec<&str> =
-        features.iter().map(String::as_str).filter(|name| matches!(*name, "rx-lro" | "rx-gro-hw")).collect();
-    match merging[..] {
-        [] => (Level::Ok, "off".to_owned()),
-        ref names => (
+    let is_on = |feature: &str| features.iter().any(|name| name == feature);
+    let names: Vec<&str> = ["rx-lro", "rx-gro-hw"].into_iter().filter(|name| is_on(name)).collect();
+    let names = names.join(" and ");
+    let is_attached = matches!(interface.program, Some((_, true)));
+    match (names.is_empty(), is_attached, is_on("rx-lro")) {
+        (true, ..) => (Level::Ok, "off".to_owned()),
+        (false, true, _) => {
+            (Level::Warning, format!("{names} on: merged frames go through userspace (super_frame)"))
+        }
+        (false, false, true) => (
             Level::Warning,
-            format!("{} on: merged frames go through userspace (super_frame)", names.join(" and ")),
+            format!("{names} on: drivers refuse an XDP program while they are, or turn them off"),
+        ),
+        (false, false, false) => (
+            Level::Note,
+            format!("{names} on: the driver has to turn it off for an XDP program, or refuses it"),
         ),
     }
 }

@@ -48,7 +48,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         }
         (PortState::Free, false) => Check::Port.ok(format!("{}: free", facts.port)),
         (PortState::Unknown(why), _) => {
-            Check::Port.at(Level::Error, format!("{}: {why}", facts.port), &[port])
+            Check::Port.at(Level::Note, format!("{}: cannot tell: {why}", facts.port), &[port])
         }
     });
     all.extend(reached(facts, port));

@@ -331,6 +331,27 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
             None,
         ),
     ];
+    let gro_hw = |interface: &mut Interface| interface.features = Some(vec!["rx-gro-hw".into()]);
+    let ours = |interface: &mut Interface| interface.program = Some((7, true));
+    let merging = [
+        (with_interface(gro_hw), Level::Note, "has to turn it off"),
+        (
+            with_interface(|interface| {
+                gro_hw(interface);
+                ours(interface);
+            }),
+            Level::Warning,
+            "super_frame",
+        ),
+        (with_interface(ours), Level::Ok, "off"),
+    ];
+    for (facts, level, found) in merging {
+        let finding = one(&facts, Check::ReceiveMerging);
+        assert!(finding.level == level && finding.found.contains(found), "{finding:?}");
+    }
+    let denied = Facts { port_state: PortState::Unknown("permission denied".into()), ..host() };
+    let port = one(&denied, Check::Port);
+    assert!(port.level == Level::Note && port.found.contains("cannot tell: permission denied"), "{port:?}");
     for (facts, check, level, found, mend) in rows {
         let finding = one(&facts, check);
         assert_eq!(finding.level, level, "{finding:?}");
