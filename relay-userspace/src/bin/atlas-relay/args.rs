@@ -129,7 +129,7 @@ The node id changes with the key, so whatever names the old one has to be told t
 [[agent.forward]] of peers, [access] of relays, and of a relay network.relays and state/known_relays of its agents.";
 
 const UNLOAD: &str = "\
-Examples:
+Example:
   atlas-relay xdp unload --interface eth0
   atlas-relay xdp unload";
 
@@ -158,7 +158,7 @@ Columns:
   FROM   FILE:LINE, default, or the daemon's command line";
 
 const BANS: &str = "\
-Examples:
+Example:
   atlas-relay bans
   atlas-relay bans lift 192.0.2.1
   atlas-relay bans add atlas_70b499d01e2464e3... --for 12h
@@ -171,7 +171,7 @@ Columns:
 A ban keeps new connections out and touches none that exists. A restart of the relay forgets all bans.";
 
 const DRAIN: &str = "\
-Examples:
+Example:
   atlas-relay drain
   atlas-relay drain --deadline 10m
   atlas-relay drain --deadline 10m --hint atlas_70b499d0...@198.51.100.7:4433
@@ -229,7 +229,7 @@ Lines:
 Only root and the daemon's own user may ask.";
 
 const STOP: &str = "\
-Examples:
+Example:
   atlas-relay stop
   ExecStop=/usr/local/bin/atlas stop --unless-restarting --unit %n
 
