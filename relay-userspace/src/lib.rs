@@ -1,7 +1,7 @@
 //! The relay daemon, the agent library and what both speak.
 //!
 //! Dependencies go one way: `protocol` is used by `agent` and by `relay`, which do not know each other; the binary on
-//! top uses the public API of both.
+//! top uses the public API of both, and so does `doctor`.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
 pub mod admin;
