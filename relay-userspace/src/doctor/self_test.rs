@@ -163,3 +163,33 @@ fn judge(read: &UdpFrame<'_>, stations: [[u8; 6]; 2], to: SocketAddr) -> Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATIONS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+
+    #[test]
+    fn what_comes_out_is_judged_by_addresses_ttl_payload_and_checksums() {
+        let (relay, to) = ("203.0.113.1:4433".parse().unwrap(), "192.0.2.2:40002".parse().unwrap());
+        let right = Ingredients { stations: STATIONS, vlan: None, source: relay, destination: to, ttl: 63 };
+        let verdict = |of: &Ingredients, payload: &[u8], damage: Option<usize>| {
+            let mut frame = udp_frame::make(of, payload).unwrap();
+            damage.into_iter().for_each(|at| frame[at] ^= 1);
+            judge(&UdpFrame::read(&frame).unwrap(), STATIONS, to)
+        };
+        verdict(&right, PAYLOAD, None).unwrap();
+        let elsewhere = Ingredients { destination: "192.0.2.3:40002".parse().unwrap(), ..right };
+        let [reversed, expiring] =
+            [Ingredients { stations: [STATIONS[1], STATIONS[0]], ..right }, Ingredients { ttl: 64, ..right }];
+        for of in [elsewhere, reversed, expiring] {
+            assert!(matches!(verdict(&of, PAYLOAD, None), Err(Fault::Wrong(_))), "{of:?}");
+        }
+        assert!(verdict(&right, b"another", None).is_err());
+        // The second byte of the IP header's checksum, and of the UDP packet's.
+        for at in [25, 41] {
+            assert!(verdict(&right, PAYLOAD, Some(at)).unwrap_err().to_string().contains("checksum"), "{at}");
+        }
+    }
+}
