@@ -161,6 +161,7 @@ fn another_object_takes_a_pins_place_and_the_same_one_leaves_it() {
         assert_eq!(inode(), pinned);
         keeper.keep("META", second.fd().as_fd()).unwrap();
         assert_ne!(inode(), pinned);
+        drop(keeper);
         let [Kept { descriptor, .. }] = <[_; 1]>::try_from(bpffs.find().1).unwrap();
         assert_eq!(entries(descriptor), 2);
     });
@@ -175,8 +176,9 @@ fn what_is_let_go_is_not_found_and_letting_go_of_nothing_is_no_error() {
         }
         keeper.let_go("META").unwrap();
         keeper.let_go("META").unwrap();
+        drop(keeper);
         assert_eq!(bpffs.names(), ["SLOTS"]);
-        keeper.clear().unwrap();
+        bpffs.find().0.clear().unwrap();
         assert!(!bpffs.own().exists());
         assert_eq!(bpffs.names(), [""; 0]);
     });
@@ -188,6 +190,7 @@ fn what_cannot_be_pinned_is_not_kept_and_that_is_no_error() {
         let (keeper, _) = bpffs.find();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         keeper.keep("udp4-0", socket.as_fd()).unwrap();
+        drop(keeper);
         assert_eq!(bpffs.names(), [""; 0]);
     });
 }
@@ -209,11 +212,14 @@ fn a_pin_that_did_not_get_its_name_before_a_crash_is_not_found_and_goes() {
         keeper.keep("SLOTS", map(1).fd().as_fd()).unwrap();
         let unfinished = bpffs.layout().join("META~");
         descriptors::pin(map(1).fd().as_fd(), &unfinished).unwrap();
+        drop(keeper);
         assert_eq!(bpffs.names(), ["SLOTS"]);
         assert!(!unfinished.exists());
+        let (keeper, _) = bpffs.find();
         // One that came up since is in nobody's way.
         descriptors::pin(map(1).fd().as_fd(), &unfinished).unwrap();
         keeper.keep("META", map(1).fd().as_fd()).unwrap();
+        drop(keeper);
         assert_eq!(bpffs.names(), ["META", "SLOTS"]);
     });
 }
@@ -224,12 +230,14 @@ fn pins_of_another_layout_are_named_and_left_alone_until_all_is_cleared() {
         let (keeper, _) = bpffs.find();
         keeper.keep("SLOTS", map(1).fd().as_fd()).unwrap();
         assert!(keeper.foreign().is_empty());
+        drop(keeper);
 
         let (keeper, kept) = bpffs.find_layout(LAYOUT + 1);
         assert!(kept.is_empty());
         assert_eq!(keeper.foreign(), [bpffs.layout()]);
+        drop(keeper);
         assert_eq!(bpffs.names(), ["SLOTS"]);
-        keeper.clear().unwrap();
+        bpffs.find_layout(LAYOUT + 1).0.clear().unwrap();
         assert!(!bpffs.own().exists());
     });
 }
@@ -242,8 +250,7 @@ fn a_directory_that_others_may_have_put_pins_in_is_not_used() {
             assert!(!keeper.keeps_bpf() && kept.is_empty(), "{what}");
             assert!(keeper.why().contains("relay"), "it is named: {}", keeper.why());
         };
-        let (keeper, _) = bpffs.find();
-        keeper.keep("SLOTS", map(1).fd().as_fd()).unwrap();
+        bpffs.find().0.keep("SLOTS", map(1).fd().as_fd()).unwrap();
         for directory in [bpffs.own(), bpffs.layout()] {
             fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
             is_refused("another mode");
@@ -289,7 +296,22 @@ fn removing_pins_follows_no_link_out_of_the_directory() {
         symlink(&outside, bpffs.own().join("v4")).unwrap();
         symlink(&precious, bpffs.layout().join("link")).unwrap();
 
+        assert!(remove_pins(&bpffs.pins, &NODE).is_err(), "its relay runs");
+        drop(keeper);
         assert!(remove_pins(&bpffs.pins, &NODE).unwrap());
         assert!(precious.exists() && !bpffs.layout().exists());
+    });
+}
+
+#[test]
+fn a_second_relay_of_the_same_identity_does_not_touch_the_pins_of_the_first() {
+    with_bpffs("a_second_relay_of_the_same_identity_does_not_touch_the_pins_of_the_first", |bpffs| {
+        let (first, _) = bpffs.find();
+        first.keep("SLOTS", map(1).fd().as_fd()).unwrap();
+        let (second, kept) = bpffs.find();
+        assert!(!second.keeps_bpf() && kept.is_empty());
+        assert!(second.why().contains("a relay of the same identity"), "{}", second.why());
+        drop((first, second));
+        assert_eq!(bpffs.names(), ["SLOTS"]);
     });
 }

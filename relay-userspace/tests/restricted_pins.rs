@@ -51,8 +51,10 @@ fn pin_and_unpin(pins: &Path) {
     let (keeper, _none) = find();
     assert!(keeper.keeps_bpf(), "{}", keeper.why());
     keeper.keep("SLOTS", map.fd().as_fd()).unwrap();
+    drop(keeper);
     let (successor, kept) = find();
     assert_eq!(kept.iter().map(|Kept { name, .. }| name.as_str()).collect::<Vec<_>>(), ["SLOTS"]);
     successor.let_go("SLOTS").unwrap();
+    drop(successor);
     assert!(find().1.is_empty());
 }
