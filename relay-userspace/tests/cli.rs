@@ -10,9 +10,12 @@ mod bans;
 mod doctor;
 #[path = "cli/explain.rs"]
 mod explain;
+#[path = "cli/logs.rs"]
+mod logs;
 mod node;
 #[path = "cli/secrets.rs"]
 mod secrets;
+mod skipping;
 #[path = "cli/stopping.rs"]
 mod stopping;
 

@@ -22,6 +22,7 @@ mod in_lab {
     mod limit;
     mod located;
     mod loss;
+    mod metrics;
     mod moves;
     mod network;
     mod nobody;

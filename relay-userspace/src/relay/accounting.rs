@@ -1,6 +1,5 @@
 //! The accounting line: what is written of each session and offer at its end, in a form that programs may rely on.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::datapath::Traffic;
@@ -8,7 +7,7 @@ use super::rendezvous::EndReason;
 use crate::identity::NodeId;
 use crate::protocol::SessionId;
 
-/// A session or offer that is over. Its [`Display`](fmt::Display) is the line; docs/accounting.md says what it promises.
+/// A session or offer that is over; docs/accounting.md says what its line promises.
 #[derive(Clone, Debug)]
 pub struct Account<'a> {
     /// Which.
@@ -25,8 +24,9 @@ pub struct Account<'a> {
     pub traffic: &'a Traffic,
 }
 
-impl fmt::Display for Account<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Account<'_> {
+    /// Writes the line.
+    pub fn log(&self) {
         let Account { session, connector, target, reason, age, traffic } = self;
         let [from_connector, from_target] = &traffic.sides;
         let kernel = from_connector.packets_kernel + from_target.packets_kernel;
@@ -37,25 +37,33 @@ impl fmt::Display for Account<'_> {
             (0, _) => "userspace",
             _ => "both",
         };
-        write!(f, "session ended session={session} connector={connector} target={target}")?;
-        write!(f, " reason={} duration_ms={}", reason.word(), age.as_millis())?;
-        write!(
-            f,
-            " connector_packets={} connector_bytes={}",
-            from_connector.packets(),
-            from_connector.bytes
-        )?;
-        write!(f, " target_packets={} target_bytes={}", from_target.packets(), from_target.bytes)?;
-        write!(f, " path={path} kernel_packets={kernel}")?;
-        write!(f, " limited_packets={}", traffic.limited_packets)?;
-        write!(f, " limited_bytes={}", traffic.limited_bytes)?;
-        write!(f, " marked_packets={}", traffic.marked_packets)
+        // In this order: docs/accounting.md.
+        tracing::info!(
+            target: "accounting",
+            %session,
+            %connector,
+            %target,
+            reason = %reason.word(),
+            duration_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            connector_packets = from_connector.packets(),
+            connector_bytes = from_connector.bytes,
+            target_packets = from_target.packets(),
+            target_bytes = from_target.bytes,
+            %path,
+            kernel_packets = kernel,
+            limited_packets = traffic.limited_packets,
+            limited_bytes = traffic.limited_bytes,
+            marked_packets = traffic.marked_packets,
+            "session ended"
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
     use std::path::Path;
+    use std::sync::{Arc, Mutex};
 
     use relay_common::Side;
 
@@ -81,7 +89,32 @@ mod tests {
             age: Duration::from_micros(83_412_900),
             traffic,
         };
-        account.to_string()
+        let written = Written::default();
+        let to = written.clone();
+        let log = tracing_subscriber::fmt()
+            .with_writer(move || to.clone())
+            .with_ansi(false)
+            .without_time()
+            .with_level(false)
+            .with_target(false)
+            .finish();
+        tracing::subscriber::with_default(log, || account.log());
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        text.strip_suffix('\n').unwrap().to_owned()
+    }
+
+    /// What the log has written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     fn document() -> String {

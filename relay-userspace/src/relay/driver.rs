@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::bans::{BanCause, BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
 use super::datapath::{FlowTuple, Inheritance};
-use super::event_log;
+use super::event_log::EventLog;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::metrics::{EventCounts, Observation, Observer};
 use super::packet_path::{PacketPath, Predecessor};
@@ -55,6 +55,7 @@ pub struct Driver {
     adopted: BTreeMap<&'static str, u64>,
     /// What has happened.
     events: EventCounts,
+    log: EventLog,
     /// Where messages for each connection go. Dropping one gives the connection up.
     outboxes: BTreeMap<ConnId, mpsc::Sender<ToAgent>>,
 }
@@ -82,6 +83,7 @@ impl Driver {
             outboxes: BTreeMap::new(),
             adopted: BTreeMap::new(),
             events: EventCounts::default(),
+            log: EventLog::default(),
         }
     }
 
@@ -275,7 +277,7 @@ impl Driver {
                     continue;
                 }
                 Output::Event(event) => {
-                    event_log::log(&event);
+                    self.log.log(&event, MonoTime::now());
                     self.events.see(&event);
                     continue;
                 }

@@ -3,11 +3,38 @@
 use relay_common::Side;
 
 use super::accounting::Account;
+use super::line_pace::LinePace;
 use super::rendezvous::Event;
+use crate::clock::MonoTime;
 use crate::refusals::RefusalReason as _;
 
-/// Writes the line of an event.
-pub fn log(event: &Event) {
+/// Writes the lines. Of sessions all are written: agents can have only so many. What else agents can make come is bounded.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    connections: LinePace,
+    ends: LinePace,
+    moves: LinePace,
+}
+
+impl EventLog {
+    /// Writes the line of an event.
+    pub fn log(&mut self, event: &Event, now: MonoTime) {
+        let pace = match event {
+            Event::Connected { .. } => &mut self.connections,
+            Event::Closed { .. } => &mut self.ends,
+            Event::Migrated { .. } => &mut self.moves,
+            _ => return write(event),
+        };
+        if let Some(left_out) = pace.take(now) {
+            if left_out > 0 {
+                tracing::warn!(times = left_out, "lines like the next one were left out");
+            }
+            write(event);
+        }
+    }
+}
+
+fn write(event: &Event) {
     match event {
         Event::Connected { node, name, remote } => {
             tracing::info!(%node, name, %remote, "agent connected");
@@ -26,7 +53,7 @@ pub fn log(event: &Event) {
             tracing::warn!(%node, %remote, "agent replaced: the same identity has announced itself again");
         }
         Event::AgentReports { node, code, message, times } => {
-            tracing::warn!(%node, code, message, times, "agent reports an error");
+            tracing::warn!(%node, code, report = message, times, "agent reports an error");
         }
         Event::Offered { session, connector, target } => {
             tracing::info!(%session, %connector, %target, "session offered");
@@ -54,14 +81,17 @@ pub fn log(event: &Event) {
                 "session paired by streams: this relay can read it"
             );
         }
-        Event::Limited { session, packets, bytes } => {
+        Event::Limited { session, packets, bytes, first: true } => {
+            tracing::info!(%session, packets, bytes, "the limit drops packets of the session");
+        }
+        Event::Limited { session, packets, bytes, first: false } => {
             // The whole is in the line of the session's end; at a busy relay this one would come too often.
-            tracing::debug!(%session, packets, bytes, "dropped for the limit");
+            tracing::debug!(%session, packets, bytes, "the limit drops packets of the session");
         }
         Event::Ended { session, connector, target, reason, age, traffic } => {
             let (session, connector, target) = (*session, *connector, *target);
             let account = Account { session, connector, target, reason: *reason, age: *age, traffic };
-            tracing::info!(target: "accounting", "{account}");
+            account.log();
         }
         Event::Refused { refusal, times, node, from } => {
             let node = node.map(|node| node.to_string()).unwrap_or_default();

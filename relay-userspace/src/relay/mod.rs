@@ -22,6 +22,7 @@ mod driver;
 mod event_log;
 mod family;
 mod kept_bans;
+mod line_pace;
 mod packet_path;
 mod pulse;
 mod reconfiguration;

@@ -10,6 +10,8 @@ use relay_userspace::protocol::SessionId;
 use relay_userspace::relay::bans::BanSubject;
 use relay_userspace::relay::datapath::OBJECT;
 
+use crate::log::LogFormat;
+
 const VERSION: &str = if OBJECT.is_some() {
     concat!(env!("CARGO_PKG_VERSION"), " (datapaths: xdp-native, xdp-generic, userspace)")
 } else {
@@ -289,7 +291,9 @@ pub enum IdCommand {
 #[derive(Debug, Subcommand)]
 pub enum NetCommand {
     /// Runs the daemon in the foreground: a relay if the configuration has transport.offer_relay, else an agent.
-    #[command(after_help = "Example:\n  atlas-relay net listen --port 4433 --datapath auto")]
+    #[command(
+        after_help = "Examples:\n  atlas-relay net listen --port 4433 --datapath auto\n  atlas-relay net listen --log-format json"
+    )]
     Listen(Listen),
     /// Lists whom the running daemon is connected with: a relay's agents, an agent's relays.
     #[command(after_help = PEERS)]
@@ -477,6 +481,9 @@ pub struct Listen {
     /// An interface to attach the XDP program to, instead of datapath.interfaces. May be given several times.
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
+    /// The form of the log: lines for people, lines of JSON, or entries of the systemd journal.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, ClapArgs)]

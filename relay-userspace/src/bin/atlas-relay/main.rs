@@ -15,6 +15,7 @@ mod drain;
 mod explain;
 mod id;
 mod id_rotate;
+mod log;
 mod net_connect;
 mod net_disconnect;
 mod net_forward;
@@ -34,16 +35,23 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::{Args, Command, ConfigCommand, NetCommand};
+use log::LogFormat;
 
 fn main() -> ExitCode {
     let Args { command } = Args::parse();
-    output::log_to_stderr(matches!(command, Command::Net(NetCommand::Listen(_))));
-    match run(command) {
+    match start_log(&command).and_then(|()| run(command)) {
         Ok(code) => code,
         Err(error) => {
             output::failure(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn start_log(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Net(NetCommand::Listen(options)) => log::start(options.log_format, true),
+        _ => log::start(LogFormat::default(), false),
     }
 }
 

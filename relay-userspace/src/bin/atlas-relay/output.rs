@@ -1,24 +1,11 @@
-//! Everything that is printed: results on stdout, log and errors on stderr.
+//! Everything that is printed: results on stdout, errors on stderr.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
-
-/// Starts the log. A daemon tells what happens; a command only what goes wrong. `RUST_LOG` says otherwise.
-pub fn log_to_stderr(daemon: bool) {
-    let default = if daemon { "info" } else { "error" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-}
 
 /// Prints a line. Whoever reads may have gone (`| head`): that is no failure of ours.
 pub fn line(text: impl std::fmt::Display) {

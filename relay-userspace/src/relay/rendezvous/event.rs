@@ -137,6 +137,8 @@ pub enum Event {
         packets: u64,
         /// Their UDP payload bytes.
         bytes: u64,
+        /// Whether it is the first event of this session.
+        first: bool,
     },
     /// A session or offer is over.
     Ended {

@@ -156,7 +156,8 @@ impl Rendezvous {
         let Dropped { packets, bytes } = dropped;
         let Some(session) = self.sessions.get(id).filter(|_| packets > 0) else { return };
         let conns = session.parties.each_ref().map(|party| party.conn);
-        self.event(Event::Limited { session: id, packets, bytes });
+        let first = session.told_dropped() == packets;
+        self.event(Event::Limited { session: id, packets, bytes, first });
         for conn in conns.into_iter().flatten() {
             let text = "datagrams were dropped for the session's limit";
             self.send(

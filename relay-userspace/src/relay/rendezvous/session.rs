@@ -397,6 +397,11 @@ impl Session {
         Found { bytes, restrained, dropped }
     }
 
+    /// How many packets that the limit dropped the agents have been told of.
+    pub fn told_dropped(&self) -> u64 {
+        self.past.as_ref().map_or(0, |past| past.told_dropped.packets)
+    }
+
     /// What of `traffic`, which is all of its own, no look has found yet.
     pub fn unseen_bytes(&self, traffic: &Traffic) -> u64 {
         traffic.bytes().saturating_sub(self.seen_bytes)

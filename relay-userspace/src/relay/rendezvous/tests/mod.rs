@@ -5,6 +5,7 @@ mod agents;
 mod binds;
 mod draining;
 mod escapes;
+mod logged;
 mod offers;
 mod operator;
 mod policy;

@@ -135,7 +135,7 @@ fn agents_are_told_once_what_the_limit_has_dropped() {
         assert_eq!((notice.code, notice.session), (4001, Some(session)));
         assert_eq!((notice.packets, notice.bytes), (Some(10), Some(12_000)));
     }
-    assert!(world.events.contains(&Event::Limited { session, packets: 10, bytes: 12_000 }));
+    assert!(world.events.contains(&Event::Limited { session, packets: 10, bytes: 12_000, first: true }));
 }
 
 #[test]

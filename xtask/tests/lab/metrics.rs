@@ -1,0 +1,96 @@
+//! What a relay with the XDP program tells those who watch it.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::world::{NATIVE, World, wait_for};
+
+/// Where it is watched: on loopback of its own host.
+const WATCHED: &str = "127.0.0.1:9433";
+
+#[test]
+fn what_the_program_and_its_interface_count_is_read_at_each_scrape() {
+    let name = "what_the_program_and_its_interface_count_is_read_at_each_scrape";
+    let Some(world) = World::new(name) else { return };
+    let _relay = watched(&world);
+    let before = metrics(&world);
+    assert_eq!(before["atlas_relay_interface_info{interface=\"r0\",mode=\"xdp-native\"}"], 1.0);
+    assert!(before.keys().any(|series| series.starts_with("atlas_relay_datapath_info{mode=\"xdp-native\"")));
+    assert!(before.keys().any(|series| series.starts_with("atlas_relay_build_info{") && series.contains("program=\"yes\"")));
+
+    let by_kernel = world.copy_a_file().by_kernel();
+
+    let after = metrics(&world);
+    let grown = |series: &str| after[series] - before[series];
+    let forwarded = grown("atlas_relay_packets_total{datapath=\"kernel\",reason=\"forwarded\"}");
+    assert!(forwarded >= by_kernel as f64 && by_kernel > 0, "{forwarded} of {by_kernel}");
+    // With their headers, but for the smallest.
+    let bytes = grown("atlas_relay_bytes_total{datapath=\"kernel\",reason=\"forwarded\"}");
+    assert!(bytes > forwarded * 60.0, "{bytes} bytes of {forwarded} packets");
+    let status = world.status();
+    for (reason, count) in &status.kernel {
+        let series = format!("atlas_relay_packets_total{{datapath=\"kernel\",reason=\"{reason}\"}}");
+        assert!(after[&series] <= *count as f64, "{series}");
+    }
+    for direction in ["receive", "transmit"] {
+        let of = |metric: &str| {
+            grown(&format!(
+                "atlas_relay_interface_{metric}_total{{interface=\"r0\",direction=\"{direction}\"}}"
+            ))
+        };
+        assert!(of("packets") >= 0.0 && of("dropped_packets") >= 0.0 && of("errors") == 0.0, "{direction}");
+    }
+    assert!(after["atlas_relay_sweep_seconds_count"] > 0.0);
+}
+
+#[test]
+fn a_relay_whose_only_interface_is_gone_lives_but_is_not_ready() {
+    let name = "a_relay_whose_only_interface_is_gone_lives_but_is_not_ready";
+    let Some(world) = World::new(name) else { return };
+    let _relay = watched(&world);
+    assert_eq!(get(&world, "/readyz"), (200, "ready\n".to_owned()));
+
+    world.lab.relay.ip("link del r0\n").unwrap();
+
+    let why = wait_for("the relay to say that it is not ready", Duration::from_secs(30), || {
+        let (status, why) = get(&world, "/readyz");
+        (status == 503).then_some(why)
+    });
+    assert!(why.starts_with("no datapath: ") && why.contains("(r0)"), "{why}");
+    assert_eq!(get(&world, "/livez").0, 200);
+    assert_eq!(metrics(&world)["atlas_relay_interface_info{interface=\"r0\",mode=\"xdp-native\"}"], 0.0);
+}
+
+fn watched(world: &World) -> xtask::lab::Process {
+    let more = format!("[metrics]\nlisten = \"{WATCHED}\"\n");
+    world.deployment.start_relay_with(None, &more, NATIVE).unwrap()
+}
+
+/// Every series with its value.
+fn metrics(world: &World) -> BTreeMap<String, f64> {
+    let (status, text) = get(world, "/metrics");
+    assert_eq!(status, 200, "{text}");
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    samples
+        .map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            (series.to_owned(), value.parse().unwrap())
+        })
+        .collect()
+}
+
+/// Status and text, asked for on the relay's host.
+fn get(world: &World, path: &str) -> (u16, String) {
+    let answer = world.lab.relay.inside(|| {
+        let mut stream = TcpStream::connect(WATCHED).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {WATCHED}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.unwrap();
+    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), text.to_owned())
+}
