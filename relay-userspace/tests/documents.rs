@@ -112,6 +112,7 @@ fn no_document_has_a_gap_left_to_fill() {
         "docs/abuse.md",
         "docs/accounting.md",
         "docs/configuration.md",
+        "docs/logs.md",
         "docs/metrics.md",
         "docs/splice.md",
         "docs/wire.md",

@@ -335,15 +335,12 @@ impl PacketPath {
     ///
     /// # Errors
     /// The program's counters cannot be read.
-    pub fn figures(&mut self) -> Result<PathFigures, XdpError> {
-        let hops = self.flows.routes();
-        let is_there = |index| hops.as_ref().is_none_or(|hops| hops.table().link(index).is_some());
+    pub fn figures(&self) -> Result<PathFigures, XdpError> {
         let attached = self.program.iter().flat_map(Program::attached);
         let interfaces = attached.map(|(port, hook)| AttachedInterface {
             index: port.index,
             name: port.name.clone(),
             mode: hook.name(),
-            is_there: is_there(port.index),
         });
         Ok(PathFigures {
             mode: self.name,

@@ -140,20 +140,27 @@ impl Answers {
     }
 
     async fn answer(&self, page: Page) -> Answer {
-        match (page, self.observe().await) {
+        let observation = match self.observe().await {
+            Ok(observation) => observation,
             // Whatever it says, it turns.
-            (Page::Live, Ok(_) | Err(NoObservation { loop_turns: true, .. })) => Answer::new(200, "alive\n"),
-            (_, Err(NoObservation { why, .. })) => Answer::new(503, why + "\n"),
-            (Page::Ready, Ok(observation)) => match &readiness::obstacles(&observation)[..] {
-                [] => Answer::new(200, "ready\n"),
-                obstacles => Answer::new(503, obstacles.join("\n") + "\n"),
-            },
-            (Page::Metrics, Ok(observation)) => match self.surroundings(&observation).await {
-                Ok(surroundings) => Answer::new(200, observation.expose(&surroundings)),
-                Err(error) => {
-                    Answer::new(503, format!("asking the kernel for its counts of interfaces: {error}\n"))
-                }
-            },
+            Err(NoObservation { loop_turns: true, .. }) if page == Page::Live => return Answer::alive(),
+            Err(NoObservation { why, .. }) => return Answer::new(503, why + "\n"),
+        };
+        if page == Page::Live {
+            return Answer::alive();
+        }
+        let surroundings = match self.surroundings(&observation).await {
+            Ok(surroundings) => surroundings,
+            Err(error) => {
+                return Answer::new(503, format!("the kernel does not tell of its interfaces: {error}\n"));
+            }
+        };
+        if page == Page::Metrics {
+            return Answer::new(200, observation.expose(&surroundings));
+        }
+        match &readiness::obstacles(&observation, &surroundings)[..] {
+            [] => Answer::new(200, "ready\n"),
+            obstacles => Answer::new(503, obstacles.join("\n") + "\n"),
         }
     }
 
@@ -216,6 +223,10 @@ struct Answer {
 impl Answer {
     fn new(code: u16, text: impl Into<String>) -> Answer {
         Answer { code, text: text.into() }
+    }
+
+    fn alive() -> Answer {
+        Answer::new(200, "alive\n")
     }
 
     /// As it is sent.

@@ -63,8 +63,6 @@ pub struct AttachedInterface {
     pub name: String,
     /// `xdp-native` or `xdp-generic`.
     pub mode: &'static str,
-    /// Whether there still is one of this number.
-    pub is_there: bool,
 }
 
 /// What the endpoint itself adds.
@@ -72,8 +70,8 @@ pub struct AttachedInterface {
 pub struct Surroundings {
     /// When the daemon started, in seconds since the Unix epoch.
     pub start_time_s: f64,
-    /// Of the interfaces that the program is attached to.
-    pub interfaces: Vec<(String, LinkCounts)>,
+    /// Of the interfaces that the program is attached to; none: it is gone.
+    pub interfaces: Vec<(AttachedInterface, Option<LinkCounts>)>,
     /// Requests to the endpoint by their status.
     pub requests: Vec<(u16, u64)>,
 }
@@ -85,7 +83,7 @@ impl Observation {
         let program = if OBJECT.is_some() { "yes" } else { "no" };
         to.family(&names::BUILD).sample([env!("CARGO_PKG_VERSION"), program], 1);
         to.single(&names::START_TIME, surroundings.start_time_s);
-        self.path.expose_kind(&mut to);
+        self.path.expose_kind(&surroundings.interfaces, &mut to);
         to.single(&names::DRAINING, u8::from(self.draining.is_some()));
         self.path.expose_packets(&mut to);
         expose_interfaces(&surroundings.interfaces, &mut to);
@@ -138,11 +136,11 @@ impl Observation {
 }
 
 impl PathFigures {
-    fn expose_kind(&self, to: &mut Exposition) {
+    fn expose_kind(&self, interfaces: &[(AttachedInterface, Option<LinkCounts>)], to: &mut Exposition) {
         to.family(&names::DATAPATH).sample([self.mode, &self.why], 1);
         let mut attached = to.family(&names::INTERFACE);
-        for interface in &self.interfaces {
-            attached.sample([&interface.name, interface.mode], u8::from(interface.is_there));
+        for (interface, counts) in interfaces {
+            attached.sample([&interface.name, interface.mode], u8::from(counts.is_some()));
         }
         to.family(&names::KEEPER).sample([self.keeper, &self.keeper_why], 1);
     }
@@ -172,7 +170,7 @@ impl PathFigures {
     }
 }
 
-fn expose_interfaces(interfaces: &[(String, LinkCounts)], to: &mut Exposition) {
+fn expose_interfaces(interfaces: &[(AttachedInterface, Option<LinkCounts>)], to: &mut Exposition) {
     let families = [
         (&names::INTERFACE_PACKETS, (|counts| counts.packets) as fn(&LinkCounts) -> [u64; 2]),
         (&names::INTERFACE_DROPS, |counts| counts.dropped),
@@ -180,7 +178,8 @@ fn expose_interfaces(interfaces: &[(String, LinkCounts)], to: &mut Exposition) {
     ];
     for (family, of) in families {
         let mut samples = to.family(family);
-        for (name, counts) in interfaces {
+        for (AttachedInterface { name, .. }, counts) in interfaces {
+            let Some(counts) = counts else { continue };
             let [received, transmitted] = of(counts);
             samples.sample([name, "receive"], received);
             samples.sample([name, "transmit"], transmitted);
@@ -242,10 +241,13 @@ mod tests {
     fn no_series_comes_twice() {
         let mut observation = Observation::example();
         observation.path.kernel = observation.path.userspace.clone();
+        let interface =
+            |name: &str| AttachedInterface { index: 1, name: name.to_owned(), mode: "xdp-native" };
         let surroundings = Surroundings {
             interfaces: vec![
-                ("eth0".to_owned(), LinkCounts::default()),
-                ("eth1".to_owned(), LinkCounts::default()),
+                (interface("eth0"), Some(LinkCounts::default())),
+                (interface("eth1"), Some(LinkCounts::default())),
+                (interface("eth2"), None),
             ],
             requests: vec![(200, 1), (404, 0)],
             ..Surroundings::default()

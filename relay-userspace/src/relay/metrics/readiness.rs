@@ -1,16 +1,15 @@
 //! Whether the relay is ready for new sessions, and if not why.
 
-use super::observation::Observation;
+use super::observation::{Observation, Surroundings};
 
 /// Why it is not ready, one reason a line; none: it is.
-pub fn obstacles(observation: &Observation) -> Vec<String> {
+pub fn obstacles(observation: &Observation, Surroundings { interfaces, .. }: &Surroundings) -> Vec<String> {
     let mut obstacles = Vec::new();
     if let Some(left) = observation.draining {
         obstacles.push(format!("draining: no new sessions are taken; {left} are left"));
     }
-    let interfaces = &observation.path.interfaces;
-    if !interfaces.is_empty() && interfaces.iter().all(|interface| !interface.is_there) {
-        let names: Vec<&str> = interfaces.iter().map(|interface| &*interface.name).collect();
+    if !interfaces.is_empty() && interfaces.iter().all(|(_, counts)| counts.is_none()) {
+        let names: Vec<&str> = interfaces.iter().map(|(interface, _)| &*interface.name).collect();
         obstacles.push(format!(
             "no datapath: every interface that the program was attached to is gone ({}); restart the relay once one is back",
             names.join(", ")
@@ -23,20 +22,24 @@ pub fn obstacles(observation: &Observation) -> Vec<String> {
 mod tests {
     use super::super::observation::AttachedInterface;
     use super::*;
+    use crate::relay::datapath::LinkCounts;
 
-    fn interface(name: &str, is_there: bool) -> AttachedInterface {
-        AttachedInterface { index: 1, name: name.to_owned(), mode: "xdp-native", is_there }
+    fn around(interfaces: &[(&str, bool)]) -> Surroundings {
+        let interfaces = interfaces.iter().map(|(name, is_there)| {
+            let interface = AttachedInterface { index: 1, name: (*name).to_owned(), mode: "xdp-native" };
+            (interface, is_there.then(LinkCounts::default))
+        });
+        Surroundings { interfaces: interfaces.collect(), ..Surroundings::default() }
     }
 
     #[test]
     fn a_relay_is_ready_unless_it_drains_or_all_its_interfaces_are_gone() {
         let mut observation = Observation::example();
-        assert_eq!(obstacles(&observation), [""; 0], "without a program it forwards by itself");
-        observation.path.interfaces = vec![interface("eth0", false), interface("eth1", true)];
-        assert_eq!(obstacles(&observation), [""; 0]);
-        observation.path.interfaces = vec![interface("eth0", false), interface("eth1", false)];
+        assert_eq!(obstacles(&observation, &around(&[])), [""; 0], "without a program it forwards by itself");
+        assert_eq!(obstacles(&observation, &around(&[("eth0", false), ("eth1", true)])), [""; 0]);
         observation.draining = Some(3);
-        let [draining, no_datapath] = &obstacles(&observation)[..] else { panic!("two reasons") };
+        let told = obstacles(&observation, &around(&[("eth0", false), ("eth1", false)]));
+        let [draining, no_datapath] = &told[..] else { panic!("two reasons") };
         assert_eq!(draining, "draining: no new sessions are taken; 3 are left");
         assert!(no_datapath.contains("(eth0, eth1)"), "{no_datapath}");
     }
