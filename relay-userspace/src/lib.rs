@@ -20,3 +20,8 @@ mod socket_queue;
 pub mod supervision;
 pub mod tls;
 mod whole_file;
+
+/// What the page for who writes an agent shows as code is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/agent.md")]
+struct AgentPage;

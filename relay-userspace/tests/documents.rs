@@ -111,10 +111,14 @@ fn no_document_has_a_gap_left_to_fill() {
         "deploy/README.md",
         "docs/abuse.md",
         "docs/accounting.md",
+        "docs/agent.md",
         "docs/configuration.md",
         "docs/logs.md",
         "docs/metrics.md",
+        "docs/not-protected.md",
+        "docs/operate.md",
         "docs/splice.md",
+        "docs/troubleshoot.md",
         "docs/wire.md",
     ] {
         for line in text(document).lines() {
@@ -131,6 +135,35 @@ fn the_tables_of_refusals_are_the_lists_in_the_code() {
 }
 
 #[test]
+fn what_to_do_is_said_of_every_reason_every_refusal_and_every_end() {
+    let page = text("docs/troubleshoot.md");
+    let rows = |heading: &str| {
+        let section = page.split_once(&format!("## {heading}\n")).expect(heading).1;
+        let section = section.split("\n## ").next().unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect())
+            .collect::<Vec<Vec<&str>>>()
+    };
+    let of_packets = relay_common::Reason::ALL.iter().map(|reason| reason.name()).collect();
+    let of_control = relay::rendezvous::Refusal::ALL.iter().map(|refusal| refusal.name()).collect();
+    let of_sessions = relay::rendezvous::EndReason::ALL.iter().map(|reason| reason.word()).collect();
+    let lists: [(&str, Vec<&str>); 3] = [
+        ("What became of a packet", of_packets),
+        ("What control has refused", of_control),
+        ("Why a session ended", of_sessions),
+    ];
+    for (heading, expected) in lists {
+        let rows = rows(heading);
+        let named: Vec<&str> = rows.iter().flat_map(|row| quoted(row[0])).collect();
+        assert_eq!(named, expected, "docs/troubleshoot.md, {heading}");
+        for row in rows {
+            let whole = row.len() == 4 && row.iter().all(|cell| !cell.is_empty());
+            assert!(whole, "{row:?}: expected what is seen, what it comes from and what to do");
+        }
+    }
+}
+
+#[test]
 fn the_page_of_metrics_has_every_one_as_it_is_exposed() {
     let document = text("docs/metrics.md");
     let rows: Vec<&str> =
@@ -144,6 +177,33 @@ fn the_page_of_metrics_has_every_one_as_it_is_exposed() {
     assert_eq!(rows, expected, "put this into docs/metrics.md:\n{}\n", expected.join("\n"));
     let block = document.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     assert!(parse(block, "docs/metrics.md").metrics.listen.is_some());
+}
+
+#[test]
+fn the_page_for_who_writes_an_agent_names_what_the_library_has() {
+    let page = text("docs/agent.md");
+    let sources = rust_sources(&project("relay-userspace/src/agent")).concat();
+    let is_name = |word: &&str| {
+        word.starts_with(|c: char| c.is_ascii_uppercase())
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+    };
+    let is_type = |name: &str| {
+        let declared = |what: &str| {
+            [" ", "<", "("].iter().any(|end| sources.contains(&format!("pub {what} {name}{end}")))
+        };
+        declared("struct") || declared("enum")
+    };
+    let is_member = |name: &str| {
+        let forms = ["fn {}(", "pub {}:", "const {}:", "    {},", "    {} {", "    {}("];
+        forms.iter().any(|form| sources.contains(&form.replacen("{}", name, 1)))
+    };
+    let names: BTreeSet<&str> = quoted(&page).into_iter().filter(is_name).collect();
+    assert!(names.len() > 30, "{names:?}");
+    for name in names {
+        let (owner, member) =
+            name.split_once("::").map_or((name, None), |(owner, member)| (owner, Some(member)));
+        assert!(is_type(owner) && member.is_none_or(is_member), "there is no {name}");
+    }
 }
 
 #[test]
