@@ -27,6 +27,8 @@ mod net_sessions;
 mod node;
 mod output;
 mod packet_file;
+#[cfg(test)]
+mod shown_commands;
 mod stop;
 mod xdp;
 
