@@ -144,7 +144,7 @@ Lines:
   Attached  an interface that the XDP program is at, and where on a packet's way
   Table     sessions in the flow tables, how many they have room for, and the memory they take
 
-Columns, counted since the relay started:
+Columns; those of the kernel go on counting over a restart, the others begin anew:
   PACKETS             what became of a packet; `forwarded` is relayed, ARCHITECTURE.md explains the others
   KERNEL, USERSPACE   how many the XDP program and the daemon have seen it become of
   REFUSED BY CONTROL  what was refused to agents, by reason, and how many TIMES";
