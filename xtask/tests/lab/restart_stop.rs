@@ -49,6 +49,23 @@ fn a_stop_with_pins_leaves_nothing_attached_no_map_and_no_pin() {
 }
 
 #[test]
+fn a_stop_after_a_kill_with_pins_leaves_nothing_attached_no_map_and_no_pin_and_says_so() {
+    const NAME: &str = "a_stop_after_a_kill_with_pins_leaves_nothing_attached_no_map_and_no_pin_and_says_so";
+    let Some(world) = World::new(NAME) else { return };
+    let mut relay = KeptRelay::pinned(&world, NATIVE);
+    let (pins, maps) = (relay.pins(), maps_of(relay.process()));
+    relay.kill();
+    assert!(attached(&world.lab.relay).is_some() && holds_files(&pins), "it goes on without a daemon");
+
+    let said = world.deployment.relay.run("stop").unwrap();
+
+    assert!(said.contains("removed what the one before had left"), "{said}");
+    assert!(!holds_files(&pins), "pins stay in {}", pins.display());
+    wait_for("the program's end", PATIENCE, || attached(&world.lab.relay).is_none().then_some(()));
+    wait_for_no(&maps);
+}
+
+#[test]
 fn a_supervisor_that_stops_a_relay_by_a_signal_and_closes_its_store_leaves_nothing_attached_and_no_map() {
     const NAME: &str =
         "a_supervisor_that_stops_a_relay_by_a_signal_and_closes_its_store_leaves_nothing_attached_and_no_map";
@@ -77,7 +94,8 @@ fn wait_for_no(maps: &[u32]) {
     wait_for("the end of all maps", PATIENCE, || (!maps.iter().any(|map| exists(*map))).then_some(()));
 }
 
-fn holds_files(directory: &std::path::Path) -> bool {
+/// Whether there is a file in it, however deep.
+pub fn holds_files(directory: &std::path::Path) -> bool {
     let Ok(entries) = std::fs::read_dir(directory) else { return false };
     entries.flatten().any(|entry| entry.path().is_file() || holds_files(&entry.path()))
 }
