@@ -99,6 +99,8 @@ pub struct Status {
     pub datapath: String,
     /// Why this one.
     pub why: String,
+    /// How large the flow tables are.
+    pub table: Table,
     /// Packets by the reason of their outcome in the XDP program.
     pub kernel: BTreeMap<String, u64>,
     /// The same in the daemon.
@@ -111,6 +113,13 @@ pub struct Status {
     /// What has become of the sessions that the daemon before has left.
     #[serde(default)]
     pub adopted: BTreeMap<String, u64>,
+}
+
+/// A relay's flow tables.
+#[derive(Debug, Deserialize)]
+pub struct Table {
+    /// Sessions they have room for.
+    pub max_sessions: u32,
 }
 
 impl Status {
@@ -172,6 +181,7 @@ mod tests {
     #[test]
     fn only_reasons_that_discard_count_as_dropped() {
         let json = r#"{"datapath": "userspace", "why": "asked for", "interfaces": [],
+                       "table": {"sessions": 0, "max_sessions": 4, "bytes": 0},
                        "kernel": {"forwarded": 7, "no_flow": 5, "limited": 2},
                        "userspace": {"forwarded": 9, "send_failed": 1, "bind": 3}}"#;
         assert_eq!(serde_json::from_str::<Status>(json).unwrap().dropped(), 3);

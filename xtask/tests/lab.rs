@@ -37,6 +37,7 @@ mod in_lab {
     mod refusals;
     mod restart;
     mod restart_application;
+    mod restart_datapath;
     mod restart_deadline;
     mod restart_drain;
     mod restart_faults;

@@ -200,6 +200,19 @@ impl HandBind {
     }
 }
 
+/// Two new agents with a session that both have proved, connector first. Must be called as [`HandAgent::dial`].
+pub async fn paired() -> [(HandAgent, HandBind); 2] {
+    let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
+    target.announce().await;
+    let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
+    connector.connect(target.key.node_id()).await;
+    let mut near = HandBind::new(connector.terms().await);
+    let mut far = HandBind::new(target.terms().await);
+    near.prove();
+    far.prove();
+    [(connector, near), (target, far)]
+}
+
 /// Sends `datagram` to the relay from `socket` and gives the answer, if there is one before its time-out.
 pub fn answer(socket: &UdpSocket, datagram: &[u8]) -> Option<[u8; BIND_LEN]> {
     socket.send_to(datagram, RELAY).unwrap();

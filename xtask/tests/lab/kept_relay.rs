@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_userspace::relay::datapath::LAYOUT;
 use xtask::answers::{Peers, Status};
-use xtask::deployment::{relay_configuration, relay_configuration_with};
+use xtask::deployment::relay_configuration_with;
 use xtask::lab::{Mount, Process};
 use xtask::supervisor::Supervisor;
 use xtask::tool::Tool;
@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct KeptRelay<'a> {
     world: &'a World,
     options: &'static str,
+    limit: u64,
     keeper: Keeper,
 }
 
@@ -40,11 +41,12 @@ impl<'a> KeptRelay<'a> {
 
     /// As [`KeptRelay::supervised`], with this limit in bytes per second.
     pub fn supervised_at(world: &'a World, options: &'static str, limit: u64) -> KeptRelay<'a> {
-        world.deployment.relay.configure(&relay_configuration(limit)).unwrap();
         let (host, directory) = (world.deployment.relay.host().clone(), world.lab.directory());
         let supervisor =
             Supervisor::of(host, tool(world, &world.binary, options), directory, "kept").unwrap();
-        let mut relay = KeptRelay { world, options, keeper: Keeper::Supervisor(supervisor.into()) };
+        let keeper = Keeper::Supervisor(supervisor.into());
+        let mut relay = KeptRelay { world, options, limit, keeper };
+        relay.configure("", "");
         relay.start();
         relay
     }
@@ -67,12 +69,27 @@ impl<'a> KeptRelay<'a> {
         pins: PathBuf,
         bpffs: Option<Mount>,
     ) -> KeptRelay<'a> {
-        let datapath = format!("bpffs = \"{}\"\n", pins.display());
-        world.deployment.relay.configure(&relay_configuration_with(LIMIT, &datapath)).unwrap();
         let keeper = Keeper::Pins { process: None, pins, _bpffs: bpffs };
-        let mut relay = KeptRelay { world, options, keeper };
+        let mut relay = KeptRelay { world, options, limit: LIMIT, keeper };
+        relay.configure("", "");
         relay.start();
         relay
+    }
+
+    /// Has the next start find these lines under `[datapath]`, and `more` tables, in the configuration.
+    pub fn configure(&self, datapath: &str, more: &str) {
+        let place = match &self.keeper {
+            Keeper::Pins { pins, .. } => pins.display().to_string(),
+            Keeper::Supervisor(_) => String::new(),
+        };
+        let datapath = format!("bpffs = \"{place}\"\n{datapath}\n");
+        let configuration = relay_configuration_with(self.limit, &datapath);
+        self.world.deployment.relay.configure(&format!("{configuration}\n{more}")).unwrap();
+    }
+
+    /// Has the next start use these options of `net listen`.
+    pub fn choose(&mut self, options: &'static str) {
+        self.options = options;
     }
 
     /// Starts it and waits until it serves.

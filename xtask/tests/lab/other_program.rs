@@ -55,8 +55,26 @@ fn opcode_to_change(object: &[u8]) -> usize {
 
 /// The tag and the id of the program that is attached to the relay's interface in `host`; none if there is none.
 pub fn attached(host: &Namespace) -> Option<(String, u64)> {
+    let program = xdp(host)?.get("prog")?.clone();
+    Some((program["tag"].as_str()?.to_owned(), program["id"].as_u64()?))
+}
+
+/// The hooks of that interface that have a program, as they are written among options.
+pub fn hooks(host: &Namespace) -> Vec<&'static str> {
+    let Some(xdp) = xdp(host) else { return Vec::new() };
+    let attached = xdp["attached"].as_array().unwrap().iter();
+    // The kernel's XDP_ATTACHED_DRV and XDP_ATTACHED_SKB.
+    let name = |attachment: &Value| match attachment["mode"].as_u64() {
+        Some(1) => "xdp-native",
+        Some(2) => "xdp-generic",
+        _ => panic!("an unknown hook: {xdp}"),
+    };
+    attached.map(name).collect()
+}
+
+/// What `ip` tells of XDP at that interface.
+fn xdp(host: &Namespace) -> Option<Value> {
     let shown = host.run(&Tool::new("ip").words("-json link show dev").arg(RELAY_INTERFACE)).unwrap();
     let shown: Value = serde_json::from_str(&shown).unwrap();
-    let program = shown[0].get("xdp")?.get("prog")?;
-    Some((program["tag"].as_str()?.to_owned(), program["id"].as_u64()?))
+    shown[0].get("xdp").cloned()
 }

@@ -4,12 +4,11 @@
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData};
-use relay_userspace::identity::NodeKey;
 use xtask::answers::Status;
 use xtask::lab::Mount;
 use xtask::tool::Tool;
 
-use super::hand_agent::{HandAgent, HandBind, carries};
+use super::hand_agent::{carries, paired};
 use super::kept_relay::{KeptRelay, Started};
 use super::located::Watch;
 use super::raw_agents::run_inside;
@@ -132,16 +131,9 @@ fn spoil_pins(name: &str, spoil: impl FnOnce(&Path)) {
 }
 
 /// Two new agents are paired, and their datagrams arrive.
-fn carries_a_new_session(world: &World) {
+pub fn carries_a_new_session(world: &World) {
     run_inside(&world.lab.agents[0], async || {
-        let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
-        target.announce().await;
-        let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
-        connector.connect(target.key.node_id()).await;
-        let mut near = HandBind::new(connector.terms().await);
-        let mut far = HandBind::new(target.terms().await);
-        near.prove();
-        far.prove();
+        let [(_connector, near), (_target, far)] = paired().await;
         assert!(carries(&near, &far) && carries(&far, &near));
     });
 }
