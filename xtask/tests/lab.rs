@@ -36,6 +36,7 @@ mod in_lab {
     mod raw_agents;
     mod refusals;
     mod restart;
+    mod restart_access;
     mod restart_application;
     mod restart_datapath;
     mod restart_deadline;
