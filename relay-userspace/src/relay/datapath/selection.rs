@@ -69,13 +69,9 @@ impl Selection {
             DatapathMode::XdpGeneric => &[Hook::Generic],
             DatapathMode::Userspace => &[],
         };
-        if let [only] = hooks {
-            // The operator wants another hook: the program is detached from the one before.
-            legacy.detach(|hook| hook != *only, keeper);
-        }
         let mut refusals = Vec::new();
         for hook in hooks {
-            match attach(*hook, ports, new, legacy, keeper) {
+            match attach(*hook, ports, new, legacy, keeper, mode != DatapathMode::Auto) {
                 Ok(Attached { program, tables, egress, adopted }) => {
                     return Ok(Selection {
                         tables: Arc::new(tables),
@@ -124,19 +120,25 @@ fn attach(
     new: NewTables,
     legacy: &mut Legacy,
     keeper: &Keeper,
+    is_asked_for: bool,
 ) -> Result<Attached, XdpError> {
     if ports.is_empty() {
         return Err(XdpError::NoInterface);
     }
-    for port in ports {
+    for port in ports.iter().filter(|_| !is_asked_for) {
         if let Some(old) = legacy.links.get(&port.index).filter(|old| old.hook != hook) {
             let fault = format!("the relay before has left it at {} and goes on there", old.hook.name());
             return Err(XdpError::Attach { interface: port.name.clone(), hook, fault });
         }
     }
     let ((mut program, tables, egress), adopted) = load(new, legacy)?;
+    if is_asked_for {
+        // The operator wants another hook. Until here, for loading takes its time, the program before goes on at its own.
+        legacy.detach(|at| at != hook, keeper);
+    }
     if adopted {
-        forget_other_interfaces(&tables, ports);
+        let goes_on = |port: &Port| legacy.links.contains_key(&port.index);
+        forget_other_interfaces(&tables, ports, ports.iter().all(goes_on));
     }
     for port in ports {
         let Some(OldLink { descriptor, hook: at }) = legacy.links.remove(&port.index) else {
@@ -157,11 +159,12 @@ fn attach(
 }
 
 /// Puts tables in order that were used with the program on other interfaces: packets by those that are not among `ports` any
-/// more are passed, and next hops, which may be right only for packets that came by one of the old ones, are nobody's.
-fn forget_other_interfaces(tables: &Tables, ports: &[Port]) {
+/// more are passed, and next hops, which may be right only for packets that came by one of the old ones, or at another hook,
+/// are nobody's, unless the program before `goes_on` where this one will.
+fn forget_other_interfaces(tables: &Tables, ports: &[Port], goes_on: bool) {
     let indexes = || tables.interfaces().iter().map(|entry| entry.index.load()).filter(|index| *index != 0);
     let is_present = |index: u32| ports.iter().any(|port| port.index == index);
-    if indexes().all(is_present) && indexes().count() == ports.len() {
+    if goes_on && indexes().all(is_present) && indexes().count() == ports.len() {
         return;
     }
     for entry in tables.interfaces().iter().filter(|entry| !is_present(entry.index.load())) {
