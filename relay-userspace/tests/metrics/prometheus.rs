@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use relay_userspace::admin::Request;
-use relay_userspace::relay::report::Drain;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::skipping::skip;
-use super::{agent, get, key, metrics_when, own_address, value, watched};
+use super::{agent, get, key, metrics_when, own_address, value, watched, watched_with};
 
 /// The folder of a program of Prometheus, or `None` after the test `name` said why it cannot run.
 fn programs_or_skip(name: &str) -> Option<PathBuf> {
@@ -69,20 +67,17 @@ async fn an_alert_by_a_reasons_name_fires_in_a_prometheus_that_scrapes_a_relay()
     const NAME: &str = "an_alert_by_a_reasons_name_fires_in_a_prometheus_that_scrapes_a_relay";
     let Some(folder) = programs_or_skip(NAME) else { return };
     let [at, web] = [own_address(12), own_address(13)];
-    let relay = watched(at);
-    let _target = agent(&relay, 2, &[1, 3].map(|source| key(source).node_id()));
-    let (source, late) = (agent(&relay, 1, &[]), agent(&relay, 3, &[]));
-    metrics_when(at, |text| value(text, "atlas_relay_announced_agents") == 3.0).await;
-    let _connection = source.connect(key(2).node_id()).await.unwrap();
+    let relay = watched_with(at, |config| config.quotas.announced_agents = 1);
+    let _first = agent(&relay, 1, &[]);
+    metrics_when(at, |text| value(text, "atlas_relay_announced_agents") == 1.0).await;
     let prometheus = Prometheus::start(&folder, relay.directory.path(), web, at);
     let up = "up{job=\"atlas-relay\"} == 1";
     until(|| async { is_so(web, up).await }, &prometheus, "the relay is scraped").await;
     assert_eq!(firing(web).await, [""; 0]);
 
-    let _drain: Drain = relay.ask(Request::Drain { deadline_s: Some(600), hint: None }).await;
-    assert!(late.connect(key(2).node_id()).await.is_err());
+    let _one_too_many = agent(&relay, 2, &[]);
 
-    let fires = || async { firing(web).await == ["AtlasRelayAskedWhileDraining"] };
+    let fires = || async { firing(web).await == ["AtlasRelayFull"] };
     until(fires, &prometheus, "the alert fires, and no other").await;
 }
 
