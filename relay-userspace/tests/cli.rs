@@ -18,6 +18,9 @@ mod secrets;
 mod skipping;
 #[path = "cli/stopping.rs"]
 mod stopping;
+mod terminal;
+#[path = "cli/top.rs"]
+mod top;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

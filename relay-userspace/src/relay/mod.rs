@@ -3,6 +3,7 @@
 //! [`Relay::start`] is the way in. [`rendezvous`] decides, [`datapath`] and [`forwarder`] forward; in between the driver
 //! carries what has happened to the rendezvous and carries out what it says.
 
+pub mod activity;
 pub mod bans;
 pub mod datapath;
 pub mod explanation;

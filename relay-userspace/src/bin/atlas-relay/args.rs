@@ -66,6 +66,38 @@ Columns at an agent:
   LIMITED, its BYTES   what the relay says it has dropped for the limit, of both sides
   REFUSED              what this agent has refused since it started, by reason";
 
+const TOP: &str = "\
+Example:
+  atlas-relay net top
+  atlas-relay net top --once
+  atlas-relay net top --once --json
+
+Keys:
+  r l a i    order sessions by rate, by packets limited, by age, by id; the same key again: the other way round
+  /          show only sessions with this in their id, or in the id or name of one of their agents; Esc: show all again
+  q          leave, as Esc and Ctrl-C do
+
+Lines:
+  Relay      what forwards; agents connected; sessions in the flow tables, and how many they have room for
+  Relaying   UDP payload of all sessions, and packets that the XDP program and the daemon forward
+  Dropped    packets, by reason: how many a second now, of how many since the relay started
+  Refused    the same of what control has refused to agents; ARCHITECTURE.md explains all reasons
+  Sessions   how many are drawn, of all
+
+Columns, as many as the terminal has room for; in 80 characters all are:
+  RATE/s             UDP payload of both directions in a second
+  TREND              the last eight rates of this session, the highest of them as a full bar
+  LIMIT/s            the session's limit, both directions together
+  LIMITED/s          packets dropped for the limit in a second
+  PATH               who forwards: kernel, userspace or both; nobody, as long as nothing came; stream: the daemon, and it could
+                     read it; offered, half: not paired yet
+  AGE                since it was offered
+  SESSION            the first digits of its id
+  CONNECTOR, TARGET  the agent that asked and the one that was asked for: the first digits of the id and, in a terminal of more
+                     than 80 characters, what it calls itself, which proves nothing
+
+docs/fields.md has the fields of --json.";
+
 const CONNECT: &str = "\
 Example:
   atlas-relay net connect atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3
@@ -303,6 +335,9 @@ pub enum NetCommand {
     /// sessions of their own: ask the relay or the peer for those.
     #[command(after_help = SESSIONS)]
     Sessions(Format),
+    /// Shows what the running relay does at the moment, in a terminal: sessions by rate, and what is dropped and refused, and why.
+    #[command(after_help = TOP)]
+    Top(Top),
     /// Checks the path to another agent.
     #[command(after_help = CONNECT)]
     Connect(Connect),
@@ -465,6 +500,19 @@ pub enum ConfigCommand {
 pub struct Format {
     /// Print JSON instead of a table.
     #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Top {
+    /// Print one view and end; it takes the time of --every. No terminal is needed.
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks at the relay.
+    #[arg(long = "every", value_name = "S", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=60))]
+    pub every_s: u8,
+    /// Print JSON instead of text.
+    #[arg(long, requires = "once")]
     pub json: bool,
 }
 

@@ -24,6 +24,7 @@ mod net_peers;
 mod net_ping;
 mod net_send;
 mod net_sessions;
+mod net_top;
 mod node;
 mod output;
 mod packet_file;
@@ -64,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Net(NetCommand::Listen(options)) => net_listen::run(options),
         Command::Net(NetCommand::Peers(options)) => net_peers::run(options),
         Command::Net(NetCommand::Sessions(options)) => net_sessions::run(options),
+        Command::Net(NetCommand::Top(options)) => net_top::run(&options),
         Command::Net(NetCommand::Connect(options)) => net_connect::run(&options),
         Command::Net(NetCommand::Ping(options)) => net_ping::run(&options),
         Command::Net(NetCommand::Send(options)) => net_send::run(options),
