@@ -58,7 +58,7 @@ pub struct DeliverySnapshot {
 pub struct SessionsSnapshot {
     /// The sessions it is a side of.
     pub sessions: Vec<SessionSnapshot>,
-    /// How often it has refused something, by reason: the name of each [`Refusal`](super::Refusal).
+    /// How often it has refused something, by reason (ARCHITECTURE.md explains them).
     pub refused: BTreeMap<&'static str, u64>,
 }
 
@@ -79,7 +79,7 @@ pub struct SessionSnapshot {
     pub moves: u64,
     /// Datagrams of either side that the relay says it has dropped for the session's limit.
     pub limited_packets: u64,
-    /// Their UDP payload bytes.
+    /// UDP payload bytes of the datagrams dropped for the limit.
     pub limited_bytes: u64,
     /// What went through its data socket.
     #[serde(flatten)]
@@ -93,9 +93,9 @@ pub struct SessionTraffic {
     pub datagrams_sent: u64,
     /// Datagrams from the relay.
     pub datagrams_received: u64,
-    /// Their UDP payload bytes.
+    /// UDP payload bytes of the datagrams given to the system.
     pub bytes_sent: u64,
-    /// Their UDP payload bytes.
+    /// UDP payload bytes of the datagrams from the relay.
     pub bytes_received: u64,
     /// Datagrams the system did not take (probes larger than the interface's MTU among them).
     pub unsent: u64,

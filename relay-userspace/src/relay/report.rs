@@ -50,7 +50,7 @@ pub struct Session {
     pub target: String,
     /// `offered`, `half` or `paired`.
     pub state: String,
-    /// [`DATAGRAMS`] or [`STREAM`].
+    /// `datagrams`, or `stream (readable by the relay)` of agents that know only the documented messages.
     pub path: String,
     /// Its limit; 0: unlimited.
     pub rate_bytes_per_s: u64,
@@ -60,7 +60,7 @@ pub struct Session {
     pub sides: [SessionSide; 2],
     /// Packets dropped for the limit.
     pub limited_packets: u64,
-    /// Their UDP payload bytes.
+    /// UDP payload bytes of the packets dropped for the limit.
     pub limited_bytes: u64,
     /// Packets marked CE.
     pub marked_packets: u64,
@@ -83,7 +83,7 @@ pub struct SessionSide {
     pub packets_kernel: u64,
     /// Packets of this side that the userspace forwarder forwarded.
     pub packets_userspace: u64,
-    /// UDP payload bytes of both; of a stream: its bytes.
+    /// UDP payload bytes of this side's packets; of a stream: its bytes.
     pub bytes: u64,
     /// Seconds since its last proof.
     pub last_proof_s: Option<u64>,
@@ -101,7 +101,7 @@ pub struct Ended {
 pub struct Status {
     /// `xdp-native`, `xdp-generic` or `userspace`.
     pub datapath: String,
-    /// Why this one.
+    /// Why this datapath.
     pub why: String,
     /// Where the XDP program is attached.
     pub interfaces: Vec<Interface>,
@@ -109,7 +109,7 @@ pub struct Status {
     pub table: Table,
     /// Packets by what became of them in the XDP program.
     pub kernel: BTreeMap<String, u64>,
-    /// The same in the userspace forwarder.
+    /// Packets by what became of them in the userspace forwarder.
     pub userspace: BTreeMap<String, u64>,
     /// The capabilities that the daemon still has, such as `cap_bpf`; none if the kernel does not tell (no /proc).
     #[serde(default)]
@@ -129,7 +129,7 @@ pub struct Status {
     /// Who keeps flows while no daemon runs, or why nobody does.
     #[serde(default)]
     pub kept_by: String,
-    /// Whether they are kept: a restart ends no session then.
+    /// Whether flows are kept while no daemon runs: a restart ends no session then.
     #[serde(default)]
     pub survives_restart: bool,
     /// What became of the sessions that the relay before had left: `adopted`, or why they ended (docs/accounting.md).
@@ -150,14 +150,24 @@ pub struct Drain {
     pub hint: Option<String>,
 }
 
+/// A line of `drain --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DrainProgress {
+    /// How far it is.
+    #[serde(flatten)]
+    pub drain: Drain,
+    /// Whether the relay has stopped: true in the last line.
+    pub stopped: bool,
+}
+
 /// The flow tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// Sessions in them.
+    /// Sessions in the flow tables.
     pub sessions: u32,
-    /// Sessions they have room for.
+    /// Sessions the flow tables have room for.
     pub max_sessions: u32,
-    /// The memory they take, in the kernel or, without the XDP program, in the daemon.
+    /// The memory the flow tables take, in the kernel or, without the XDP program, in the daemon.
     pub bytes: u64,
 }
 

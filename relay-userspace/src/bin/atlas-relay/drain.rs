@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use relay_userspace::admin::{self, AskError, Request};
-use relay_userspace::relay::report::{Drain, Status};
-use serde::Serialize;
+use relay_userspace::relay::report::{Drain, DrainProgress, Status};
 
 use crate::{args, node, output};
 
@@ -21,7 +20,7 @@ pub fn run(options: args::Drain) -> anyhow::Result<()> {
     let mut shown = None;
     loop {
         match format.json {
-            true => output::json_line(&Progress { drain: &drain, stopped: false })?,
+            true => output::json_line(&DrainProgress { drain: drain.clone(), stopped: false })?,
             false if shown.replace(drain.sessions) != Some(drain.sessions) => output::line(left(&drain)),
             false => {}
         }
@@ -31,20 +30,12 @@ pub fn run(options: args::Drain) -> anyhow::Result<()> {
         }
     }
     match format.json {
-        true => output::json_line(&Progress { drain: &drain, stopped: true }),
+        true => output::json_line(&DrainProgress { drain, stopped: true }),
         false => {
             output::line("Drained  : the relay has stopped");
             Ok(())
         }
     }
-}
-
-/// A line of `--json`.
-#[derive(Serialize)]
-struct Progress<'a> {
-    #[serde(flatten)]
-    drain: &'a Drain,
-    stopped: bool,
 }
 
 fn left(drain: &Drain) -> String {
