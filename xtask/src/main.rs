@@ -9,7 +9,7 @@ use xtask::lab::interactive::Line;
 use xtask::setup::{self, Consent, Purpose};
 use xtask::test::{self, Selection};
 use xtask::workspace::Workspace;
-use xtask::{bench, build, ci, interrupt, lab, load, terminal, tidy, verifier};
+use xtask::{bench, build, ci, dist, interrupt, lab, load, terminal, tidy, verifier};
 
 /// The tasks of this repository. What a task needs and the machine lacks is listed, then installed.
 #[derive(Parser)]
@@ -27,6 +27,7 @@ Examples:
   cargo xtask test -- falls_silent          only tests whose name contains `falls_silent`
   cargo xtask test --no-install             print what would be installed
   cargo xtask build                         target/release/atlas-relay with the XDP program inside
+  cargo xtask dist                          tarball, Debian package and checksums in target/dist
   cargo xtask lab --delay 20ms --loss 0.1%  the demo's network, with agent 1 far away
   cargo xtask bench                         measure it beside others, some ten minutes (root)
   cargo xtask load --interface eth0         attach the XDP program, for development";
@@ -35,6 +36,11 @@ Examples:
 enum Task {
     /// Builds the XDP program, then the relay with the program inside (target/release/atlas-relay).
     Build {
+        #[command(flatten)]
+        install: Install,
+    },
+    /// Builds, then makes a tarball, a Debian package and SHA256SUMS (target/dist).
+    Dist {
         #[command(flatten)]
         install: Install,
     },
@@ -155,6 +161,13 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Build { install } => {
             let built = build::build(&Workspace::find()?, Purpose::Build, install.consent())?;
             terminal::result(format!("built {}", built.relay_binary.display()));
+            Ok(())
+        }
+        Task::Dist { install } => {
+            let made = dist::run(&Workspace::find()?, install.consent())?;
+            for file in [made.tarball, made.deb, made.checksums] {
+                terminal::result(format!("made {}", file.display()));
+            }
             Ok(())
         }
         Task::Load { interface, mode } => load::load(&Workspace::find()?, &interface, mode.map(Mode::name)),

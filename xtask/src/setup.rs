@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use crate::tool::{Tool, find};
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
-use crate::{prometheus, python, syscall, terminal};
+use crate::{clean_root, prometheus, python, syscall, terminal};
 
 /// Whether a task may change the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ impl Package {
 pub enum Purpose {
     /// Build the XDP program and the relay.
     Build,
+    /// Make packages of the relay.
+    Package,
     /// Run them in the lab as well.
     Lab,
     /// Run every test: the lab's, and those with programs that are not ours.
@@ -56,6 +58,7 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
         && missing_programs(purpose).is_empty()
         && !lacks_python(workspace, purpose)
         && !lacks_prometheus(workspace, purpose)
+        && !lacks_clean_root(workspace, purpose)
     {
         return Ok(toolchain);
     }
@@ -76,12 +79,14 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
     if all_missing.prometheus.is_some() {
         terminal::progress("missing: prometheus     what reads the relay's metrics in tests");
     }
+    if all_missing.clean_root.is_some() {
+        terminal::progress("missing: clean root     a Debian to install the package in");
+    }
     if consent == Consent::ShowCommands {
         all_missing.commands().into_iter().for_each(terminal::result);
         bail!("something is missing; the commands above install it");
     }
-    let is_missing = !all_missing.packages.is_empty() || all_missing.prometheus.is_some();
-    if is_missing && !may_install {
+    if all_missing.needs_apt() && !may_install {
         bail!("{}", all_missing.cannot_install());
     }
     if !all_missing.packages.is_empty() {
@@ -100,6 +105,9 @@ pub fn provide(workspace: &Workspace, purpose: Purpose, consent: Consent) -> any
     }
     if still_missing.prometheus.is_some() {
         prometheus::install(workspace)?;
+    }
+    if still_missing.clean_root.is_some() {
+        clean_root::install(workspace)?;
     }
     toolchain::find(workspace).context("bpf-linker was installed, but does not run")
 }
@@ -130,6 +138,8 @@ struct Missing {
     python: Vec<Tool>,
     /// The command that unpacks Prometheus, if that is missing.
     prometheus: Option<Tool>,
+    /// The command that makes a clean root, if that is missing.
+    clean_root: Option<Tool>,
 }
 
 fn missing(workspace: &Workspace, purpose: Purpose) -> Missing {
@@ -146,6 +156,9 @@ fn missing(workspace: &Workspace, purpose: Purpose) -> Missing {
     if lacks_prometheus(workspace, purpose) {
         missing.prometheus = Some(prometheus::install_command(workspace));
     }
+    if lacks_clean_root(workspace, purpose) {
+        missing.clean_root = Some(clean_root::install_command(workspace));
+    }
     missing
 }
 
@@ -157,11 +170,17 @@ fn lacks_prometheus(workspace: &Workspace, purpose: Purpose) -> bool {
     purpose == Purpose::Test && prometheus::find(workspace).is_none()
 }
 
+fn lacks_clean_root(workspace: &Workspace, purpose: Purpose) -> bool {
+    purpose == Purpose::Test && clean_root::find(workspace).is_none()
+}
+
 /// The packages whose programs `purpose` needs and this machine has not.
 fn missing_programs(purpose: Purpose) -> Vec<Package> {
-    if purpose == Purpose::Build {
-        return Vec::new();
-    }
+    let packing = [
+        ("strip", "binutils", "packages without what only a debugger reads"),
+        ("xz", "xz-utils", "the tarball"),
+        ("dpkg-deb", "dpkg", "the Debian package"),
+    ];
     let programs = [
         ("ip", "iproute2", "the lab's network namespaces"),
         ("nft", "nftables", "the lab's NAT routers"),
@@ -172,11 +191,23 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
         ("systemd-analyze", "systemd", "what systemd makes of the unit files"),
         ("c++", "g++", "the engine of the fuzz targets, which CI compiles"),
     ];
-    let others = [("turnserver", "coturn", "a relay to compare with")];
-    let others = others.into_iter().filter(|_| purpose == Purpose::Bench);
-    programs
-        .into_iter()
-        .chain(others)
+    let comparing = [("turnserver", "coturn", "a relay to compare with")];
+    let installing = [
+        ("debootstrap", "debootstrap", "a clean root to install the package in"),
+        ("iptables-restore", "iptables", "the firewall rules for ufw and firewalld"),
+    ];
+    let needed: &[&[_]] = match purpose {
+        Purpose::Build => &[],
+        Purpose::Package => &[&packing],
+        Purpose::Lab => &[&programs],
+        Purpose::Test => &[&programs, &packing, &installing],
+        Purpose::Bench => &[&programs, &comparing],
+    };
+    needed
+        .iter()
+        .copied()
+        .flatten()
+        .copied()
         .filter(|(program, ..)| find(program).is_none())
         .map(|(_, package, purpose)| Package::new(package, purpose))
         .collect()
@@ -215,16 +246,22 @@ fn install_command(packages: &[Package]) -> Tool {
 }
 
 impl Missing {
+    /// Whether apt has to fetch something.
+    fn needs_apt(&self) -> bool {
+        !self.packages.is_empty() || self.prometheus.is_some() || self.clean_root.is_some()
+    }
+
     /// What a user would type.
     fn commands(&self) -> Vec<String> {
         let mut commands = Vec::new();
-        if !self.packages.is_empty() || self.prometheus.is_some() {
+        if self.needs_apt() {
             commands.push(refresh_command().to_string());
         }
         if !self.packages.is_empty() {
             commands.push(install_command(&self.packages).to_string());
         }
-        commands.extend(self.linker.iter().chain(&self.python).chain(&self.prometheus).map(Tool::to_string));
+        let others = self.linker.iter().chain(&self.python).chain(&self.prometheus).chain(&self.clean_root);
+        commands.extend(others.map(Tool::to_string));
         commands
     }
 
@@ -234,6 +271,7 @@ impl Missing {
         missing.extend(self.linker.as_ref().map(|_| "bpf-linker"));
         missing.extend(self.python.first().map(|_| "aioquic"));
         missing.extend(self.prometheus.as_ref().map(|_| "prometheus"));
+        missing.extend(self.clean_root.as_ref().map(|_| "a clean root"));
         let mut text = format!(
             "missing: {}. On Debian or Ubuntu, as root:\n  {}",
             missing.join(", "),

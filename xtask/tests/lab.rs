@@ -31,6 +31,7 @@ mod in_lab {
     mod other_relay;
     mod other_stack;
     mod overload;
+    mod packages;
     mod paths;
     mod privilege;
     mod raw_agents;
@@ -53,5 +54,6 @@ mod in_lab {
     mod transfer;
     mod unit;
     mod unprivileged_demo;
+    mod untracked;
     mod world;
 }

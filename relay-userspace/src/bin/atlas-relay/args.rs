@@ -300,6 +300,13 @@ pub enum Command {
     /// Stops the running relay: its sessions end and its agents are told. SIGTERM may leave them to a successor.
     #[command(after_help = STOP)]
     Stop(Stop),
+    /// Writes man pages and shell completions, for packages of this program.
+    #[command(hide = true, after_help = "Example:\n  atlas-relay manual /tmp/pages")]
+    Manual {
+        /// The folder to write them to.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ mod explain;
 mod id;
 mod id_rotate;
 mod log;
+mod manual;
 mod net_connect;
 mod net_disconnect;
 mod net_forward;
@@ -76,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Drain(options) => drain::run(options),
         Command::Explain(options) => explain::run(&options),
         Command::Stop(options) => stop::run(&options),
+        Command::Manual { directory } => manual::run(&directory),
         Command::Config(ConfigCommand::Check { path }) => config_check::run(path),
         Command::Config(ConfigCommand::Show { path, running, format }) => {
             config_show::run(path, running, format)

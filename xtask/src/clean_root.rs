@@ -1,0 +1,43 @@
+//! A Debian with nothing on it, as a folder, to install the package in: made by debootstrap from where this machine's apt
+//! has its packages from.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::terminal;
+use crate::tool::Tool;
+use crate::workspace::Workspace;
+
+/// What the package and the commands of its installation need besides a minimal Debian.
+const INCLUDED: &str = "systemd-standalone-sysusers,systemd-standalone-tmpfiles,sudo";
+
+/// The folder, if it has been made.
+pub fn find(workspace: &Workspace) -> Option<PathBuf> {
+    Some(path(workspace)).filter(|path| path.is_dir())
+}
+
+/// What makes it. It is complete or not there.
+pub fn install_command(workspace: &Workspace) -> Tool {
+    let script = "set -e; . /etc/os-release; rm -rf \"$1.new\" \"$1\"; mkdir -p \"$(dirname \"$1\")\"; \
+                  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+                  \"Codename: $VERSION_CODENAME\" 'Component: main' | head -n 1); \
+                  debootstrap --variant=minbase --include=\"$2\" \"$VERSION_CODENAME\" \"$1.new\" \"$mirror\" >\"$1.log\" 2>&1 \
+                  || { tail -n 5 \"$1.log\" >&2; exit 1; }; \
+                  rm -f \"$1.new\"/var/cache/apt/archives/*.deb; mv \"$1.new\" \"$1\"";
+    Tool::new("sh").args(["-c", script, "sh"]).arg(path(workspace)).arg(INCLUDED)
+}
+
+/// Makes it.
+///
+/// # Errors
+/// A command failed.
+pub fn install(workspace: &Workspace) -> anyhow::Result<()> {
+    terminal::progress("making a clean root below the target folder (a minute)");
+    install_command(workspace).stream()?;
+    find(workspace).map(drop).context("debootstrap has run, but there is no root")
+}
+
+fn path(workspace: &Workspace) -> PathBuf {
+    Path::new(&workspace.tools()).join("clean-root")
+}

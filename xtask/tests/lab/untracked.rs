@@ -1,0 +1,121 @@
+//! The firewall's snippets of `deploy/firewall`: a flood of senders leaves no entry in the relay's connection tracking.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use xtask::tool::Tool;
+use xtask::workspace::Workspace;
+
+use super::world::{RELAY, USERSPACE, World, wait_for};
+
+/// Senders of one datagram each, each with a port of its own.
+const SENDERS: u64 = 500;
+
+#[test]
+fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for_nftables() {
+    const NAME: &str =
+        "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for_nftables";
+    let Some(flooded) = Flooded::new(NAME) else { return };
+    flooded.assert_tracked();
+    let load = Tool::new("nft").arg("-f").arg(snippet("nftables.conf"));
+    for _again in 0..2 {
+        flooded.world.lab.relay.run(&load).unwrap();
+    }
+    flooded.assert_untracked();
+}
+
+#[test]
+fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw() {
+    const NAME: &str = "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw";
+    let Some(flooded) = Flooded::new(NAME) else { return };
+    flooded.assert_tracked();
+    let rules = std::fs::read_to_string(snippet("ufw.rules")).unwrap();
+    for restore in ["iptables-restore", "ip6tables-restore"] {
+        flooded.world.lab.relay.run(&Tool::new(restore).arg("--noflush").input(rules.as_str())).unwrap();
+    }
+    flooded.assert_untracked();
+}
+
+#[test]
+fn the_rules_for_firewalld_are_those_for_ufw() {
+    let script = std::fs::read_to_string(snippet("firewalld.sh")).unwrap();
+    let rules = std::fs::read_to_string(snippet("ufw.rules")).unwrap();
+    let direct: Vec<String> = script
+        .lines()
+        .filter_map(|line| {
+            line.trim().strip_prefix("firewall-cmd --permanent --direct --add-rule $family raw ")
+        })
+        .map(|rule| format!("-A {}", rule.replacen(" 0 ", " ", 1)))
+        .collect();
+    let added: Vec<&str> = rules.lines().filter(|line| line.starts_with("-A ")).collect();
+    assert_eq!(direct, added);
+    assert_eq!(added.len(), 2);
+}
+
+/// A relay whose host tracks connections, as every host does whose firewall asks for their state.
+struct Flooded {
+    world: World,
+    _relay: xtask::lab::Process,
+}
+
+impl Flooded {
+    fn new(name: &str) -> Option<Flooded> {
+        let world = World::new(name)?;
+        let firewall = "table inet usual {\n chain input {\n type filter hook input priority filter; policy drop;\n \
+                        ct state established,related accept\n ct state invalid drop\n iif lo accept\n \
+                        meta l4proto { icmp, ipv6-icmp } accept\n udp dport 4433 accept\n }\n}\n";
+        world.lab.relay.run(&Tool::new("nft").words("-f -").input(firewall)).unwrap();
+        // In userspace all of the flood comes by the firewall, not what the XDP program passes up alone.
+        let relay = world.deployment.start_relay(None, USERSPACE).unwrap();
+        Some(Flooded { world, _relay: relay })
+    }
+
+    /// Otherwise the rest would prove nothing.
+    fn assert_tracked(&self) {
+        self.flood();
+        assert!(self.tracked() >= SENDERS, "{} of {SENDERS} senders are tracked", self.tracked());
+        self.world.lab.relay.run(&Tool::new("conntrack").arg("--flush")).unwrap();
+        assert_eq!(self.tracked(), 0);
+    }
+
+    /// The agents' own datagrams leave no entry either, and still get through.
+    fn assert_untracked(&self) {
+        self.flood();
+        let _target = self.world.deployment.start_target().unwrap();
+        assert_eq!(self.tracked(), 0, "{:?}", self.entries());
+    }
+
+    /// Sends from many ports, as many at once as the interface's queue holds, and waits until the relay has counted all.
+    fn flood(&self) {
+        let missed = || self.world.status().userspace["no_flow"];
+        let before = missed();
+        let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        // All are open until the last has sent: none has another's port.
+        let senders: Vec<UdpSocket> =
+            self.world.lab.router.inside(|| (0..SENDERS).map(|_| bind()).collect()).unwrap();
+        let mut sent = before;
+        for some in senders.chunks(50) {
+            for sender in some {
+                sender.send_to(b"from nobody it knows", RELAY).unwrap();
+                sent += 1;
+            }
+            wait_for("the flood to be counted", Duration::from_secs(20), || (missed() >= sent).then_some(()));
+        }
+        assert_eq!(sent, before + SENDERS);
+    }
+
+    /// Entries of the relay's host about its port.
+    fn tracked(&self) -> u64 {
+        self.entries().len() as u64
+    }
+
+    fn entries(&self) -> Vec<String> {
+        let list = Tool::new("conntrack").words("--dump --proto udp --orig-port-dst 4433");
+        let listed = self.world.lab.relay.run(&list).unwrap();
+        listed.lines().map(str::to_owned).collect()
+    }
+}
+
+fn snippet(name: &str) -> std::path::PathBuf {
+    Workspace::find().unwrap().root().join("deploy/firewall").join(name)
+}
