@@ -57,6 +57,8 @@ mod tests {
         command
             .args(["--exact", "net_top::screen::tests::a_panic_gives_the_terminal_back_and_is_told_there"]);
         command.args(["--nocapture", "--test-threads=1"]).env(PANICS, "1");
+        // A long one would push what is looked for off the screen.
+        command.env("RUST_BACKTRACE", "0");
         let mut terminal = Terminal::start(&command, [80, 24]);
         assert_eq!(terminal.ended(), Some(101), "{}", terminal.text());
         terminal.until_given_back();
