@@ -283,9 +283,10 @@ impl PacketPath {
     /// Who keeps the flows while no daemon runs, or why nobody does, for people.
     pub fn kept_by(&self) -> String {
         let why = self.keeper.why();
-        match self.keeper.keeps_bpf() {
-            true => why.to_owned(),
-            false => format!("nobody: {why}"),
+        match (self.at_sigterm(), self.keeper.keeps_bpf()) {
+            (Stopping::Leave, _) => why.to_owned(),
+            (Stopping::End, false) => format!("nobody: {why}"),
+            (Stopping::End, true) => format!("nobody: {why} keep no sockets, which this datapath lives on"),
         }
     }
 

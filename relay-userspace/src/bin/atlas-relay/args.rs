@@ -175,6 +175,7 @@ Lines:
   Datapath  what forwards: xdp-native, xdp-generic or userspace; Why: what stood in the way of a better one
   Attached  an interface that the XDP program is at, and where on a packet's way
   Table     sessions in the flow tables, how many they have room for, and the memory they take
+  Kept by   who keeps what it forwards with while no daemon runs
 
 Columns; those of the kernel go on counting over a restart, the others begin anew:
   PACKETS             what became of a packet; `forwarded` is relayed, ARCHITECTURE.md explains the others

@@ -43,9 +43,11 @@ pub fn run(path: Option<PathBuf>) -> anyhow::Result<()> {
 fn what_a_restart_does(status: &Status) -> String {
     let Status { layout, kept_by, survives_restart, table, .. } = status;
     let sessions = table.sessions;
-    if !survives_restart {
+    if sessions == 0 {
+        "it has no sessions that a restart could end".to_owned()
+    } else if !survives_restart {
         format!(
-            "a restart ends its {sessions} sessions, kept by {kept_by}; `atlas-relay drain` first loses none"
+            "a restart ends its {sessions} sessions, which are kept by {kept_by}; `atlas-relay drain` first loses none"
         )
     } else if *layout != LAYOUT {
         format!(
@@ -124,6 +126,8 @@ mod tests {
             kept_by: "nobody: x".to_owned(),
             ..status
         });
-        assert!(unkept.contains("ends its 12 sessions, kept by nobody: x"), "{unkept}");
+        assert!(unkept.contains("ends its 12 sessions") && unkept.contains("nobody: x"), "{unkept}");
+        let empty = what_a_restart_does(&Status::default());
+        assert!(empty.contains("no sessions"), "{empty}");
     }
 }

@@ -78,6 +78,7 @@ fn status(format: Format) -> anyhow::Result<()> {
         table.max_sessions,
         table.bytes as f64 / f64::from(1 << 20)
     ));
+    output::line(format_args!("Kept by      : {}", status.kept_by));
     let capabilities = match status.capabilities.as_deref() {
         None => "not known: there is no /proc".to_owned(),
         Some([]) => "none".to_owned(),
