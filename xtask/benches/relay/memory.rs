@@ -13,7 +13,7 @@ pub fn allocated() -> usize {
     statistics.uordblks + statistics.hblkhd
 }
 
-/// The BPF arrays that can be mapped among the open file descriptors: the bytes of each, by descriptor, as the kernel
+/// The BPF arrays that can be mapped among the open file descriptors: the bytes of each, by map, as the kernel
 /// accounts for them.
 ///
 /// # Errors
@@ -29,11 +29,11 @@ pub fn mapped_arrays() -> anyhow::Result<BTreeMap<u32, u64>> {
         let fact = |name: &str| facts.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
         let flags =
             fact("map_flags").and_then(|flags| u64::from_str_radix(flags.trim_start_matches("0x"), 16).ok());
-        if let (Some(flags), Some(bytes), Some(descriptor)) =
-            (flags, fact("memlock"), entry.file_name().to_str())
+        // One array may be open by several descriptors.
+        if let (Some(flags), Some(bytes), Some(map)) = (flags, fact("memlock"), fact("map_id"))
             && flags & MMAPABLE != 0
         {
-            arrays.insert(descriptor.parse()?, bytes.parse()?);
+            arrays.insert(map.parse()?, bytes.parse()?);
         }
     }
     Ok(arrays)
