@@ -250,7 +250,8 @@ impl Program {
         self.attached.iter().map(|(port, _, link)| (port.index, link.as_fd()))
     }
 
-    /// What the program has counted, and those before it whose counters it goes on with, all CPUs together, in the order of [`Reason::ALL`].
+    /// What the program has counted, and those before it whose counters it goes on with: all CPUs together, in the order of
+    /// [`Reason::ALL`].
     ///
     /// # Errors
     /// The map could not be read.
