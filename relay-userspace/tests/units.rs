@@ -41,11 +41,8 @@ fn the_units_start_a_command_that_the_program_has() {
         let unit = unit(name);
         let [start] = values(&unit, "ExecStart")[..] else { panic!("{unit}") };
         assert!(is_a_command(start), "{start}");
-        assert_eq!(
-            values(&unit, "ExecReload"),
-            ["/bin/kill -HUP $MAINPID"],
-            "it reads its configuration again"
-        );
+        let [reload] = values(&unit, "ExecReload")[..] else { panic!("{unit}") };
+        assert!(is_a_command(reload), "{reload}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! A Debian with nothing on it, as a folder, to install the package in: made by debootstrap from where this machine's apt
-//! has its packages from.
+//! A Debian with nothing on it but systemd, as a folder, to take an operator's steps in: made by debootstrap from where this
+//! machine's apt has its packages from.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::terminal;
 use crate::tool::Tool;
 use crate::workspace::Workspace;
 
-/// What the package and the commands of its installation need besides a minimal Debian.
-const INCLUDED: &str = "systemd-standalone-sysusers,systemd-standalone-tmpfiles,sudo";
+/// What the commands of `deploy/README.md` need besides a minimal Debian.
+const INCLUDED: &[&str] = &["systemd", "sudo", "nftables", "xz-utils"];
 
 /// The folder, if it has been made.
 pub fn find(workspace: &Workspace) -> Option<PathBuf> {
@@ -25,7 +25,7 @@ pub fn install_command(workspace: &Workspace) -> Tool {
                   debootstrap --variant=minbase --include=\"$2\" \"$VERSION_CODENAME\" \"$1.new\" \"$mirror\" >\"$1.log\" 2>&1 \
                   || { tail -n 5 \"$1.log\" >&2; exit 1; }; \
                   rm -f \"$1.new\"/var/cache/apt/archives/*.deb; mv \"$1.new\" \"$1\"";
-    Tool::new("sh").args(["-c", script, "sh"]).arg(path(workspace)).arg(INCLUDED)
+    Tool::new("sh").args(["-c", script, "sh"]).arg(path(workspace)).arg(INCLUDED.join(","))
 }
 
 /// Makes it.
@@ -38,6 +38,7 @@ pub fn install(workspace: &Workspace) -> anyhow::Result<()> {
     find(workspace).map(drop).context("debootstrap has run, but there is no root")
 }
 
+/// One with other packages is another one.
 fn path(workspace: &Workspace) -> PathBuf {
-    Path::new(&workspace.tools()).join("clean-root")
+    Path::new(&workspace.tools()).join(format!("clean-root-with-{}", INCLUDED.join("-")))
 }

@@ -22,6 +22,7 @@ mod in_lab {
     mod limit;
     mod located;
     mod loss;
+    mod machine;
     mod metrics;
     mod moves;
     mod network;
@@ -32,6 +33,7 @@ mod in_lab {
     mod other_stack;
     mod overload;
     mod packages;
+    mod page;
     mod paths;
     mod privilege;
     mod raw_agents;
@@ -52,8 +54,8 @@ mod in_lab {
     mod stream;
     mod supervised;
     mod transfer;
-    mod unit;
     mod unprivileged_demo;
     mod untracked;
+    mod walk;
     mod world;
 }

@@ -1,9 +1,9 @@
-# Runs systemd as PID 1 of a machine of its own: namespaces, and a root of its own in memory. Of the real machine it has
-# /usr, read-only, the folder of a node, and the network namespace that it is started in. It starts nothing by itself.
+# Runs systemd as PID 1 of a machine of its own: namespaces, and a root of its own, a Debian's folder that is only read with
+# all that is written in memory above it. Of the real machine it has the network namespace that it is started in, and the
+# kernel, whose settings it reads and does not change.
 # It is to be run in a mount namespace of its own already, `unshare --mount sh machine.sh ...`: no mount of its is seen
 # outside, where a careless hand could remove what is in it.
-# Arguments: a folder for its root and cgroups, the program, the node's folder, a folder of unit files, the name, user and
-# group of the service.
+# Arguments: a folder for its root and cgroups, the Debian's folder.
 set -eu
 
 if [ "$1" != inside ]; then
@@ -28,32 +28,19 @@ if [ "$1" != inside ]; then
 fi
 
 shift
-work=$1 program=$2 node=$3 units=$4 name=$5 uid=$6 gid=$7
+work=$1 debian=$2
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$work/root"
 cd "$work/root"
-mkdir -p usr etc/systemd/system proc sys dev run tmp home root old "var/lib/$name/.atlas" var/tmp
-chmod 1777 tmp var/tmp
-cp -a /bin /sbin /lib . # links into /usr
-[ ! -e /lib64 ] || cp -a /lib64 .
-mount --bind /usr usr
-mount -o remount,bind,ro usr
-mount -t tmpfs -o mode=755 tmpfs usr/local/bin
-cp "$program" usr/local/bin/atlas
-# Instead of all units of the real machine: those that every unit refers to, without anything in them.
-mount -t tmpfs -o mode=755 tmpfs usr/lib/systemd/system
-for target in basic final multi-user network-online shutdown sysinit umount; do
-    printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $target > usr/lib/systemd/system/$target.target
-done
-cp -r "$units/." etc/systemd/system/
-cp /etc/ld.so.cache /etc/hosts /etc/nsswitch.conf etc/
-echo "root:x:0:0::/root:/bin/sh
-$name:x:$uid:$gid::/var/lib/$name:/usr/sbin/nologin" > etc/passwd
-echo "root:x:0:
-$name:x:$gid:" > etc/group
+mkdir changed working merged
+mount -t overlay -o "lowerdir=$debian,upperdir=changed,workdir=working" overlay merged
+cd merged
+mkdir -p old
 tr -d - < /proc/sys/kernel/random/uuid > etc/machine-id
-mount --bind "$node" "var/lib/$name/.atlas"
-chown "$uid:$gid" "var/lib/$name"
+hostname machine
+echo machine > etc/hostname
+echo "127.0.0.1 localhost machine" > etc/hosts
+ln -s /dev/null etc/systemd/system/console-getty.service # there is no console
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
@@ -71,9 +58,10 @@ ln -s pts/ptmx dev/ptmx
 mount -t tmpfs -o mode=755 tmpfs run
 pivot_root . old
 umount -l old
-if touch /usr/written 2>/dev/null || [ -e /old/usr ]; then
+if [ -e /old/usr ]; then
     echo "the real machine can still be written" >&2
     exit 1
 fi
+rmdir /old
 exec env -i container=lab PATH=/usr/sbin:/usr/bin \
-    /lib/systemd/systemd --system --unit=basic.target --log-target=console --show-status=no
+    /lib/systemd/systemd --system --unit=multi-user.target --log-target=console --show-status=no

@@ -1,22 +1,16 @@
-//! The packages: the same each time, and the Debian one in a clean root, where an operator's first steps are taken.
+//! The packages: the same each time, and the Debian one on a clean machine, installed, upgraded, rolled back and removed.
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
 
-use xtask::clean_root;
 use xtask::dist::{self, Packages};
-use xtask::lab::{Host, Mount};
-use xtask::supervisor::Supervisor;
+use xtask::lab::Lab;
 use xtask::test::privileged_or_skip;
 use xtask::tool::Tool;
 use xtask::workspace::Workspace;
 
-use super::world::World;
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use super::machine::Machine;
+use super::walk::{Walk, name_of};
 
 #[test]
 fn the_same_program_is_packed_into_the_same_bytes_and_the_tarball_has_upstreams_form() {
@@ -43,52 +37,71 @@ fn the_same_program_is_packed_into_the_same_bytes_and_the_tarball_has_upstreams_
     }
 }
 
+/// It takes the page's steps for the package.
+pub const UPGRADE: &str =
+    "a_newer_package_goes_on_with_the_sessions_of_an_older_one_and_a_removed_one_leaves_state_alone";
+
 #[test]
-fn the_package_runs_in_a_clean_root_as_its_unit_says_and_leaves_nothing_there_but_state() {
-    let name = "the_package_runs_in_a_clean_root_as_its_unit_says_and_leaves_nothing_there_but_state";
-    let Some(packages) = packages_or_skip(name) else { return };
-    let Some(world) = World::new(name) else { return };
-    let root = CleanRoot::new(&world);
-    let before = root.files();
-    std::fs::copy(&packages.deb, root.path("tmp/atlas-relay.deb")).unwrap();
+fn a_newer_package_goes_on_with_the_sessions_of_an_older_one_and_a_removed_one_leaves_state_alone() {
+    let Some(packages) = packages_or_skip(UPGRADE) else { return };
+    let lab = Lab::up().unwrap();
+    let machine = Machine::start(lab.relay.host(), lab.directory(), "relay");
+    let before = machine.files();
+    let older = name_of(&packages.deb);
+    machine.put(&packages.deb, older);
+    let newer = newer_than(&packages.deb, lab.directory());
+    machine.put(&newer, name_of(&newer));
+    let walk = Walk::new(UPGRADE);
+    walk.fill("<old>", VERSION);
+    walk.fill("<new>", NEWER);
 
-    root.run("dpkg --install /tmp/atlas-relay.deb");
-
-    root.run("sudo -u atlas-relay atlas id init");
-    root.run("sudo -u atlas-relay atlas id set-name relay-01");
-    root.run(
-        "install -o atlas-relay -g atlas-relay -m 0644 /usr/share/doc/atlas-relay/deploy/config.example.toml \
-         /var/lib/atlas-relay/.atlas/state/config.toml",
+    // As some do who do not ask apt.
+    machine.type_in(&format!("dpkg --install {older}"));
+    assert!(
+        machine.type_in("systemctl list-units 'atlas-*'").contains("0 loaded units"),
+        "it starts nothing"
     );
-    let checked = root.run("sudo -u atlas-relay atlas config check");
-    assert!(checked.contains("a relay"), "{checked}");
-    assert!(root.run("atlas-relay --version").contains(env!("CARGO_PKG_VERSION")));
-    // Its unit's program, arguments, user and variables.
-    let mut relay = root.service("atlas-relay");
-    relay.start_ready(PATIENCE).unwrap_or_else(|error| panic!("{error:#}: {}", root.log()));
-    let status = root.run("sudo -u atlas-relay atlas xdp status");
-    assert!(status.contains("Datapath"), "{status}");
-    relay.stop().unwrap();
-    assert_eq!(relay.states().last().map(String::as_str), Some("BARRIER=1"));
+    machine.type_in("sudo -u atlas-relay atlas id init");
+    let page = "/usr/share/doc/atlas-relay/deploy/config.example.toml";
+    let installed = "/var/lib/atlas-relay/.atlas/state/config.toml";
+    machine.type_in(&format!("install -o atlas-relay -g atlas-relay -m 0644 {page} {installed}"));
+    machine.type_in("systemctl enable --now atlas-relay");
+    // As those do who ask systemd and not the relay.
+    machine.change_file(installed, |text| text.replace("= 1048576", "= 5000000"));
+    machine.type_in("systemctl reload atlas-relay");
+    machine.wait_until("the reload", || machine.journal().contains("5000000").then_some(()));
 
-    root.run("bash -c '. /usr/share/bash-completion/completions/atlas && complete -p atlas'");
-    let page = root.run("gzip --decompress --stdout /usr/share/man/man1/atlas-relay-net-listen.1.gz");
+    let [_, status] = walk.take(&machine, "Upgrade", 0).try_into().unwrap();
+    assert!(status.contains("Datapath     : xdp-native"), "{status}");
+    assert!(machine.type_in("dpkg-query --show atlas-relay").contains(NEWER));
+    walk.take(&machine, "Roll back", 0);
+    assert!(!machine.type_in("dpkg-query --show atlas-relay").contains(NEWER));
+    // Three starts, of which the last two have found the tables of the one before in systemd's store.
+    let log = machine.journal();
+    let made = log.lines().filter(|line| line.contains("flow tables made"));
+    let adopted: Vec<bool> = made.map(|line| line.contains("adopted=true")).collect();
+    assert_eq!(adopted, [false, true, true], "{log}");
+
+    machine.type_in("bash -c '. /usr/share/bash-completion/completions/atlas && complete -p atlas'");
+    let page = machine.type_in("gzip --decompress --stdout /usr/share/man/man1/atlas-relay-net-listen.1.gz");
     assert!(page.contains("net listen \\-\\-port 4433"), "{page}");
 
-    root.run("dpkg --remove atlas-relay");
-    root.run("dpkg --purge atlas-relay");
-    let left: Vec<PathBuf> = root.files().difference(&before).cloned().collect();
+    machine.type_in("dpkg --remove atlas-relay");
+    assert!(machine.journal().contains("Stopped\n"), "{}", machine.journal());
+    assert!(!machine.journal().contains("ERROR"), "{}", machine.journal());
+    machine.type_in("dpkg --purge atlas-relay");
+    let left: Vec<PathBuf> = machine.files().difference(&before).cloned().collect();
     let state = |path: &PathBuf| {
-        // Users stay, and with them these copies; the rest is what dpkg and sudo keep of their own work.
+        // Users stay, and with them these copies.
         let theirs = ["etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/.pwd.lock"];
         path.starts_with("var/lib/atlas-relay")
             || path.starts_with("var/lib/atlas-agent")
             || theirs.iter().any(|known| path == Path::new(known))
-            || path == Path::new("tmp/atlas-relay.deb")
     };
     let more: Vec<&PathBuf> = left.iter().filter(|path| !state(path)).collect();
     assert!(more.is_empty(), "the package has left {more:?}");
     assert!(left.contains(&PathBuf::from("var/lib/atlas-relay/.atlas/keys/node-key.pem")), "{left:?}");
+    walk.finish();
 }
 
 #[test]
@@ -118,107 +131,33 @@ fn the_packages_units_are_those_of_the_checkout_but_for_where_the_program_is() {
     assert!(!content.contains(" ./etc/"), "{content}");
 }
 
-/// The packages of the built relay, or `None` after the test `name` said why it cannot run. They are made once.
+/// The packages of the built relay, or `None` after the test `name` said why it cannot run.
 fn packages_or_skip(name: &str) -> Option<&'static Packages> {
+    privileged_or_skip(name).map(|privileged| made_of(&privileged.relay_binary))
+}
+
+/// The packages of the built relay. They are made once.
+pub fn made_of(binary: &Path) -> &'static Packages {
     static MADE: OnceLock<Packages> = OnceLock::new();
-    let binary = privileged_or_skip(name)?.relay_binary;
-    Some(MADE.get_or_init(|| made_in(&Workspace::find().unwrap().target().join("dist-of-tests"), &binary)))
+    MADE.get_or_init(|| made_in(&Workspace::find().unwrap().target().join("dist-of-tests"), binary))
 }
 
 fn made_in(directory: &Path, binary: &Path) -> Packages {
     dist::make(&Workspace::find().unwrap(), binary, directory).unwrap()
 }
 
-/// A Debian with nothing on it, on the relay's host of a lab. Nothing that is changed there lasts.
-struct CleanRoot {
-    proc: Option<Mount>,
-    merged: Option<Mount>,
-    _memory: Mount,
-    host: Host,
-}
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const NEWER: &str = "99.0.0";
 
-impl CleanRoot {
-    fn new(world: &World) -> CleanRoot {
-        let lower =
-            clean_root::find(&Workspace::find().unwrap()).expect("`cargo xtask test` makes a clean root");
-        // Below the lab's folder: what is mounted there goes with the lab.
-        let folder = world.lab.directory().join("clean");
-        let memory = Mount::new("tmpfs", "mode=755", &folder).unwrap();
-        let [upper, work] = ["upper", "work"].map(|part| folder.join(part));
-        for part in [&upper, &work] {
-            std::fs::create_dir(part).unwrap();
-        }
-        let [lower, upper, work] = [&lower, &upper, &work].map(|path| path.display());
-        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-        let merged = Mount::new("overlay", &options, &folder.join("root")).unwrap();
-        let proc = Mount::new("proc", "ro", &merged.path().join("proc")).unwrap();
-        let host = world.lab.relay.host();
-        CleanRoot { proc: Some(proc), merged: Some(merged), _memory: memory, host }
-    }
-
-    fn root(&self) -> &Path {
-        self.merged.as_ref().unwrap().path()
-    }
-
-    fn path(&self, relative: &str) -> PathBuf {
-        self.root().join(relative)
-    }
-
-    /// A program inside, with root's usual environment alone.
-    fn inside(&self, options: &[&str]) -> Tool {
-        let tool = Tool::new("chroot").args(options).arg(self.root());
-        tool.words("/usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C")
-    }
-
-    /// Runs what would be typed there.
-    fn run(&self, line: &str) -> String {
-        let tool = self.inside(&[]).args(["sh", "-c", line]);
-        self.host.run(&tool).unwrap_or_else(|error| panic!("{line}: {error:#}"))
-    }
-
-    /// What runs the service as its unit in there says.
-    fn service(&self, unit: &str) -> Supervisor {
-        let text =
-            std::fs::read_to_string(self.path(&format!("usr/lib/systemd/system/{unit}.service"))).unwrap();
-        let all = |key: &str| -> Vec<String> {
-            text.lines().filter_map(|line| line.strip_prefix(&format!("{key}="))).map(str::to_owned).collect()
-        };
-        let [start] = all("ExecStart").try_into().unwrap();
-        let [user] = all("User").try_into().unwrap();
-        let run = self.path("run");
-        let socket = "service.notify";
-        let tool = self
-            .inside(&[&format!("--userspec={user}:{user}")])
-            .args(all("Environment"))
-            .arg(format!("NOTIFY_SOCKET=/run/{socket}"))
-            .words(&start);
-        let supervisor = Supervisor::of(self.host.clone(), tool, &run, "service").unwrap();
-        // systemd's is open for all as well: who may use it, the sender's process tells.
-        std::fs::set_permissions(run.join(socket), std::fs::Permissions::from_mode(0o666)).unwrap();
-        supervisor
-    }
-
-    /// What the service has said.
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.path("run/service.log")).unwrap_or_default()
-    }
-
-    /// All files, links and folders there, less what dpkg and the machine keep of their own work.
-    fn files(&self) -> BTreeSet<PathBuf> {
-        let found = Tool::new("find").arg(self.root()).words("-xdev -printf %P\\n").output().unwrap();
-        let of_the_machine = ["var/lib/dpkg", "var/log", "var/cache", "run", "proc", "dev"];
-        found
-            .lines()
-            .map(PathBuf::from)
-            .filter(|path| !of_the_machine.iter().any(|kept| path.starts_with(kept)))
-            .collect()
-    }
-}
-
-impl Drop for CleanRoot {
-    /// The innermost first.
-    fn drop(&mut self) {
-        drop(self.proc.take());
-        drop(self.merged.take());
-    }
+/// The same package as a newer version, in `directory`.
+fn newer_than(deb: &Path, directory: &Path) -> PathBuf {
+    let tree = directory.join("newer-package");
+    Tool::new("dpkg-deb").arg("--raw-extract").args([deb, &tree]).output().unwrap();
+    let control = tree.join("DEBIAN/control");
+    let text = std::fs::read_to_string(&control).unwrap();
+    std::fs::write(&control, text.replace(&format!("Version: {VERSION}"), &format!("Version: {NEWER}")))
+        .unwrap();
+    let newer = directory.join(format!("atlas-relay_{NEWER}_amd64.deb"));
+    Tool::new("dpkg-deb").words("--root-owner-group -Znone --build").args([&tree, &newer]).output().unwrap();
+    newer
 }

@@ -173,6 +173,8 @@ fn filled(text: &str) -> String {
         ("atlas_70b499d0...", NODE),
         ("atlas_70b4...", NODE),
         ("$(id a1)", NODE),
+        ("<relay_ip>", "192.0.2.1"),
+        ("<other_relay_ip>", "192.0.2.2"),
         ("NODE@HOST:PORT", relay.as_str()),
         (" NODE", node.as_str()),
         ("SECONDS", "60"),
