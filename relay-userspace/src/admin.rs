@@ -25,7 +25,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::config::RelayHint;
-use crate::identity::{NodeId, permission_hint};
+use crate::file_owner::refusal_hint;
+use crate::identity::NodeId;
 use crate::protocol::SessionId;
 use crate::protocol::body::MAX_BODY_TEXT_LEN;
 use crate::relay::bans::BanSubject;
@@ -172,6 +173,13 @@ impl Request {
         !matches!(self, Peers | Sessions | Status | Settings | Bans)
     }
 
+    /// Whether a daemon that is started now can answer what is asked, and not whether there is anything to end in one that
+    /// does not run.
+    fn can_be_asked_of_a_new_daemon(&self) -> bool {
+        use Request::{Explain, Peers, Send, Sessions, Settings, Status};
+        matches!(self, Peers | Sessions | Status | Settings | Send { .. } | Explain { .. })
+    }
+
     /// How long the daemon may take to answer.
     fn patience(&self) -> Duration {
         match self {
@@ -301,7 +309,7 @@ impl Drop for AdminSocket {
 pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            AskError::NotRunning { path: path.to_owned() }
+            AskError::NotRunning { path: path.to_owned(), start: request.can_be_asked_of_a_new_daemon() }
         }
         _ => AskError::Io { path: path.to_owned(), source },
     };
@@ -389,10 +397,17 @@ pub enum BindError {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody is there.
-    #[error("no daemon is running here: nothing answers at {}; start one with `atlas-relay net listen`", path.display())]
+    #[error(
+        "no daemon is running here: nothing answers at {}; one with another ATLAS_ROOT is asked as its user, as with \
+         `sudo -u atlas-relay` before this{}",
+        path.display(),
+        if *start { "; `atlas-relay net listen` starts one here" } else { "" }
+    )]
     NotRunning {
         /// The socket.
         path: PathBuf,
+        /// Whether one that is started can be asked this.
+        start: bool,
     },
     /// It has gone while it was asked.
     #[error("the daemon behind {} has stopped before it answered", path.display())]
@@ -416,7 +431,7 @@ pub enum AskError {
         path: PathBuf,
     },
     /// The socket fails.
-    #[error("{}: {source}{}", path.display(), permission_hint(source))]
+    #[error("{}: {source}{}", path.display(), refusal_hint(path, source))]
     Io {
         /// The socket.
         path: PathBuf,
@@ -580,8 +595,20 @@ mod tests {
     }
 
     #[test]
-    fn without_a_daemon_the_error_says_how_to_start_one() {
-        let error = ask(Path::new("/nonexistent/admin.sock"), Request::Peers).unwrap_err();
-        assert!(error.to_string().contains("atlas-relay net listen"), "{error}");
+    fn without_a_daemon_the_error_says_where_one_may_be_and_to_start_one_only_where_that_helps() {
+        let session = SessionId([0; 16]);
+        for (request, start) in [
+            (Request::Peers, true),
+            (Request::Status, true),
+            (Request::Stop, false),
+            (Request::Drain { deadline_s: None, hint: None }, false),
+            (Request::Bans, false),
+            (Request::Reload, false),
+            (Request::EndSession { session }, false),
+        ] {
+            let error = ask(Path::new("/nonexistent/admin.sock"), request).unwrap_err().to_string();
+            assert!(error.contains("ATLAS_ROOT") && error.contains("sudo -u atlas-relay"), "{error}");
+            assert_eq!(error.contains("net listen"), start, "{error}");
+        }
     }
 }

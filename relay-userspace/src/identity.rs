@@ -13,6 +13,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
+use crate::file_owner::refusal_hint;
 use crate::whole_file;
 
 /// Of a key file: its owner's alone.
@@ -237,7 +238,7 @@ impl NodeKey {
     /// There is something at `kept` already, or the directory cannot be written. Then nothing has changed.
     pub fn replace(&self, path: &Path, kept: &Path) -> Result<(), IdentityError> {
         let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AlreadyExists => IdentityError::Exists { path: kept.to_owned() },
+            io::ErrorKind::AlreadyExists => IdentityError::KeptExists { path: kept.to_owned() },
             _ => IdentityError::Io { doing: "replace", path: path.to_owned(), source },
         };
         self.with_draft(path, |draft| {
@@ -292,8 +293,17 @@ pub enum IdentityError {
         path: PathBuf,
     },
     /// A key file is there already.
-    #[error("{} exists: the identity is kept; to replace it, move that file away first", path.display())]
+    #[error(
+        "{} exists: the identity is kept. `atlas-relay id show` shows it; `atlas-relay id rotate` puts another in its place",
+        path.display()
+    )]
     Exists {
+        /// The file in the way.
+        path: PathBuf,
+    },
+    /// There is a file where a replaced key was to be kept.
+    #[error("{} exists: nothing was changed, for the old key would be kept there; move that file away first", path.display())]
+    KeptExists {
         /// The file in the way.
         path: PathBuf,
     },
@@ -314,7 +324,7 @@ pub enum IdentityError {
         fault: String,
     },
     /// The file system said no.
-    #[error("cannot {doing} the key file {}: {source}{}", path.display(), permission_hint(source))]
+    #[error("cannot {doing} the key file {}: {source}{}", path.display(), refusal_hint(path, source))]
     Io {
         /// `read`, `write` or `replace`.
         doing: &'static str,
@@ -326,14 +336,6 @@ pub enum IdentityError {
     /// The random number generator failed.
     #[error("the operating system gives no random numbers")]
     NoRandomness,
-}
-
-/// What to do about a file that is there and not for this user.
-pub(crate) fn permission_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "; run this as the daemon's user",
-        _ => "",
-    }
 }
 
 fn lower_hex_digit(digit: u8) -> Option<u8> {

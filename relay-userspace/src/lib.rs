@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod control_transport;
 pub mod doctor;
+mod file_owner;
 pub mod identity;
 pub mod privilege;
 pub mod protocol;

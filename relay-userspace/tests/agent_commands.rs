@@ -122,7 +122,14 @@ fn an_agent_ends_its_sessions_with_a_peer_when_told_and_the_peer_connects_again(
     let _listening = net.listen(&asked);
     let mut forward = Forward::start(&asking, &asked, echo, "");
     let session = forward.until("session")["session"].as_str().unwrap().to_owned();
-    assert_eq!(asked.run(&format!("net disconnect {}", "0".repeat(32))).code, 1);
+    let nobody = format!("atlas_{}", "0".repeat(64));
+    for node in [&asked, &net.relay] {
+        for json in ["", " --json"] {
+            let none = node.run(&format!("net disconnect {nobody}{json}"));
+            none.fails_with(&[&format!("{nobody} has no session here"), "net sessions"]);
+        }
+        assert_eq!(node.run(&format!("net disconnect {}", "0".repeat(32))).code, 1);
+    }
     let ended = asked.run(&format!("net disconnect {}", asking.id()));
     assert_eq!(ended.stdout, "Ended    : 1 session\n", "{ended:?}");
     forward.until("lost");

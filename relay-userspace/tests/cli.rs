@@ -26,6 +26,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -44,7 +45,7 @@ fn an_identity_is_made_once_shown_and_named() {
     assert_eq!((mode("keys"), mode("keys/node-key.pem")), (0o700, 0o600));
 
     let again = node.run("id init");
-    again.fails_with(&["node-key.pem exists"]);
+    again.fails_with(&["node-key.pem exists", "atlas-relay id rotate"]);
 
     assert_eq!(node.run("id set-name relay-01").code, 0);
     let shown = node.run("id show");
@@ -76,6 +77,38 @@ fn a_key_that_others_can_read_is_refused() {
     let node = Node::with_identity();
     fs::set_permissions(node.path("keys/node-key.pem"), fs::Permissions::from_mode(0o644)).unwrap();
     node.run("id show").fails_with(&["0644", "chmod 600"]);
+}
+
+#[test]
+fn what_belongs_to_another_user_is_refused_with_that_users_name() {
+    if !rustix::process::geteuid().is_root() {
+        let name = "what_belongs_to_another_user_is_refused_with_that_users_name";
+        return skipping::skip(name, "needs root, to be another user for a while");
+    }
+    let node = Node::relay();
+    // Where an ordinary user can run it.
+    let copy = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+    let program = copy.path().join("atlas-relay");
+    fs::copy(BINARY, &program).unwrap();
+    let as_nobody = |words: &str| {
+        let mut command = Command::new(&program);
+        command.args(words.split_whitespace()).env("ATLAS_ROOT", node.path("")).uid(65_534).gid(65_534);
+        Finished::of(command.output().unwrap())
+    };
+    let run_as_root = "belongs to user root: run this as that user, with `sudo -u root`";
+    for words in ["id show", "net listen", "net peers", "config check"] {
+        as_nobody(words).fails_with(&["ermission denied", run_as_root]);
+    }
+    // All may get at the directories, and not at what is in them.
+    for directory in ["", "keys", "state"] {
+        fs::set_permissions(node.path(directory), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    as_nobody("id show").fails_with(&["node-key.pem", "; it belongs to user root"]);
+    let mut running = node.start("net listen --port 0 --datapath userspace");
+    node.until_it_answers("net peers");
+    as_nobody("net peers").fails_with(&["admin.sock", "; it belongs to user root"]);
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
 }
 
 #[test]
@@ -133,7 +166,8 @@ fn every_value_in_effect_is_shown_with_where_it_comes_from() {
     let row =
         |key: &str| rows.iter().find(|row| row[0] == key).unwrap_or_else(|| panic!("no {key}: {shown:?}"));
     assert_eq!(row("network.port")[1..], ["4433", "default"]);
-    assert_eq!(row("network.bootstrap")[1..], ["(none)", "default"]);
+    assert_eq!(row("network.bootstrap")[1..], ["(none:", "registers", "nowhere)", "default"]);
+    assert!(shown.stdout.contains("(none: those of the default routes)"), "{shown:?}");
     assert_eq!(row("transport.offer_relay")[1..], ["true", &format!("{file}:3")]);
     assert_eq!(row("quotas.connections_per_prefix")[1..], ["100", "default"], "it follows from another");
     assert_eq!(row("access.deny")[1..], [OTHER, &format!("{file}:5")]);
@@ -166,10 +200,18 @@ fn every_value_in_effect_is_shown_with_where_it_comes_from() {
     assert_eq!(setting("transport.relay_bandwidth_limit"), (5.into(), format!("{file}:7")), "applied");
     assert_eq!(setting("transport.idle_timeout"), (300.into(), "default".to_owned()), "needs a restart");
     assert_eq!(setting("access.deny").1, "default", "no more in the file");
+    let named = node.run("id set-name relay-02");
+    assert!(named.stdout.contains("until it is started again"), "{named:?}");
     terminate(&running);
     assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+    assert_eq!(node.run("id set-name relay-03").stdout, "Name     : relay-03\n");
 
     node.configure("[network]\nport = 0\n");
+    assert_eq!(
+        node.run("id set-name relay-04").stdout,
+        "Name     : relay-04\n",
+        "whatever is wrong with that"
+    );
     node.run("config show").fails_with(&[&format!("{file}:2: network.port: expected a UDP port")]);
 }
 
@@ -220,6 +262,19 @@ fn a_relay_reads_its_configuration_again_when_asked_or_at_sighup() {
     let again: serde_json::Value = serde_json::from_str(&node.run("config reload --json").stdout).unwrap();
     assert_eq!(again["applied"], serde_json::json!([]), "it is in effect");
     assert_eq!(again["needs_restart"][0]["key"], "transport.idle_timeout", "it is not yet");
+
+    let mode = |mode: &str| {
+        node.configure(&format!(
+            "[transport]\nenable_relay = true\noffer_relay = true\nrelay_bandwidth_limit = 2000000\n\
+             [datapath]\nmax_sessions = 16\nmode = \"{mode}\"\n"
+        ));
+        node.run("config reload").stdout
+    };
+    assert_eq!(
+        mode("auto"),
+        "overridden: datapath.mode: userspace, by --datapath of the daemon's command line; the file's auto has no effect\n"
+    );
+    assert_eq!(mode("userspace"), "nothing has changed\n", "both say the same");
 
     relay("relay_bandwidth_limit = 3000000");
     signal(&running, "HUP");
@@ -361,8 +416,14 @@ fn a_shortened_id_is_refused_with_where_the_whole_one_is() {
 #[test]
 fn without_a_daemon_listings_say_how_to_start_one() {
     let node = Node::with_identity();
-    for words in ["net peers", "net sessions --json", "xdp status", "config reload"] {
-        node.run(words).fails_with(&["no daemon is running", "atlas-relay net listen"]);
+    for words in ["net peers", "net sessions --json", "xdp status", "config show --running"] {
+        let parts = ["no daemon is running", "another ATLAS_ROOT", "sudo -u", "atlas-relay net listen"];
+        node.run(words).fails_with(&parts);
+    }
+    for words in ["config reload", "stop", "drain", "bans", &format!("net disconnect {OTHER}")] {
+        let refused = node.run(words);
+        refused.fails_with(&["no daemon is running", "another ATLAS_ROOT"]);
+        assert!(!refused.stderr.contains("net listen"), "{refused:?}");
     }
 }
 

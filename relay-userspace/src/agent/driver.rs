@@ -478,7 +478,8 @@ impl Driver {
             if present.is_none() || present == *known {
                 continue;
             }
-            tracing::info!(%relay, from = ?known, to = ?present, "the local address has changed: telling the relay");
+            let [from, to] = [*known, present].map(|address| address.map(tracing::field::display));
+            tracing::info!(%relay, from, to, "the local address has changed: telling the relay");
             *known = present;
             data(*relay).for_each(|socket| socket.bind_now());
             control(*relay).for_each(|link| link.address_changed.notify_one());

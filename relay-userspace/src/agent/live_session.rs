@@ -114,7 +114,9 @@ impl LiveSession {
             BindEvent::Path(PathHealth::Sound) => {
                 tracing::info!(session = %id, %peer, "the path is sound again");
             }
-            BindEvent::Path(health) => tracing::warn!(session = %id, %peer, ?health, "the path fails"),
+            BindEvent::Path(health) => {
+                tracing::warn!(session = %id, %peer, why = health.words(), "the path fails");
+            }
             BindEvent::Lost => tracing::warn!(session = %id, %peer, "consent is lost"),
         }
     }

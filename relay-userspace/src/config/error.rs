@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::identity::permission_hint;
+use crate::file_owner::refusal_hint;
 
 /// A configuration file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The file is there but cannot be read.
-    #[error("{}: cannot be read: {source}{}", path.display(), permission_hint(source))]
+    #[error("{}: cannot be read: {source}{}", path.display(), refusal_hint(path, source))]
     Read {
         /// The file.
         path: PathBuf,

@@ -87,6 +87,8 @@ pub struct List {
     pub of: &'static str,
     /// A list as it is written.
     pub example: &'static str,
+    /// What it means that nothing is in it.
+    pub empty: &'static str,
 }
 
 /// Tables under one name, `[[agent.allow]]`. None unless they are written. Their keys are keys of their own.
@@ -94,6 +96,8 @@ pub struct List {
 pub struct Tables {
     /// What has to be in one, for "expected ...".
     pub with: &'static str,
+    /// What it means that there are none.
+    pub empty: &'static str,
 }
 
 /// A key of whatever form.
@@ -160,6 +164,15 @@ impl AnyKey {
             AnyKey::Text(Key { form, .. }) => form.what.to_owned(),
             AnyKey::List(Key { form, .. }) => format!("a list of {}, such as {}", form.of, form.example),
             AnyKey::Tables(Key { form, .. }) => format!("tables with {}", form.with),
+        }
+    }
+
+    /// What it means that nothing is in it, if it can hold several things.
+    pub fn empty(self) -> Option<&'static str> {
+        match self {
+            AnyKey::List(key) => Some(key.form.empty),
+            AnyKey::Tables(key) => Some(key.form.empty),
+            AnyKey::Integer(_) | AnyKey::Derived(_) | AnyKey::Boolean(_) | AnyKey::Text(_) => None,
         }
     }
 

@@ -7,7 +7,7 @@ use super::key::{AnyKey, Boolean, Derived, Integer, Key, List, Tables, Text};
 use crate::relay::keeper::PINS;
 
 macro_rules! keys {
-    ($($constant:ident = $name:literal, $of:expr, $when:ident, $form:ident { $($field:ident: $value:expr),* };)*) => {
+    ($($constant:ident = $name:literal, $of:expr, $when:ident, $form:ident { $($field:ident: $value:expr),* $(,)? };)*) => {
         $(
             #[doc = concat!("`", $name, "`.")]
             pub const $constant: Key<$form> =
@@ -35,11 +35,17 @@ keys! {
     PORT = "network.port", Relay, Restart,
         Integer { what: "a UDP port", min: 1, max: 65_535, default: 4433 };
     BOOTSTRAP = "network.bootstrap", Both, Restart,
-        List { of: HOST_PORT, example: "[\"192.0.2.1:4433\"]" };
+        List { of: HOST_PORT, example: "[\"192.0.2.1:4433\"]", empty: "registers nowhere" };
     RELAYS = "network.relays", Agent, Restart,
-        List { of: "HOST:PORT or NODE_ID@HOST:PORT", example: "[\"192.0.2.1:4433\"]" };
+        List {
+            of: "HOST:PORT or NODE_ID@HOST:PORT", example: "[\"192.0.2.1:4433\"]",
+            empty: "an agent does not start without one"
+        };
     ADVERTISE = "network.advertise", Relay, Restart,
-        List { of: "IP:PORT that agents can send to", example: "[\"198.51.100.7:4433\"]" };
+        List {
+            of: "IP:PORT that agents can send to", example: "[\"198.51.100.7:4433\"]",
+            empty: "agents send data to the address they reached the relay at"
+        };
 
     MAX_CONNECTIONS = "transport.max_connections", Relay, Live,
         Integer { what: CONNECTIONS, min: 1, max: 1_000_000, default: 200 };
@@ -62,8 +68,10 @@ keys! {
     PER_PEER_PER_MINUTE = "rate_limit.per_peer_per_minute", Relay, Live,
         Integer { what: "messages a minute (0: unlimited)", min: 0, max: 1_000_000, default: 120 };
 
-    ACCESS_ALLOW = "access.allow", Relay, Live, List { of: NODE_IDS, example: SOME_NODES };
-    ACCESS_DENY = "access.deny", Relay, Live, List { of: NODE_IDS, example: SOME_NODES };
+    ACCESS_ALLOW = "access.allow", Relay, Live,
+        List { of: NODE_IDS, example: SOME_NODES, empty: "whoever is not denied may use the relay" };
+    ACCESS_DENY = "access.deny", Relay, Live,
+        List { of: NODE_IDS, example: SOME_NODES, empty: "nobody is denied" };
 
     PENDING_HANDSHAKES = "quotas.pending_handshakes", Relay, Live,
         Integer { what: HANDSHAKES, min: 1, max: 65_536, default: 1024 };
@@ -90,7 +98,9 @@ keys! {
     MODE = "datapath.mode", Relay, Restart,
         Text { what: "auto, xdp-native, xdp-generic or userspace", default: "auto" };
     INTERFACES = "datapath.interfaces", Relay, Restart,
-        List { of: "names of network interfaces", example: "[\"eth0\"]" };
+        List {
+            of: "names of network interfaces", example: "[\"eth0\"]", empty: "those of the default routes"
+        };
     MAX_SESSIONS = "datapath.max_sessions", Relay, Restart,
         Integer { what: SESSIONS, min: 1, max: 1_048_576, default: 65_536 };
     READERS = "datapath.readers", Relay, Restart,
@@ -104,16 +114,26 @@ keys! {
 
     METRICS_LISTEN = "metrics.listen", Relay, Restart, Text { what: HOST_PORT, default: "off" };
     METRICS_HOSTS = "metrics.hosts", Relay, Restart,
-        List { of: "names or IP addresses", example: "[\"relay.example.net\"]" };
+        List {
+            of: "names or IP addresses", example: "[\"relay.example.net\"]",
+            empty: "asked for by its address, as in metrics.listen, or localhost"
+        };
 
-    AGENT_ACCEPT = "agent.accept", Agent, Live, List { of: NODE_IDS, example: SOME_NODES };
+    AGENT_ACCEPT = "agent.accept", Agent, Live,
+        List { of: NODE_IDS, example: SOME_NODES, empty: "nobody may connect" };
     AGENT_ALLOW = "agent.allow", Agent, Live,
-        Tables { with: "both peer = \"atlas_...\" and to = \"HOST:PORT\"" };
+        Tables {
+            with: "both peer = \"atlas_...\" and to = \"HOST:PORT\"",
+            empty: "nothing may be reached through this agent"
+        };
     AGENT_ALLOW_PEER = "agent.allow.peer", Agent, Live, Text { what: "a node id", default: "required" };
     AGENT_ALLOW_TO = "agent.allow.to", Agent, Live, Text { what: HOST_PORT, default: "required" };
     AGENT_ALLOW_PROTOCOL = "agent.allow.protocol", Agent, Live, Text { what: "tcp or udp", default: "tcp" };
     AGENT_FORWARD = "agent.forward", Agent, Restart,
-        Tables { with: "listen = \"HOST:PORT\", peer = \"atlas_...\" and to = \"HOST:PORT\", all three" };
+        Tables {
+            with: "listen = \"HOST:PORT\", peer = \"atlas_...\" and to = \"HOST:PORT\", all three",
+            empty: "the daemon forwards no port"
+        };
     AGENT_FORWARD_LISTEN = "agent.forward.listen", Agent, Restart,
         Text { what: HOST_PORT, default: "required" };
     AGENT_FORWARD_PEER = "agent.forward.peer", Agent, Restart, Text { what: "a node id", default: "required" };
@@ -132,7 +152,7 @@ keys! {
     EXEC_SECURITY_STRICT_INLINE_EVAL = "exec_security.strict_inline_eval", Nothing(NEVER_EXECUTES), Restart,
         Boolean { default: true };
     STUN_SERVERS = "stun.servers", Nothing("the relay tells an agent its address"), Restart,
-        List { of: HOST_PORT, example: "[\"192.0.2.1:3478\"]" };
+        List { of: HOST_PORT, example: "[\"192.0.2.1:3478\"]", empty: "none is asked, nor where some are listed" };
 }
 
 /// The key of this name.

@@ -30,7 +30,7 @@ pub use error::{ConfigError, Warning};
 pub use origin::{Origin, Origins};
 pub use profile::{Profile, ProfileError};
 pub use readings::{Reading, Readings};
-pub use reload::{Change, ConfigSource, Reloaded};
+pub use reload::{Change, ConfigSource, Overridden, Reloaded};
 pub use root::{AtlasRoot, RootError};
 pub use values::{Setting, Value};
 
@@ -64,6 +64,8 @@ pub struct Config {
     pub warnings: Vec<Warning>,
     /// Where its values come from.
     pub origins: Origins,
+    /// What the file says, and the command line says otherwise.
+    pub overridden: Vec<Overridden>,
 }
 
 /// What a node with this configuration does when it listens.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::file_owner::refusal_hint;
 use crate::whole_file;
 
 /// What a Hello says of a node beside its key. Nothing of it is proved.
@@ -24,7 +25,7 @@ pub struct Profile {
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// The operating system says no.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), refusal_hint(path, source))]
     Io {
         /// The file.
         path: PathBuf,

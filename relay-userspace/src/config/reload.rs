@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::key::When;
-use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Value, keys};
+use super::{AtlasRoot, Config, ConfigError, DatapathMode, HostPort, Origin, Value, keys};
 
 /// Where a daemon's configuration comes from: a file, and the command line, which has the last word.
 #[derive(Clone, Debug)]
@@ -25,12 +25,21 @@ pub struct ConfigSource {
 }
 
 impl ConfigSource {
+    /// The keys that the command line of `net listen` has the last word on, and its options for them.
+    pub const OPTIONS: [(&'static str, &'static str); 4] = [
+        (keys::PORT.name, "--port"),
+        (keys::BOOTSTRAP.name, "--bootstrap"),
+        (keys::MODE.name, "--datapath"),
+        (keys::INTERFACES.name, "--interface"),
+    ];
+
     /// Reads it anew.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn load(&self) -> Result<Config, ConfigError> {
-        let mut config = Config::load(&self.path, &self.root)?;
+        let file = Config::load(&self.path, &self.root)?;
+        let mut config = file.clone();
         let Config { network, datapath, origins, .. } = &mut config;
         if let Some(port) = self.port {
             network.port = port;
@@ -48,8 +57,22 @@ impl ConfigSource {
             datapath.interfaces.clone_from(&self.interfaces);
             origins.set_on_command_line(keys::INTERFACES.name);
         }
+        config.overridden = config.overridden_of(&file);
         Ok(config)
     }
+}
+
+/// A key of the file on which the command line has the last word, with another value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overridden {
+    /// The key with its table.
+    pub key: String,
+    /// The option that has the last word.
+    pub option: String,
+    /// What that says.
+    pub value: String,
+    /// What the file says in vain.
+    pub file: String,
 }
 
 /// A key whose value has changed.
@@ -70,6 +93,8 @@ pub struct Reloaded {
     pub applied: Vec<Change>,
     /// In effect once the daemon has been restarted.
     pub needs_restart: Vec<Change>,
+    /// In effect at no time, as long as the daemon is started with the same command line.
+    pub overridden: Vec<Overridden>,
 }
 
 impl Reloaded {
@@ -84,7 +109,7 @@ impl Reloaded {
         if same_role {
             present.take_live(new);
         }
-        Reloaded { applied, needs_restart }
+        Reloaded { applied, needs_restart, overridden: new.overridden.clone() }
     }
 
     /// Writes it to the log of the daemon.
@@ -95,7 +120,16 @@ impl Reloaded {
         for Change { key, from, to } in &self.needs_restart {
             tracing::warn!(key, from, to, "configuration reloaded: this change needs a restart");
         }
-        if *self == Reloaded::default() {
+        for Overridden { key, option, value, file } in &self.overridden {
+            tracing::warn!(
+                key,
+                option,
+                value,
+                file,
+                "configuration reloaded: the command line has the last word on this key"
+            );
+        }
+        if self.applied.is_empty() && self.needs_restart.is_empty() {
             tracing::info!("configuration reloaded: nothing has changed");
         }
     }
@@ -114,6 +148,16 @@ impl Config {
             to: shown(new, key, &to),
         });
         changes.filter(|change| change.from != change.to).collect()
+    }
+
+    /// What `file` says and this, which is of that file and a command line, says otherwise.
+    fn overridden_of(&self, file: &Config) -> Vec<Overridden> {
+        let written = |change: &Change| matches!(file.origins.of(&change.key), Origin::File { .. });
+        let of_option = |Change { key, from: value, to: file }| {
+            let (_, option) = ConfigSource::OPTIONS.into_iter().find(|(of, _)| *of == key)?;
+            Some(Overridden { key, option: option.to_owned(), value, file })
+        };
+        self.changes_to(file).into_iter().filter(written).filter_map(of_option).collect()
     }
 
     /// Takes over from `new` what changes live, and nothing else.
@@ -210,6 +254,24 @@ mod tests {
         std::fs::write(&path, format!("{RELAY}{text}")).unwrap();
         let after = source.load().unwrap();
         assert_eq!(before.changes_to(&after), []);
+        let told = |config: &Config| -> Vec<(String, String)> {
+            config.overridden.iter().map(|it| (it.key.clone(), it.option.clone())).collect()
+        };
+        assert_eq!(told(&before), [], "what the file does not say is not in vain");
+        let first = Overridden {
+            key: "network.port".to_owned(),
+            option: "--port".to_owned(),
+            value: "1".to_owned(),
+            file: "2".to_owned(),
+        };
+        assert_eq!(after.overridden[0], first);
+        let others = [("network.bootstrap", "--bootstrap"), ("datapath.mode", "--datapath")];
+        assert_eq!(told(&after)[1..], others.map(|(key, option)| (key.to_owned(), option.to_owned())));
+        let reloaded = Reloaded::apply(&mut before.clone(), &after);
+        assert_eq!((reloaded.needs_restart, reloaded.overridden), (Vec::new(), after.overridden.clone()));
+        let same = text.replace("port = 2", "port = 1");
+        std::fs::write(&path, format!("{RELAY}{same}")).unwrap();
+        assert_eq!(told(&source.load().unwrap()).len(), 2, "the same value is not in vain");
         for key in ["network.port", "network.bootstrap", "datapath.mode", "datapath.interfaces"] {
             assert_eq!(after.origins.of(key), Origin::CommandLine, "{key}");
         }

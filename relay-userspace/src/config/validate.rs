@@ -21,7 +21,7 @@ use crate::relay::keeper::PINS;
 pub(super) fn config(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config, ConfigError> {
     let document = Document::parse(text, path)?;
     if document.boolean(&keys::EXEC_ENABLED) {
-        let problem = "this program never executes commands: set it to false";
+        let problem = "this program never executes commands, whoever asks: set it to false, or leave it out";
         return Err(document.wrong(keys::EXEC_ENABLED.name, problem));
     }
     let transport = transport(&document)?;
@@ -40,6 +40,7 @@ pub(super) fn config(text: &str, path: &Path, root: &AtlasRoot) -> Result<Config
         agent: agent(&document)?,
         warnings: Vec::new(),
         origins: Origins::of_file(path, &lines),
+        overridden: Vec::new(),
     };
     config.warnings = warnings(&document, &config, &lines);
     Ok(config)

@@ -75,6 +75,7 @@ impl Config {
             agent,
             warnings: _,
             origins: _,
+            overridden: _,
         } = self;
         let Network { port, bootstrap, relays, advertise } = network;
         let Transport {

@@ -106,7 +106,9 @@ impl Driver {
         }
         self.packets.keep(predecessor);
         if !self.adopted.is_empty() {
-            tracing::info!(outcomes = ?self.adopted, "sessions of the relay before");
+            let outcomes = self.adopted.iter().map(|(word, count)| format!("{word} {count}"));
+            let outcomes = outcomes.collect::<Vec<_>>().join(", ");
+            tracing::info!(outcomes, "sessions of the relay before");
         }
     }
 

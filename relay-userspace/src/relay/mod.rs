@@ -400,7 +400,7 @@ async fn supervise(
     drop(watched);
     admin.abort();
     let _aborted = admin.await;
-    tracing::info!(?how, "relay stopped");
+    tracing::info!(sessions = how.words(), "relay stopped");
     for asker in awaiting_end {
         let _gone = asker.send(Ok(serde_json::Value::Null));
     }

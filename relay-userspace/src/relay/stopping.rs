@@ -33,6 +33,14 @@ impl Stopping {
         }
     }
 
+    /// What becomes of the sessions, for people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Stopping::Leave => "they go on for a successor",
+            Stopping::End => "they end",
+        }
+    }
+
     /// What connections are closed with.
     pub(super) const fn to_agents(self) -> &'static str {
         match self {

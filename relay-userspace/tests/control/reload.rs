@@ -91,7 +91,7 @@ impl FromFile {
     /// The keys that are in effect once the file says so.
     async fn reload(&self, text: &str) -> Vec<String> {
         write(&self.source, text);
-        let Reloaded { applied, needs_restart } = self.running.ask(Request::Reload).await;
+        let Reloaded { applied, needs_restart, .. } = self.running.ask(Request::Reload).await;
         assert_eq!(needs_restart, []);
         applied.into_iter().map(|change| change.key).collect()
     }

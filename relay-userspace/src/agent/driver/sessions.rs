@@ -20,7 +20,7 @@ use crate::agent::session_path::SessionPath;
 use crate::agent::state::{RelayIndex, RequestId, Use};
 use crate::protocol::SessionId;
 use crate::protocol::bind::BindMagic;
-use crate::protocol::flow_terms::FlowTerms;
+use crate::protocol::flow_terms::{FlowTerms, Role};
 
 impl Driver {
     /// A session begins on a relay: its data socket, and its place on the peer's endpoint.
@@ -53,7 +53,7 @@ impl Driver {
             self.endpoint(&live.session, &live.path).map_err(|error| failed(&error))?;
         }
         let id = terms.session;
-        tracing::info!(session = %id, peer = %terms.peer, relay = %data, side = ?terms.side, "a session begins: binding");
+        tracing::info!(session = %id, peer = %terms.peer, relay = %data, role = %Role(terms.side), "a session begins: binding");
         self.local_addresses.entry(data).or_insert_with(|| local_address_towards(data));
         self.sessions.insert(id, live);
         Ok(())

@@ -321,7 +321,8 @@ pub enum IdCommand {
     /// Puts another key, and so another node id, in the place of this node's. The old key is kept.
     #[command(after_help = ROTATE)]
     Rotate(Rotate),
-    /// Gives this node a name for people to read. Others see it in `net peers`; it proves nothing.
+    /// Gives this node a name for people to read. Others see it in `net peers`; it proves nothing. A daemon that runs takes it
+    /// at its next start.
     #[command(after_help = "Example:\n  atlas-relay id set-name relay-01")]
     SetName {
         /// The name, at most 64 bytes.

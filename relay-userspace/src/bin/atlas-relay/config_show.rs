@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use relay_userspace::admin::{self, Request};
-use relay_userspace::config::{AtlasRoot, Config, Setting, Value};
+use relay_userspace::config::{AtlasRoot, Config, Setting, Value, keys};
 
 use crate::args::Format;
 use crate::{node, output};
@@ -18,15 +18,23 @@ pub fn run(path: Option<PathBuf>, running: bool, format: Format) -> anyhow::Resu
     if format.json {
         return output::json(&settings);
     }
-    let row = |Setting { key, value, origin }| [key, shown(&value), origin];
+    let row = |Setting { key, value, origin }| {
+        let value = shown(&key, &value);
+        [key, value, origin]
+    };
     output::table(["KEY", "VALUE", "FROM"], settings.into_iter().map(row), "");
     Ok(())
 }
 
 /// A list's items stand below each other: node ids are long.
-fn shown(value: &Value) -> String {
+fn shown(key: &str, value: &Value) -> String {
     match value {
-        Value::List(items) if items.is_empty() => "(none)".to_owned(),
+        Value::List(items) if items.is_empty() => match keys::named(key).and_then(|key| key.empty()) {
+            Some(meaning) => format!("(none: {meaning})"),
+            // Of a daemon of another version.
+            None => "(none)".to_owned(),
+        },
+        Value::Text(text) if text.is_empty() => "(empty)".to_owned(),
         Value::List(items) => items.join("\n"),
         Value::Text(text) => text.clone(),
         Value::Integer(_) | Value::Boolean(_) => value.to_string(),

@@ -9,7 +9,7 @@ use relay_userspace::identity::NodeKey;
 use serde_json::json;
 
 use crate::args::{Format, IdCommand};
-use crate::{id_rotate, output};
+use crate::{id_rotate, node, output};
 
 pub fn run(command: &IdCommand) -> anyhow::Result<()> {
     let root = AtlasRoot::from_env()?;
@@ -56,5 +56,9 @@ fn set_name(root: &AtlasRoot, name: &str) -> anyhow::Result<()> {
     let profile = Profile::load(&path)?.with_name(name)?;
     profile.save(&path)?;
     output::line(format_args!("Name     : {}", profile.name));
+    // A name is set whatever is wrong with the configuration.
+    if node::daemon_runs().unwrap_or(false) {
+        output::line("the daemon that runs goes by the name that it started with, until it is started again");
+    }
     Ok(())
 }

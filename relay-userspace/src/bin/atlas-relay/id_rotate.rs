@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use relay_userspace::admin::{self, AskError, Request};
 use relay_userspace::config::{AtlasRoot, Config, Role};
 use relay_userspace::identity::{NodeId, NodeKey};
 use serde_json::json;
@@ -16,7 +15,7 @@ pub fn run(root: &AtlasRoot, options: &Rotate) -> anyhow::Result<()> {
     let path = root.node_key();
     let old = NodeKey::load(&path)?.node_id();
     let role = Config::load(&root.config(), root).ok().map(|config| config.role());
-    let running = daemon_runs()?;
+    let running = node::daemon_runs()?;
     let breaks = breaks(old, role, running);
     if !options.yes {
         output::line(format_args!("A new key in the place of that of {old}:"));
@@ -53,14 +52,6 @@ pub fn run(root: &AtlasRoot, options: &Rotate) -> anyhow::Result<()> {
     ));
     breaks.iter().for_each(|what| output::line(format_args!("- {what}")));
     Ok(())
-}
-
-fn daemon_runs() -> anyhow::Result<bool> {
-    match admin::ask(&node::admin_socket()?, Request::Peers) {
-        Err(AskError::NotRunning { .. }) => Ok(false),
-        // Whatever answers there, or does not in time, has the socket.
-        _ => Ok(true),
-    }
 }
 
 /// What the old id stands for elsewhere. Without a configuration the node may be either.

@@ -1,5 +1,6 @@
 //! `net disconnect`: ends sessions of the running daemon, relay or agent.
 
+use anyhow::bail;
 use relay_userspace::admin::{self, Request};
 use serde::Deserialize;
 
@@ -18,10 +19,16 @@ pub fn run(options: &Disconnect) -> anyhow::Result<()> {
         Ended::Session(session) => Request::EndSession { session },
     };
     let answer = admin::ask(&node::admin_socket()?, request)?;
+    let Answer { sessions } = serde_json::from_value(answer.clone())?;
+    // Of one session the daemon has said so itself.
+    if sessions == 0
+        && let Ended::Node(node) = options.target
+    {
+        bail!("{node} has no session here: `net sessions` shows those there are");
+    }
     if options.format.json {
         return output::json(&answer);
     }
-    let Answer { sessions } = serde_json::from_value(answer)?;
     output::line(format_args!("Ended    : {sessions} session{}", if sessions == 1 { "" } else { "s" }));
     Ok(())
 }

@@ -96,7 +96,7 @@ async fn serve_relay(
                     StopSignal::Interrupt => Stopping::End,
                     StopSignal::Terminate => at_sigterm,
                 };
-                tracing::info!(%signal, ?how, "stopping");
+                tracing::info!(%signal, sessions = how.words(), "stopping");
                 stopper.stop(how);
             }
             Some(()) = reload.recv() => reloader.reload().await,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context as _, anyhow, bail};
+use relay_userspace::admin::{self, AskError, Request};
 use relay_userspace::agent::{AgentSettings, CongestionSettings};
 use relay_userspace::config::{AtlasRoot, Config, ConfigError, Profile, Role};
 use relay_userspace::identity::NodeKey;
@@ -73,6 +74,15 @@ pub fn admin_socket() -> anyhow::Result<std::path::PathBuf> {
         Ok(config) => Ok(config.admin.socket),
         Err(ConfigError::Missing { .. }) => Ok(root.admin_socket()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a daemon of this node runs.
+pub fn daemon_runs() -> anyhow::Result<bool> {
+    match admin::ask(&admin_socket()?, Request::Peers) {
+        Err(AskError::NotRunning { .. }) => Ok(false),
+        // Whatever answers there, or does not in time, has the socket.
+        _ => Ok(true),
     }
 }
 

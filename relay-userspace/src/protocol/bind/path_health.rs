@@ -19,6 +19,16 @@ pub enum PathHealth {
 }
 
 impl PathHealth {
+    /// What is the matter, for people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            PathHealth::Sound => "it answers",
+            PathHealth::Silent => "neither answers nor data come from the relay",
+            PathHealth::Unproved => "data comes, but the relay answers no bind",
+            PathHealth::PeerSilent => "the relay answers, but nothing comes from the peer",
+        }
+    }
+
     /// [`PathHealth::Silent`] after this time: longer than a few lost binds in a row and their retries, and than a local
     /// move takes; short enough that the timers of what rides have not grown much. The bind itself follows within a second
     /// of sending without hearing.

@@ -14,6 +14,7 @@ mod replacement;
 mod sessions;
 mod soak;
 mod splices;
+mod times;
 mod total_limit;
 mod unreachable;
 
