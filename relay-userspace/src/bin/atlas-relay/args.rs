@@ -74,6 +74,8 @@ Example:
 
 Keys:
   r l a i    order sessions by rate, by packets limited, by age, by id; the same key again: the other way round
+  Up Down PgUp PgDn Home End
+             scroll, where there are more sessions than lines
   /          show only sessions with this in their id, or in the id or name of one of their agents; Esc: show all again
   q          leave, as Esc and Ctrl-C do
 
@@ -82,7 +84,7 @@ Lines:
   Relaying   UDP payload of all sessions, and packets that the XDP program and the daemon forward
   Dropped    packets, by reason: how many a second now, of how many since the relay started
   Refused    the same of what control has refused to agents; ARCHITECTURE.md explains all reasons
-  Sessions   how many are drawn, of all
+  Sessions   how many are drawn, or which of them, of all
 
 Columns, as many as the terminal has room for; in 80 characters all are:
   RATE/s             UDP payload of both directions in a second

@@ -104,12 +104,9 @@ async fn watch(socket: PathBuf, first: Taken, every: Duration) -> anyhow::Result
     let mut screen = Screen::take()?;
     let mut happened = begin(socket, every);
     loop {
-        screen.draw(View {
-            activity: &activity,
-            trends: &trends,
-            choices: &choices,
-            fault: fault.as_deref(),
-        })?;
+        let view = View { activity: &activity, trends: &trends, choices: &choices, fault: fault.as_deref() };
+        let page = view.page(screen::height());
+        screen.draw(view)?;
         let next = tokio::select! {
             next = happened.recv() => next,
             _ = stop.next() => return Ok(()),
@@ -125,7 +122,7 @@ async fn watch(socket: PathBuf, first: Taken, every: Duration) -> anyhow::Result
             // It may be started again, and the screen is no place to leave because of that.
             Some(Happened::Asked(Err(error))) => fault = Some(error.to_string()),
             Some(Happened::Typed(event)) => {
-                if choices.take(&event) == Outcome::Leave {
+                if choices.take(&event, page) == Outcome::Leave {
                     return Ok(());
                 }
             }

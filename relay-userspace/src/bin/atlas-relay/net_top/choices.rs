@@ -1,4 +1,4 @@
-//! What whoever looks has chosen by keys: the order of the sessions, and which of them are shown.
+//! What whoever looks has chosen by keys: the order of the sessions, which of them are shown, and from which on.
 
 use std::cmp::Ordering;
 
@@ -60,6 +60,29 @@ pub struct Choices {
     pub filter: String,
     /// Whether the filter is being typed.
     pub typing: bool,
+    /// How many sessions stand above the first that is drawn, as far as there are so many.
+    pub above: usize,
+}
+
+/// What of the sessions there is room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// Sessions that are shown, if not all at once.
+    pub sessions: usize,
+    /// Sessions that there is room for.
+    pub room: usize,
+}
+
+impl Page {
+    /// How many sessions stand above the first line at most: below it are as many as there is room for.
+    fn furthest(self) -> usize {
+        self.sessions.saturating_sub(self.room)
+    }
+
+    /// Whether some have no room.
+    pub fn overflows(self) -> bool {
+        self.furthest() > 0
+    }
 }
 
 /// What comes of a key.
@@ -72,8 +95,8 @@ pub enum Outcome {
 }
 
 impl Choices {
-    /// Takes a key.
-    pub fn take(&mut self, event: &Event) -> Outcome {
+    /// Takes a key. `page` is what it was pressed at the sight of.
+    pub fn take(&mut self, event: &Event, page: Page) -> Outcome {
         let Event::Key(KeyEvent { code, modifiers, kind: KeyEventKind::Press, .. }) = event else {
             return Outcome::Stay;
         };
@@ -87,10 +110,18 @@ impl Choices {
             KeyCode::Esc if self.typing || !self.filter.is_empty() => {
                 self.typing = false;
                 self.filter.clear();
+                self.above = 0;
             }
             KeyCode::Backspace if self.typing => {
                 self.filter.pop();
+                self.above = 0;
             }
+            KeyCode::Down => self.above = self.first(page).saturating_add(1).min(page.furthest()),
+            KeyCode::Up => self.above = self.first(page).saturating_sub(1),
+            KeyCode::PageDown => self.above = self.first(page).saturating_add(page.room).min(page.furthest()),
+            KeyCode::PageUp => self.above = self.first(page).saturating_sub(page.room),
+            KeyCode::Home => self.above = 0,
+            KeyCode::End => self.above = page.furthest(),
             KeyCode::Char(_) if control => {}
             KeyCode::Char(c) if self.typing => self.lengthen(*c),
             KeyCode::Char('q') | KeyCode::Esc => return Outcome::Leave,
@@ -104,6 +135,7 @@ impl Choices {
     fn lengthen(&mut self, c: char) {
         if !c.is_control() && self.filter.chars().count() < MAX_FILTER {
             self.filter.push(c);
+            self.above = 0;
         }
     }
 
@@ -112,7 +144,13 @@ impl Choices {
         if let Some(order) = Order::ALL.into_iter().find(|order| order.name().starts_with(key)) {
             self.reversed = order == self.order && !self.reversed;
             self.order = order;
+            self.above = 0;
         }
+    }
+
+    /// The place of the first session that is drawn. There may be fewer than when the last key was pressed, or more room.
+    pub fn first(&self, page: Page) -> usize {
+        self.above.min(page.furthest())
     }
 
     /// Those that are shown, in their order.
@@ -154,6 +192,9 @@ mod tests {
         ]
     }
 
+    /// Room for all.
+    const PAGE: Page = Page { sessions: 3, room: 20 };
+
     fn press(choices: &mut Choices, keys: &str) -> Outcome {
         let key = |c: char| match c {
             '\n' => KeyCode::Enter,
@@ -161,7 +202,7 @@ mod tests {
             '\u{8}' => KeyCode::Backspace,
             c => KeyCode::Char(c),
         };
-        keys.chars().fold(Outcome::Stay, |_, c| choices.take(&Event::Key(key(c).into())))
+        keys.chars().fold(Outcome::Stay, |_, c| choices.take(&Event::Key(key(c).into()), PAGE))
     }
 
     fn shown(choices: &Choices) -> Vec<String> {
@@ -214,14 +255,59 @@ mod tests {
     }
 
     #[test]
+    fn pages_go_as_far_as_the_last_one_is_full_and_no_key_is_pressed_in_vain_afterwards() {
+        let mut choices = Choices::default();
+        let page = Page { sessions: 25, room: 10 };
+        for (key, first) in [
+            (KeyCode::Up, 0),
+            (KeyCode::Down, 1),
+            (KeyCode::PageDown, 11),
+            (KeyCode::PageDown, 15),
+            (KeyCode::PageDown, 15),
+            (KeyCode::Down, 15),
+            (KeyCode::Up, 14),
+            (KeyCode::PageUp, 4),
+            (KeyCode::PageUp, 0),
+            (KeyCode::End, 15),
+            (KeyCode::Home, 0),
+        ] {
+            assert_eq!(choices.take(&Event::Key(key.into()), page), Outcome::Stay);
+            assert_eq!(choices.first(page), first, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn another_order_or_filter_begins_at_the_top_and_fewer_sessions_move_the_page_up() {
+        let page = Page { sessions: 25, room: 10 };
+        let mut choices = Choices::default();
+        let mut at_the_end_then = |keys: &str| {
+            choices.take(&Event::Key(KeyCode::End.into()), page);
+            assert_eq!(choices.first(page), 15);
+            press(&mut choices, keys);
+            choices.first(page)
+        };
+        assert_eq!(at_the_end_then("x"), 15, "no key of anything");
+        for keys in ["a", "a", "/b", "\u{8}", "\u{1b}"] {
+            assert_eq!(at_the_end_then(keys), 0, "{keys:?}");
+        }
+        choices.take(&Event::Key(KeyCode::End.into()), page);
+        for (sessions, room, first) in
+            [(12, 10, 2), (10, 10, 0), (3, 10, 0), (25, 30, 0), (25, 0, 15), (0, 0, 0)]
+        {
+            let page = Page { sessions, room };
+            assert_eq!((choices.first(page), page.overflows()), (first, sessions > room), "{page:?}");
+        }
+    }
+
+    #[test]
     fn q_escape_and_control_c_leave() {
         for keys in ["q", "\u{1b}", "/a\u{1b}q"] {
             assert_eq!(press(&mut Choices::default(), keys), Outcome::Leave, "{keys:?}");
         }
         let interrupt = Event::Key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL));
         for mut choices in [Choices::default(), Choices { typing: true, ..Choices::default() }] {
-            assert_eq!(choices.take(&interrupt), Outcome::Leave);
+            assert_eq!(choices.take(&interrupt, PAGE), Outcome::Leave);
         }
-        assert_eq!(Choices::default().take(&Event::Resize(0, 0)), Outcome::Stay);
+        assert_eq!(Choices::default().take(&Event::Resize(0, 0), PAGE), Outcome::Stay);
     }
 }

@@ -32,6 +32,11 @@ impl Drop for Screen {
     }
 }
 
+/// The terminal's height in lines.
+pub fn height() -> u16 {
+    terminal::size().map_or(0, |(_, height)| height)
+}
+
 /// The terminal's width in characters.
 pub fn width() -> u16 {
     terminal::size().map_or(WIDTH, |(width, _)| width)

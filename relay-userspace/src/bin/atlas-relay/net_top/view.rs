@@ -10,7 +10,7 @@ use relay_userspace::relay::activity::{Activity, SessionActivity};
 use relay_userspace::relay::report::STREAM;
 
 use super::amounts::{bytes, packets};
-use super::choices::{Choices, Order};
+use super::choices::{Choices, Order, Page};
 use super::trends::{self, Trends};
 use crate::output;
 
@@ -40,7 +40,7 @@ impl Widget for View<'_> {
     fn render(self, area: Rect, buffer: &mut Buffer) {
         let keys = area.bottom().saturating_sub(1);
         self.draw(Rect { height: area.height.saturating_sub(1), ..area }, buffer);
-        put(&self.keys(), keys, area, buffer);
+        put(&self.keys(self.page(area.height)), keys, area, buffer);
     }
 }
 
@@ -55,11 +55,17 @@ impl View<'_> {
         lines(&buffer)
     }
 
+    /// What of the sessions a screen of this height has room for.
+    pub fn page(&self, height: u16) -> Page {
+        let sessions = self.choices.apply(&self.activity.sessions).len();
+        Page { sessions, room: usize::from(height.saturating_sub(HEAD + 2)) }
+    }
+
     fn draw(&self, area: Rect, buffer: &mut Buffer) {
         let shown = self.choices.apply(&self.activity.sessions);
-        let room = usize::from(area.height.saturating_sub(HEAD + 1));
+        let page = Page { sessions: shown.len(), room: usize::from(area.height.saturating_sub(HEAD + 1)) };
         let mut head = self.head();
-        head.push(self.sessions_line(shown.len().min(room), shown.len()));
+        head.push(self.sessions_line(page));
         for (line, y) in head.iter().zip(area.y..) {
             put(line, y, area, buffer);
         }
@@ -68,7 +74,7 @@ impl View<'_> {
         let columns = Column::fitting(area.width);
         let widths = Column::widths(&columns, area.width);
         let header = columns.iter().map(|column| column.aligned(column.title().to_owned()));
-        let rows = shown.into_iter().take(room).map(|session| {
+        let rows = shown.into_iter().skip(self.choices.first(page)).take(page.room).map(|session| {
             let row =
                 Row::new(columns.iter().map(|column| column.aligned(column.text(session, self.trends))));
             if session.limited_packets_per_s > 0 { row.style(Style::new().yellow()) } else { row }
@@ -104,12 +110,16 @@ impl View<'_> {
         ]
     }
 
-    fn sessions_line(&self, drawn: usize, shown: usize) -> Line<'_> {
+    fn sessions_line(&self, page: Page) -> Line<'_> {
         if let Some(fault) = self.fault {
             return Line::from(format!("No answer, this is old: {fault}")).bold().red();
         }
         let Choices { order, reversed, filter, .. } = self.choices;
-        let all = self.activity.sessions.len();
+        let (all, Page { sessions: shown, room }) = (self.activity.sessions.len(), page);
+        let drawn = match self.choices.first(page) {
+            first if page.overflows() && room > 0 => format!("{} to {}", first + 1, first + room),
+            _ => shown.min(room).to_string(),
+        };
         let mut text = format!("{drawn} of {all}, by {}", order.name());
         if *reversed {
             text.push_str(", the other way round");
@@ -120,12 +130,16 @@ impl View<'_> {
         titled("Sessions", text)
     }
 
-    fn keys(&self) -> Line<'_> {
+    fn keys(&self, page: Page) -> Line<'_> {
         if self.choices.typing {
             let help = "   Enter keeps, Esc clears".dim();
             return Line::from(vec![Span::from(format!("/{}_", self.choices.filter)), help]);
         }
-        let mut text = "q quit   / filter   sort (again: other way):".to_owned();
+        let mut text = match page.overflows() {
+            true => "q quit  / filter  Up Down PgUp PgDn scroll  sort:",
+            false => "q quit   / filter   sort (again: other way):",
+        }
+        .to_owned();
         for order in Order::ALL {
             let name = order.name();
             text.push_str(&format!(" {} {name} ", name.get(..1).unwrap_or_default()));
@@ -281,6 +295,7 @@ fn agent(id: &str, name: &str) -> String {
 mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::{Event, KeyCode};
     use relay_userspace::relay::activity::{Dropped, Refused};
 
     use super::*;
@@ -374,7 +389,8 @@ mod tests {
 
     #[test]
     fn what_is_chosen_and_what_is_wrong_is_told() {
-        let choices = Choices { order: Order::Id, reversed: true, filter: "222".to_owned(), typing: true };
+        let (order, filter) = (Order::Id, "222".to_owned());
+        let choices = Choices { order, reversed: true, filter, typing: true, ..Choices::default() };
         let filtered = drawn([80, 12], &choices, None);
         assert_eq!(filtered[4], "Sessions : 1 of 4, by id, the other way round; 1 with \"222\"");
         assert!(filtered[7].contains("22222222") && filtered[8].is_empty());
@@ -386,8 +402,31 @@ mod tests {
     #[test]
     fn sessions_that_have_no_room_are_counted() {
         let drawn = drawn([80, 10], &Choices::default(), None);
-        assert_eq!(drawn[4], "Sessions : 2 of 4, by rate");
-        assert!(drawn[8].contains("44444444") && drawn[9].starts_with("q quit"));
+        assert_eq!(drawn[4], "Sessions : 1 to 2 of 4, by rate");
+        assert!(drawn[8].contains("44444444"), "{drawn:?}");
+        assert_eq!(
+            drawn[9],
+            "q quit  / filter  Up Down PgUp PgDn scroll  sort: r rate  l limited  a age  i id"
+        );
+    }
+
+    #[test]
+    fn sessions_that_have_no_room_come_with_the_keys_for_it() {
+        let (activity, trends, mut choices) = (activity(), Trends::default(), Choices::default());
+        let view = |choices| View { activity: &activity, trends: &trends, choices, fault: None };
+        let page = view(&choices).page(10);
+        assert_eq!((page.sessions, page.room), (4, 2));
+        choices.take(&Event::Key(KeyCode::PageDown.into()), page);
+        let shown = drawn([80, 10], &choices, None);
+        assert_eq!(shown[4], "Sessions : 3 to 4 of 4, by rate");
+        assert!(shown[7].contains("22222222") && shown[8].contains("33333333"), "{shown:?}");
+        let larger = drawn([80, 12], &choices, None);
+        assert_eq!(larger[4], "Sessions : 4 of 4, by rate", "with room for all it is as it was");
+        assert!(larger[7].contains("11111111") && larger[11].contains("other way"), "{larger:?}");
+        // The last key was pressed when there was more.
+        choices.filter = "44444444".to_owned();
+        let filtered = drawn([80, 10], &choices, None);
+        assert!(filtered[7].contains("44444444"), "{filtered:?}");
     }
 
     #[test]
