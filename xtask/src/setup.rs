@@ -194,7 +194,9 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
     let comparing = [("turnserver", "coturn", "a relay to compare with")];
     let installing = [
         ("debootstrap", "debootstrap", "a clean root to install the package in"),
-        ("iptables-restore", "iptables", "the firewall rules for ufw and firewalld"),
+        ("ufw", "ufw", "the firewall rules for ufw"),
+        ("zsh", "zsh", "the completions for zsh"),
+        ("fish", "fish", "the completions for fish"),
     ];
     let needed: &[&[_]] = match purpose {
         Purpose::Build => &[],

@@ -5,6 +5,7 @@
 #[path = "lab"]
 mod in_lab {
     mod capture;
+    mod completions;
     mod congestion;
     mod deaths;
     mod delay;
@@ -53,6 +54,9 @@ mod in_lab {
     mod strangers_datagrams;
     mod stream;
     mod supervised;
+    #[path = "../../../relay-userspace/tests/terminal/mod.rs"]
+    mod terminal;
+    mod top;
     mod transfer;
     mod unprivileged_demo;
     mod untracked;

@@ -13,7 +13,7 @@ use super::forwarder::Forwarder;
 use super::raw_agents::{connect, dialer, listener, run_inside};
 use super::world::{World, wait_for};
 
-const LIMIT: u64 = 1_048_576;
+pub const LIMIT: u64 = 1_048_576;
 const PAYLOAD: usize = 1200;
 const BURST_SPENT: Duration = Duration::from_secs(2);
 const MEASURED: Duration = Duration::from_secs(10);
@@ -169,15 +169,16 @@ impl Counted {
 }
 
 /// Sets a flag when it is dropped, also by a panic.
-struct SetWhenDropped<'a>(&'a AtomicBool);
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
 
 impl Drop for SetWhenDropped<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
 /// A datagram that has arrived.
-struct Arrival {
+pub struct Arrival {
     at: Instant,
     bytes: usize,
 }
@@ -190,7 +191,7 @@ fn rate(arrivals: &[Arrival], span: &Range<Instant>) -> f64 {
 }
 
 /// Sends while `goes_on` says so of the time since it began; gives the bytes per second it sent.
-fn send_at_twice_the_limit(
+pub fn send_at_twice_the_limit(
     world: &World,
     key: &NodeKey,
     peer: NodeId,
@@ -217,7 +218,7 @@ fn send_at_twice_the_limit(
 }
 
 /// Notes what arrives until the session ends.
-fn receive(world: &World, key: &NodeKey, peer: NodeId, arrivals: &Mutex<Vec<Arrival>>) {
+pub fn receive(world: &World, key: &NodeKey, peer: NodeId, arrivals: &Mutex<Vec<Arrival>>) {
     run_inside(&world.lab.agents[1], async || {
         let agent = listener(world, key, peer);
         let accepted = tokio::time::timeout(Duration::from_secs(20), agent.accept_raw()).await;

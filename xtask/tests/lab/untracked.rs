@@ -1,6 +1,7 @@
 //! The firewall's snippets of `deploy/firewall`: a flood of senders leaves no entry in the relay's connection tracking.
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use xtask::tool::Tool;
@@ -15,7 +16,7 @@ const SENDERS: u64 = 500;
 fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for_nftables() {
     const NAME: &str =
         "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for_nftables";
-    let Some(flooded) = Flooded::new(NAME) else { return };
+    let Some(flooded) = Flooded::new(NAME, usual_firewall) else { return };
     flooded.assert_tracked();
     let load = Tool::new("nft").arg("-f").arg(snippet("nftables.conf"));
     for _again in 0..2 {
@@ -27,12 +28,27 @@ fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for
 #[test]
 fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw() {
     const NAME: &str = "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw";
-    let Some(flooded) = Flooded::new(NAME) else { return };
+    let raise = |world: &World| {
+        let ufw = Ufw::of(world);
+        ufw.run("ufw --force enable");
+        ufw.run("ufw allow 4433/udp");
+    };
+    let Some(flooded) = Flooded::new(NAME, raise) else { return };
     flooded.assert_tracked();
-    let rules = std::fs::read_to_string(snippet("ufw.rules")).unwrap();
-    for restore in ["iptables-restore", "ip6tables-restore"] {
-        flooded.world.lab.relay.run(&Tool::new(restore).arg("--noflush").input(rules.as_str())).unwrap();
+    let ufw = Ufw::of(&flooded.world);
+    let rules = snippet("ufw.rules");
+    for file in ["before.rules", "before6.rules"] {
+        ufw.run(&format!("cat {} >> /etc/ufw/{file}", rules.display()));
     }
+    for _again in 0..2 {
+        ufw.run("ufw reload");
+    }
+    for list in ["iptables", "ip6tables"] {
+        let loaded = ufw.run(&format!("{list} --table raw --list-rules"));
+        assert!(loaded.contains("-A PREROUTING") && loaded.contains("-A OUTPUT"), "{loaded}");
+    }
+    let status = ufw.run("ufw status verbose");
+    assert!(status.contains("Status: active") && status.contains("deny (incoming)"), "{status}");
     flooded.assert_untracked();
 }
 
@@ -52,6 +68,38 @@ fn the_rules_for_firewalld_are_those_for_ufw() {
     assert_eq!(added.len(), 2);
 }
 
+/// A firewall of nobody's in particular that asks for the state of connections.
+fn usual_firewall(world: &World) {
+    let firewall = "table inet usual {\n chain input {\n type filter hook input priority filter; policy drop;\n \
+                    ct state established,related accept\n ct state invalid drop\n iif lo accept\n \
+                    meta l4proto { icmp, ipv6-icmp } accept\n udp dport 4433 accept\n }\n}\n";
+    world.lab.relay.run(&Tool::new("nft").words("-f -").input(firewall)).unwrap();
+}
+
+/// ufw on the relay's host. It has this machine's files, of which it gets a copy for itself.
+struct Ufw<'a> {
+    world: &'a World,
+    files: PathBuf,
+}
+
+impl Ufw<'_> {
+    /// The files are copied once for each world.
+    fn of(world: &World) -> Ufw<'_> {
+        let files = world.lab.directory().join("ufw");
+        if !files.exists() {
+            Tool::new("cp").words("--archive /etc/ufw").arg(&files).output().unwrap();
+        }
+        Ufw { world, files }
+    }
+
+    /// Runs what would be typed there.
+    fn run(&self, line: &str) -> String {
+        let script = format!("mount --bind {} /etc/ufw && {line}", self.files.display());
+        let tool = Tool::new("unshare").words("--mount sh -ec").arg(script);
+        self.world.lab.relay.run(&tool).unwrap_or_else(|error| panic!("{line}: {error:#}"))
+    }
+}
+
 /// A relay whose host tracks connections, as every host does whose firewall asks for their state.
 struct Flooded {
     world: World,
@@ -59,12 +107,9 @@ struct Flooded {
 }
 
 impl Flooded {
-    fn new(name: &str) -> Option<Flooded> {
+    fn new(name: &str, raise_firewall: impl FnOnce(&World)) -> Option<Flooded> {
         let world = World::new(name)?;
-        let firewall = "table inet usual {\n chain input {\n type filter hook input priority filter; policy drop;\n \
-                        ct state established,related accept\n ct state invalid drop\n iif lo accept\n \
-                        meta l4proto { icmp, ipv6-icmp } accept\n udp dport 4433 accept\n }\n}\n";
-        world.lab.relay.run(&Tool::new("nft").words("-f -").input(firewall)).unwrap();
+        raise_firewall(&world);
         // In userspace all of the flood comes by the firewall, not what the XDP program passes up alone.
         let relay = world.deployment.start_relay(None, USERSPACE).unwrap();
         Some(Flooded { world, _relay: relay })
@@ -116,6 +161,6 @@ impl Flooded {
     }
 }
 
-fn snippet(name: &str) -> std::path::PathBuf {
+fn snippet(name: &str) -> PathBuf {
     Workspace::find().unwrap().root().join("deploy/firewall").join(name)
 }
