@@ -2,25 +2,26 @@
 //!
 //! The only place that reads the clock for the rendezvous.
 
+mod answers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::bans::{BanCause, BanStatus, BanSubject};
+use super::bans::{BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
-use super::datapath::{FlowTuple, Inheritance};
+use super::datapath::Inheritance;
 use super::event_log::EventLog;
 use super::forwarder::{BIND_QUEUE_LEN, BindDatagram};
 use super::metrics::{EventCounts, Observation, Observer};
 use super::packet_path::{PacketPath, Predecessor};
 use super::reconfiguration::Reconfiguration;
-use super::rendezvous::{ConnId, Drain, EndReason, Output, Randomness, Rendezvous, Settings, StreamEnd};
-use super::report;
+use super::rendezvous::{ConnId, EndReason, Output, Randomness, Rendezvous, Settings, StreamEnd};
 use super::splice::{News, Splicer};
 use super::stopping::{Stopper, Stopping};
-use crate::admin::{self, Asked, Request};
+use crate::admin::{self, Asked};
 use crate::clock::MonoTime;
 use crate::config::Reading;
 use crate::protocol::Message;
@@ -313,106 +314,6 @@ impl Driver {
             rendezvous.set_policy(super::policy(present), &mut packets.flows, MonoTime::now());
         });
     }
-
-    /// Bans somebody for the operator, by default for as long as others are banned.
-    fn ban(&self, subject: BanSubject, seconds: Option<u64>, now: MonoTime) -> Result<report::Ban, String> {
-        let duration = seconds.map_or(self.rules.policy().ban_duration, Duration::from_secs);
-        if duration.is_zero() {
-            return Err("say for how long: security.ban_duration_secs is 0".to_owned());
-        }
-        let mut bans = self.rules.bans();
-        bans.add(subject, duration, now).map_err(|error| error.to_string())?;
-        tracing::info!(%subject, seconds = duration.as_secs(), "banned by the operator");
-        Ok(report::Ban::from(BanStatus { subject, left: duration, cause: BanCause::ByHand }))
-    }
-
-    fn answer(&mut self, Asked { request, answer }: Asked) {
-        let now = MonoTime::now();
-        let value = match request {
-            Request::Peers => serde_json::to_value(report::Peers::from(self.rendezvous.peers(now))),
-            Request::Sessions => {
-                let mut all = report::Sessions::from(self.rendezvous.sessions(&self.packets.flows, now));
-                let spliced = self.rendezvous.splices(now);
-                let spliced = spliced.iter().map(|it| (it, self.splicer.traffic(it.session)));
-                all.sessions.extend(spliced.map(report::Session::from));
-                serde_json::to_value(all)
-            }
-            Request::Settings => serde_json::to_value(self.reconfiguration.settings()),
-            Request::Reload => return self.reconfiguration.begin(answer),
-            Request::Send { .. } => {
-                let sends = "this daemon is a relay: run this with an agent's ATLAS_ROOT".to_owned();
-                let _asker_gone = answer.send(Err(sends));
-                return;
-            }
-            Request::EndSession { session } => {
-                if !self.rendezvous.end_by_operator(session, &mut self.packets.flows, now) {
-                    let none = format!("no session {session} here: `net sessions` shows those there are");
-                    let _asker_gone = answer.send(Err(none));
-                    return;
-                }
-                serde_json::to_value(report::Ended { sessions: 1 })
-            }
-            Request::EndSessionsOf { node } => {
-                let sessions = self.rendezvous.end_all_by_operator(&node, &mut self.packets.flows, now);
-                serde_json::to_value(report::Ended { sessions })
-            }
-            Request::Drain { deadline_s, hint } => {
-                let to = hint.as_ref().map(tracing::field::display);
-                tracing::info!(deadline_s, to, "draining: no new sessions from now on");
-                let within = deadline_s.map(Duration::from_secs);
-                self.rendezvous.drain(Drain { within, hint }, now);
-                serde_json::to_value(self.rendezvous.drain_status(now).map(report::Drain::from))
-            }
-            Request::Explain { source, destination, packet } => {
-                let tuple = FlowTuple { agent: source, relay: destination };
-                match self.packets.explain(tuple, packet.into()) {
-                    Ok(explanation) => serde_json::to_value(explanation),
-                    Err(why) => {
-                        let _asker_gone = answer.send(Err(why));
-                        return;
-                    }
-                }
-            }
-            Request::Stop => {
-                tracing::info!("stopping: told by a command");
-                self.stopper.stop(Stopping::End);
-                return self.awaiting_end.push(answer);
-            }
-            Request::Bans => serde_json::to_value(report::Bans::from(self.rules.bans().list(now))),
-            Request::AddBan { subject, seconds } => match self.ban(subject, seconds, now) {
-                Ok(ban) => serde_json::to_value(ban),
-                Err(why) => {
-                    let _asker_gone = answer.send(Err(why));
-                    return;
-                }
-            },
-            Request::LiftBan { subject } => {
-                let lifted = self.rules.bans().lift(subject, now);
-                if lifted {
-                    tracing::info!(%subject, "ban lifted by the operator");
-                }
-                serde_json::to_value(report::Lifted { subject: subject.to_string(), lifted })
-            }
-            Request::Status => match self.packets.status() {
-                Ok(mut status) => {
-                    let refusals = self.rendezvous.refusals().iter();
-                    status.control = refusals.map(|(name, count)| (name.to_owned(), count)).collect();
-                    status.relayed_bytes_per_s = self.rendezvous.relayed_bytes_per_s(now);
-                    let adopted = self.adopted.iter();
-                    status.adopted = adopted.map(|(word, count)| ((*word).to_owned(), *count)).collect();
-                    status.drain = self.rendezvous.drain_status(now).map(report::Drain::from);
-                    status.draining = status.drain.is_some();
-                    status.agents = self.outboxes.len();
-                    serde_json::to_value(status)
-                }
-                Err(error) => {
-                    let _asker_gone = answer.send(Err(error.to_string()));
-                    return;
-                }
-            },
-        };
-        let _asker_gone = answer.send(value.map_err(|error| error.to_string()));
-    }
 }
 
 /// The word for sessions that go on after a restart.
@@ -471,6 +372,7 @@ mod tests {
     use relay_common::BIND_LEN;
 
     use super::*;
+    use crate::admin::Request;
     use crate::config::{AtlasRoot, Config, ConfigSource, DatapathMode};
     use crate::identity::NodeKey;
     use crate::protocol::ErrorCode;
