@@ -53,6 +53,9 @@ where
     packet.suits(&flow.route)?;
     let hop = egress(tables, flow.route.hop, packet.length_after(&flow.route), packet.tag)?;
     let mark = flow.admit(packet.payload, packet.markable(), now())?;
+    if mark {
+        tables.marked(packet.payload);
+    }
     flow.count(packet.payload);
     packet.rewrite(frame, &flow.route, &hop, mark)?;
     Ok(Departure { hop: u32::from(flow.route.hop), redirect: matches!(hop.egress, Egress::Redirect) })

@@ -95,6 +95,8 @@ pub struct PerCpu {
     pub coarse: CoarseTime,
     /// What it has counted, by the reason's index.
     pub tallies: [Tally; Reason::COUNT],
+    /// Packets that it has marked CE, with their UDP payload bytes.
+    pub marked: Tally,
 }
 
 /// A time, and when it was read.
@@ -107,12 +109,12 @@ pub struct CoarseTime {
     pub now: u64,
 }
 
-/// What one CPU has counted for one [`Reason`].
+/// What one CPU has counted of one kind of packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tally {
     /// Packets.
     pub packets: u64,
-    /// Bytes of their frames.
+    /// Bytes: of a [`Reason`] those of their frames.
     pub bytes: u64,
 }

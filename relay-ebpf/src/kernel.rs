@@ -99,6 +99,16 @@ impl Tables for KernelTables {
     fn bind_magic(&self) -> u64 {
         BIND_MAGIC.load()
     }
+
+    #[inline(always)]
+    fn marked(&self, payload: u32) {
+        if let Some(own) = PER_CPU.get_ptr_mut(0) {
+            // SAFETY: the entry is this CPU's own, and the program is not preempted by itself on one CPU.
+            let marked = unsafe { &mut (*own).marked };
+            marked.packets += 1;
+            marked.bytes += u64::from(payload);
+        }
+    }
 }
 
 /// The time in nanoseconds of the coarse monotonic clock: the same clock as the daemon's.

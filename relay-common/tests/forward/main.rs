@@ -287,5 +287,6 @@ fn marks_between(connector: SocketAddr, target: SocketAddr) {
     let marks = (0..80).filter(|_| ecn(0b10) == 0b11).count();
     assert!(marks > 2, "{marks} of 80");
     assert_eq!(world.slot.marked_packets.load() as usize, marks);
+    assert_eq!(world.marked.borrow()[..], vec![1000; marks], "each is told of with its payload");
     assert_eq!(ecn(0b00), 0b00, "not ECN-capable");
 }

@@ -1,5 +1,6 @@
 //! One session in plain memory, packets of it, and what an agent sees of them.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{
@@ -47,6 +48,8 @@ pub struct World {
     pub hop: NextHop,
     pub interface: Interface,
     pub locals: [Local; 2],
+    /// Payload bytes of each packet that was marked.
+    pub marked: RefCell<Vec<u32>>,
 }
 
 impl World {
@@ -62,6 +65,7 @@ impl World {
             hop: NextHop::default(),
             interface: Interface::default(),
             locals: Default::default(),
+            marked: RefCell::default(),
         };
         world.interface.write(INTERFACE, RELAY_MAC, 1500);
         world.hop.write(&Hop {
@@ -140,6 +144,9 @@ impl Tables for World {
     }
     fn bind_magic(&self) -> u64 {
         u64::from_ne_bytes(MAGIC)
+    }
+    fn marked(&self, payload: u32) {
+        self.marked.borrow_mut().push(payload);
     }
 }
 

@@ -96,14 +96,17 @@ checks! {
     /// Whether programs without privilege may use BPF: the relay needs none of that.
     UnprivilegedBpf = "unprivileged_bpf", Note, "kernel.unprivileged_bpf_disabled = 1 or 2",
         "sysctl -w kernel.unprivileged_bpf_disabled=1";
-    /// The capabilities of the caller; the unit gives the relay its own.
+    /// The capabilities of the caller, by which some findings can tell or not; the unit gives the relay its own.
     Capabilities = "capabilities", Note, "cap_bpf, cap_net_admin and cap_perfmon",
         "sudo ATLAS_ROOT={root} atlas-relay doctor";
+    /// The capabilities that the relay's unit gives it.
+    UnitCapabilities = "unit_capabilities", Warning, "cap_bpf, cap_net_admin and cap_perfmon",
+        "systemctl edit atlas-relay   # [Service] AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON";
     /// How much memory may be locked, which kernels before 5.11 charge BPF maps to.
     Memlock = "memlock", Warning, "no limit, or a kernel of 5.11 or later",
         "systemctl edit atlas-relay   # [Service] LimitMEMLOCK=infinity";
     /// Where flows are kept while no daemon runs and systemd keeps none.
-    Bpffs = "bpffs", Note, "datapath.bpffs in a mounted bpffs", "mount -t bpf bpf /sys/fs/bpf";
+    Bpffs = "bpffs", Note, "datapath.bpffs in a mounted bpffs", "mount -t bpf -o mode=0711 bpf /sys/fs/bpf";
     /// Who can use the directory of the pins.
     BpffsOwner = "bpffs_owner", Note, "a directory of the relay's user",
         "install -d -m 0700 -o {user} {directory}";
@@ -127,9 +130,9 @@ checks! {
     Queues = "queues", Note, "as many receive queues as CPUs", "ethtool -L {interface} combined {cpus}";
     /// Room in front of a frame; becoming IPv6 takes 20 bytes of it.
     Headroom = "headroom", Note, "20 bytes or more", "";
-    /// Chains of nftables that packets to this host go through.
-    Firewall = "firewall", Warning, "none that drops what no rule accepts, or a rule for the relay's port",
-        "nft add rule {family} {table} {chain} udp dport {port} accept";
+    /// Chains of nftables that packets to this host go through, and what their rules do with the relay's port.
+    Firewall = "firewall", Warning, "none that keeps the relay's port out",
+        "nft insert rule {family} {table} {chain} udp dport {port} accept   # and in the file that they are loaded from";
     /// ufw's rules.
     Ufw = "ufw", Warning, "not enabled, or a rule for the relay's port", "ufw allow {port}/udp";
     /// firewalld.
@@ -137,7 +140,7 @@ checks! {
         "firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload";
     /// The table of connections, which a flood of strangers' packets to the port can fill.
     Conntrack = "conntrack", Warning, "not in use, or the relay's port not tracked",
-        "nft 'add table inet atlas_relay; add chain inet atlas_relay raw { type filter hook prerouting priority raw; }; add rule inet atlas_relay raw udp dport {port} notrack'";
+        "sed s/4433/{port}/ /usr/share/doc/atlas-relay/deploy/firewall/nftables.conf | nft -f -   # deploy/firewall/nftables.conf";
     /// The host's clock, which handshakes compare.
     Clock = "clock", Warning, "synchronised", "timedatectl set-ntp true";
     /// How much a socket may hold of what is not read yet.

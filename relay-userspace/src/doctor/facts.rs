@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::DatapathMode;
-use crate::relay::datapath::packet_filter::Chain;
+use crate::doctor::packet_rules::InputChain;
 
 /// All that is known. `None`, and the words of an error, say that something cannot be told.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Facts {
     pub kernel: Kernel,
     /// The caller's capabilities.
     pub capabilities: Vec<String>,
+    /// Those that the relay's unit gives it; none: it has no unit here.
+    pub unit_capabilities: Option<Vec<String>>,
     /// `datapath.bpffs`; none: flows are not to be pinned.
     pub bpffs: Option<Bpffs>,
     /// The interfaces to attach to, or why they are not known.
@@ -36,7 +38,9 @@ pub struct Facts {
     /// Processors.
     pub cpus: usize,
     /// The chains of nftables for packets to this host, or why they cannot be told.
-    pub chains: Result<Vec<Chain>, String>,
+    pub chains: Result<Vec<InputChain>, String>,
+    /// Whether connections to the relay's port are left untracked; none if the rules are not known.
+    pub untracked: Option<bool>,
     /// ufw is enabled; whether one of its rules names the port.
     pub ufw: Option<bool>,
     /// firewalld runs.

@@ -162,8 +162,7 @@ fn of_host(facts: &Facts) -> Vec<Finding> {
         Some(_) => Check::UnprivilegedBpf.ok("disabled"),
         None => Check::UnprivilegedBpf.ok("this kernel has no such switch"),
     };
-    let missing: Vec<&str> =
-        NEEDED.into_iter().filter(|name| !facts.capabilities.iter().any(|held| held == name)).collect();
+    let missing = missing(&facts.capabilities);
     let capabilities = if missing.is_empty() {
         Check::Capabilities.ok("the caller has all that the XDP program needs")
     } else {
@@ -171,8 +170,30 @@ fn of_host(facts: &Facts) -> Vec<Finding> {
         Check::Capabilities.at(Level::Note, found, &[("root", &root)])
     };
     let mut all = vec![program, of_kernel, jit, unprivileged, capabilities, memlock(facts, kernel)];
+    all.extend(unit_capabilities(facts));
     all.extend(bpffs(facts));
     all
+}
+
+/// What is needed of these.
+fn missing(held: &[String]) -> Vec<&'static str> {
+    NEEDED.into_iter().filter(|name| !held.iter().any(|held| held == name)).collect()
+}
+
+fn unit_capabilities(facts: &Facts) -> Option<Finding> {
+    let given = facts.unit_capabilities.as_ref()?;
+    Some(match &missing(given)[..] {
+        [] => {
+            Check::UnitCapabilities.ok("atlas-relay.service gives the relay all that the XDP program needs")
+        }
+        missing => {
+            let found = format!(
+                "atlas-relay.service does not give the relay {}: the datapath is userspace",
+                missing.join(", ")
+            );
+            Check::UnitCapabilities.at(if_program(facts, Level::Warning), found, &[])
+        }
+    })
 }
 
 fn memlock(facts: &Facts, kernel: &Kernel) -> Finding {

@@ -6,6 +6,7 @@
 pub mod check;
 pub mod facts;
 mod findings;
+pub mod packet_rules;
 mod reach;
 mod self_test;
 mod sources;
@@ -25,6 +26,7 @@ use crate::privilege;
 use crate::relay::datapath::{Netlink, OBJECT};
 use crate::relay::report::{Peers, Status};
 use facts::Running;
+use packet_rules::Newcomer;
 
 /// What is to be looked at.
 #[derive(Clone, Debug)]
@@ -62,6 +64,12 @@ pub fn look(question: &Question) -> Facts {
     };
     let port = config.as_ref().map_or(0, |config| config.network.port);
     let addresses = Netlink::open().and_then(|mut netlink| netlink.addresses()).unwrap_or_default();
+    let interfaces = sources::interfaces::interfaces(&named, &attached);
+    let interface = match interfaces.as_deref() {
+        Ok([one]) => Some(one.name.as_str()),
+        _ => None,
+    };
+    let filters = sources::filters::filters(Newcomer { port, interface });
     Facts {
         root: root.path().to_owned(),
         config: config_path,
@@ -75,10 +83,12 @@ pub fn look(question: &Question) -> Facts {
         has_program: OBJECT.is_some(),
         kernel: sources::kernel::kernel(),
         capabilities: privilege::of_caller().map(privilege::Capabilities::names).unwrap_or_default(),
+        unit_capabilities: sources::unit::capabilities(),
         bpffs: datapath.and_then(|datapath| datapath.bpffs).map(sources::bpffs::bpffs),
-        interfaces: sources::interfaces::interfaces(&named, &attached),
+        interfaces,
         cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        chains: sources::filters::chains(),
+        chains: filters.chains,
+        untracked: filters.untracked,
         ufw: sources::filters::ufw(port),
         firewalld: sources::filters::firewalld(),
         conntrack: sources::filters::conntrack(),

@@ -9,11 +9,17 @@ use crate::clock::MonoTime;
 use crate::refusals::RefusalReason as _;
 
 /// Writes the lines. Of sessions all are written: agents can have only so many. What else agents can make come is bounded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EventLog {
     connections: LinePace,
     ends: LinePace,
     moves: LinePace,
+}
+
+impl Default for EventLog {
+    fn default() -> EventLog {
+        EventLog { connections: LinePace::OF_EVENTS, ends: LinePace::OF_EVENTS, moves: LinePace::OF_EVENTS }
+    }
 }
 
 impl EventLog {
@@ -25,12 +31,7 @@ impl EventLog {
             Event::Migrated { .. } => &mut self.moves,
             _ => return write(event),
         };
-        if let Some(left_out) = pace.take(now) {
-            if left_out > 0 {
-                tracing::warn!(times = left_out, "lines like the next one were left out");
-            }
-            write(event);
-        }
+        pace.write(now, || write(event));
     }
 }
 

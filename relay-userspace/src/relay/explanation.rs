@@ -14,6 +14,9 @@ pub struct Explanation {
     pub datapath: String,
     /// The packet.
     pub packet: Packet,
+    /// Why no packet to this destination reaches the relay; none: it listens there.
+    #[serde(default)]
+    pub not_listening: Option<String>,
     /// What the XDP program does with it; none in the userspace datapath.
     pub program: Option<Decision>,
     /// What the userspace forwarder does with it; none if it does not get it, or not as it is.
@@ -161,6 +164,8 @@ pub struct Bucket {
 pub struct Setting {
     /// The datapath's name.
     pub datapath: &'static str,
+    /// Why the relay does not listen at the packet's destination.
+    pub not_listening: Option<String>,
     /// The interface that the packet is taken to come by.
     pub interface: Option<String>,
     /// The interface that it leaves by.
@@ -173,7 +178,7 @@ impl Explanation {
     /// Says what becomes of the packet from `source` to `destination`.
     pub fn of(source: String, destination: String, fate: &Fate, setting: Setting) -> Explanation {
         let read = UdpFrame::read(&fate.frame);
-        let Setting { datapath, interface, egress, way } = setting;
+        let Setting { datapath, not_listening, interface, egress, way } = setting;
         Explanation {
             datapath: datapath.to_owned(),
             packet: Packet {
@@ -186,6 +191,7 @@ impl Explanation {
                 vlan: read.as_ref().and_then(|read| read.vlan),
                 interface,
             },
+            not_listening,
             program: fate.program.as_ref().map(|by| Decision::of(by.reason)),
             forwarder: fate.forwarder.as_ref().map(|by| Decision::of(by.err().unwrap_or(Reason::Forwarded))),
             leaves: leaves(fate, read.as_ref()),

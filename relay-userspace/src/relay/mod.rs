@@ -24,6 +24,7 @@ mod event_log;
 mod family;
 mod kept_bans;
 mod line_pace;
+mod listening;
 mod packet_path;
 mod pulse;
 mod reconfiguration;

@@ -19,7 +19,8 @@ use super::explanation::{Explanation, Setting};
 use super::forwarder::{BindSender, Forwarder, Merging, RelayPort, Started};
 use super::keeper::Keeper;
 use super::legacy::{Legacy, name_of_link, wait_until_free};
-use super::metrics::{AttachedInterface, PathFigures};
+use super::listening::Listening;
+use super::metrics::{PathFigures, WatchedInterface};
 use super::report;
 use super::stopping::Stopping;
 use crate::clock::MonoTime;
@@ -42,6 +43,7 @@ pub struct PacketPath {
     name: &'static str,
     why: String,
     forwarder: Forwarder,
+    listening: Listening,
     bind_sender: BindSender,
 }
 
@@ -138,6 +140,7 @@ impl PacketPath {
                 Explainer::without_program(new.hash_seed, magic.0)
             }
         };
+        let listening = Listening(relay_port.addresses());
         let sockets = relay_port.descriptors().map_err(PathError::Forwarder)?;
         let (flows, left) = match &legacy.tables {
             Some(_) if adopted => FlowTable::adopt(Arc::clone(&tables), hops, MonoTime::now()),
@@ -178,6 +181,7 @@ impl PacketPath {
             name,
             why,
             forwarder,
+            listening,
             bind_sender,
         };
         let predecessor = Predecessor { legacy, sockets, adopted };
@@ -336,21 +340,34 @@ impl PacketPath {
     ///
     /// # Errors
     /// The program's counters cannot be read.
-    pub fn figures(&self) -> Result<PathFigures, XdpError> {
+    pub fn figures(&mut self) -> Result<PathFigures, XdpError> {
         let attached = self.program.iter().flat_map(Program::attached);
-        let interfaces = attached.map(|(port, hook)| AttachedInterface {
-            index: port.index,
-            name: port.name.clone(),
-            mode: hook.name(),
-        });
+        let mut interfaces: Vec<WatchedInterface> = attached
+            .map(|(port, hook)| WatchedInterface {
+                index: port.index,
+                name: port.name.clone(),
+                mode: Some(hook.name()),
+            })
+            .collect();
+        if let Some(hops) = self.flows.routes() {
+            let leaving = hops.table().egress().into_iter().filter_map(|index| hops.table().link(index));
+            for link in leaving {
+                if interfaces.iter().all(|interface| interface.index != link.index) {
+                    let (index, name) = (link.index, link.name.clone());
+                    interfaces.push(WatchedInterface { index, name, mode: None });
+                }
+            }
+        }
+        let marked = self.program.as_ref().map(Program::marked).transpose()?.map(|marked| ("kernel", marked));
         Ok(PathFigures {
             mode: self.name,
             why: self.why.clone(),
             keeper: self.keeper.name(),
             keeper_why: self.keeper.why().to_owned(),
-            interfaces: interfaces.collect(),
+            interfaces,
             kernel: self.program.as_ref().map(Program::tallies).transpose()?.unwrap_or_default(),
             userspace: Reason::ALL.iter().map(|reason| (*reason, self.forwarder.tally(*reason))).collect(),
+            marked: marked.into_iter().chain([("userspace", self.forwarder.marked())]).collect(),
             socket_queue_drops: self.forwarder.socket_queue_drops(),
             slots_used: self.flows.installed(),
             slots: self.flows.capacity(),
@@ -365,7 +382,11 @@ impl PacketPath {
     pub fn explain(&mut self, tuple: FlowTuple, packet: Packet) -> Result<Explanation, String> {
         let fate = self.explainer.explain(&self.tables, tuple, packet, MonoTime::now());
         let fate = fate.map_err(|error| error.to_string())?;
-        let mut setting = Setting { datapath: self.name, ..Setting::default() };
+        let not_listening = match &fate.flow {
+            Some(_) => None,
+            None => self.listening.why_not(tuple.relay),
+        };
+        let mut setting = Setting { datapath: self.name, not_listening, ..Setting::default() };
         if let Some(hops) = self.flows.routes() {
             let unreadable = |error: io::Error| format!("asking the kernel for the next hop: {error}");
             let mut name = |index| hops.interface_name(index).map_err(unreadable);

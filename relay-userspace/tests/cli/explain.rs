@@ -14,8 +14,16 @@ fn a_packet_of_nobody_is_explained_by_a_relay_without_an_xdp_program() {
     assert!(said.stdout.contains("192.0.2.7:40001 > 192.0.2.1:4433, 1200 bytes of UDP payload"), "{said:?}");
     assert!(said.stdout.contains("Forwarder : pass: no_flow: No session"), "{said:?}");
     assert!(!said.stdout.contains("Program"), "{said:?}");
+    assert!(said.stdout.contains("Relay     : does not listen there: its port is "), "{said:?}");
     let json: serde_json::Value = serde_json::from_str(&relay.run(&format!("{ASK} --json")).stdout).unwrap();
     assert_eq!((json["forwarder"]["reason"].as_str(), json["session"].is_null()), (Some("no_flow"), true));
+
+    let (_, port) = said.stdout.split_once("its port is ").unwrap();
+    let port = port.lines().next().unwrap();
+    let said = relay.run(&format!("explain 192.0.2.7:40001 192.0.2.1:{port}"));
+    assert!(said.stdout.contains("192.0.2.1 is none of this host's addresses"), "{said:?}");
+    let said = relay.run(&format!("explain 192.0.2.7:40001 127.0.0.1:{port}"));
+    assert!(!said.stdout.contains("does not listen"), "{said:?}");
 
     let capture = relay.path("frame.hex");
     let other = [

@@ -54,6 +54,11 @@ impl Reading<'_> {
     }
 }
 
+/// Bytes of UDP payload of a frame that is a whole UDP packet.
+pub fn payload_bytes(frame: &[u8]) -> u64 {
+    Reading::of(frame).payload.len() as u64
+}
+
 /// What came in and what was emitted for it: payload and VLAN are the same, TTL one less, and every checksum is right. If
 /// it came in wrong, it is wrong by the same difference, so that who receives it sees the damage; one that was not there
 /// is still not there.

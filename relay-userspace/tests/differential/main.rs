@@ -80,6 +80,7 @@ fn the_program_and_the_host_code_decide_alike() {
         }
     }
     pair.compare_everything(&"the end");
+    assert!(pair.marked.packets >= cases / 1000, "marks come too rarely: {:?}", pair.marked);
     judge_shares(&pair.counts, cases);
 }
 
@@ -91,6 +92,8 @@ struct Pair {
     now: MonoTime,
     /// What the host code has decided, by reason.
     counts: Vec<Tally>,
+    /// What it has marked CE.
+    marked: Tally,
 }
 
 impl Pair {
@@ -104,7 +107,8 @@ impl Pair {
         }
         let [kernel, host] =
             [tables, Tables::private(sizes, KEY, MAGIC)].map(|tables| World::new(tables, now));
-        Pair { program, kernel, host, now, counts: vec![Tally::default(); Reason::COUNT] }
+        let counts = vec![Tally::default(); Reason::COUNT];
+        Pair { program, kernel, host, now, counts, marked: Tally::default() }
     }
 
     fn change(&mut self, choice: u64) {
@@ -121,6 +125,7 @@ impl Pair {
     fn compare(&mut self, frame: &[u8], from: u32, circumstance: Circumstance, case: &dyn std::fmt::Display) {
         self.kernel.begin(circumstance, self.now);
         self.host.begin(circumstance, self.now);
+        let marked = self.host.marked(from);
         let crowded = circumstance == Circumstance::NoHeadroom;
         let (verdict, bytes) = self.run_kernel(frame, if crowded { CROWDING } else { 0 });
         let (decision, expected) = self.run_host(frame, if crowded { NO_HEADROOM } else { HEADROOM });
@@ -135,6 +140,10 @@ impl Pair {
         let count = &mut self.counts[reason.index() as usize];
         count.packets += 1;
         count.bytes += frame.len() as u64;
+        if self.host.marked(from) != marked {
+            self.marked.packets += 1;
+            self.marked.bytes += checks::payload_bytes(frame);
+        }
         assert_eq!(verdict, action(reason, redirect), "{what}");
         assert_eq!(bytes, expected, "{what}");
         assert_eq!(self.program.tally(reason).unwrap(), *count, "{what}");
@@ -169,6 +178,7 @@ impl Pair {
         for (reason, tally) in self.program.tallies().unwrap() {
             assert_eq!(tally, self.counts[reason.index() as usize], "{case}: {reason:?}");
         }
+        assert_eq!(self.program.marked().unwrap(), self.marked, "{case}");
         for agent in (0..AGENTS).step_by(2) {
             assert_eq!(self.kernel.words(agent), self.host.words(agent), "{case}: agent {agent}");
         }

@@ -201,6 +201,11 @@ impl World {
         self.tables.slot(self.installed[agent as usize / 2].0).unwrap()
     }
 
+    /// Packets of an agent's session that were marked.
+    pub fn marked(&self, agent: u32) -> u32 {
+        self.slot_of(agent).marked_packets.load()
+    }
+
     /// Everything of an agent's session that packets change: its bucket and its counters.
     pub fn words(&self, agent: u32) -> [u64; 7] {
         let slot = self.slot_of(agent);

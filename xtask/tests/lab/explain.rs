@@ -72,6 +72,7 @@ fn check(world: &World, forwarder: Forwarder, session: &RelaySession, ids: &[Nod
     let leaves = said.leaves.as_ref().unwrap();
     assert_eq!(leaves.destination, target.agent.unwrap().to_string());
     assert_eq!((leaves.source.clone(), leaves.ttl), (target.relay.unwrap().to_string(), 63));
+    assert_eq!(said.not_listening, None);
     let told = said.session.as_ref().unwrap();
     assert_eq!((told.session.as_ref(), told.sender.as_str()), (Some(&session.session), "connector"));
     for (side, id) in told.sides.iter().zip(ids) {
@@ -98,6 +99,7 @@ fn check(world: &World, forwarder: Forwarder, session: &RelaySession, ids: &[Nod
     let said = explain(stranger, "");
     let by = said.program.as_ref().or(said.forwarder.as_ref()).unwrap();
     assert_eq!((by.reason.as_str(), said.session.is_none()), ("no_flow", true), "{said:?}");
+    assert_eq!(said.not_listening, None, "the relay's own address");
 }
 
 /// Takes one session, until it ends.

@@ -23,8 +23,10 @@ pub fn run(options: &args::Explain) -> anyhow::Result<()> {
 }
 
 fn lines(explanation: &Explanation) -> Vec<String> {
-    let Explanation { datapath, packet, program, forwarder, leaves, session, next_hop, bucket } = explanation;
+    let Explanation { datapath, packet, not_listening, .. } = explanation;
+    let Explanation { program, forwarder, leaves, session, next_hop, bucket, .. } = explanation;
     let mut lines = vec![format!("Packet    : {}", arriving(packet))];
+    lines.extend(not_listening.as_ref().map(|why| format!("Relay     : does not listen there: {why}")));
     if let Some(decision) = program {
         lines.push(format!("Program   : {}", decided(decision)));
     }
@@ -204,6 +206,14 @@ mod tests {
             assert!(said.contains(part), "{part:?} is missing: {said}");
         }
         assert!(!said.contains("Forwarder"), "{said}");
+    }
+
+    #[test]
+    fn a_destination_that_is_not_the_relays_is_said_to_be_none() {
+        let mut elsewhere = explanation();
+        assert!(!said(elsewhere.clone()).contains("does not listen"));
+        elsewhere["not_listening"] = "its port is 4433".into();
+        assert!(said(elsewhere).contains("\nRelay     : does not listen there: its port is 4433\n"));
     }
 
     #[test]

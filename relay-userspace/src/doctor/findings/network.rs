@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Check, Facts, Finding, Level};
 use crate::doctor::facts::PortState;
+use crate::doctor::packet_rules::{InputChain, PortFate};
 use crate::relay::forwarder::BUFFER_BYTES;
 
 /// A table of connections that is as full as this has room for little.
@@ -19,14 +20,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         Some(false) => Check::Ufw.at(Level::Warning, "enabled, and no rule of it names the port", &[port]),
         None => Check::Ufw.ok("not enabled"),
     });
-    all.push(match facts.firewalld {
-        true => Check::Firewalld.at(
-            Level::Note,
-            "running: whether the port is open cannot be told from here",
-            &[port],
-        ),
-        false => Check::Firewalld.ok("not running"),
-    });
+    all.push(firewalld(facts, port));
     all.push(conntrack(facts, port));
     all.push(match &facts.clock {
         Ok(true) => Check::Clock.ok("synchronised"),
@@ -64,42 +58,83 @@ fn firewall(facts: &Facts, port: (&'static str, &str)) -> Vec<Finding> {
             return vec![Check::Firewall.at(Level::Note, found, &values)];
         }
     };
-    let dropping: Vec<Finding> = chains
-        .iter()
-        .filter(|chain| chain.drops)
-        .map(|chain| {
-            let found = format!(
-                "chain {} of table {} {} drops what no rule accepts: whether one accepts the port cannot be told from here",
-                chain.name, chain.family, chain.table
-            );
-            let values = [("family", chain.family), ("table", chain.table.as_str()), ("chain", chain.name.as_str()), port];
-            Check::Firewall.at(Level::Warning, found, &values)
-        })
-        .collect();
-    match (dropping.is_empty(), chains.len()) {
-        (false, _) => dropping,
-        (true, 0) => vec![Check::Firewall.ok("no chain of nftables for packets to this host")],
-        (true, count) => {
-            vec![
-                Check::Firewall.ok(format!(
-                    "{count} chains of nftables for packets to this host; none drops by its policy"
-                )),
-            ]
+    let own: Vec<&InputChain> = chains.iter().filter(|chain| manager(facts, chain).is_none()).collect();
+    let closed: Vec<Finding> = own.iter().filter_map(|chain| closed(chain, port)).collect();
+    if !closed.is_empty() {
+        return closed;
+    }
+    let is_told = |chain: &&InputChain| chain.port == PortFate::Accepted;
+    vec![Check::Firewall.ok(match (own.len(), own.iter().all(is_told)) {
+        (0, _) => "no chain of nftables for packets to this host".to_owned(),
+        (count, true) => format!("{count} chains of nftables for packets to this host: the port is let in"),
+        (count, false) => {
+            format!("{count} chains of nftables for packets to this host; none drops by its policy")
         }
+    })]
+}
+
+/// What is to be said of a chain that does not let everybody in.
+fn closed(chain: &InputChain, port: (&'static str, &str)) -> Option<Finding> {
+    let InputChain { family, table, name, port: fate } = chain;
+    let what = match fate {
+        PortFate::Accepted | PortFate::Untold { drops: false } => return None,
+        PortFate::Untold { drops: true } => {
+            "drops what no rule accepts: whether one accepts the port cannot be told without nft"
+        }
+        PortFate::SomeAccepted => {
+            "lets in some of what comes to the port at most: its rules have further conditions"
+        }
+        PortFate::Dropped => "keeps the port out: no rule accepts it before the packet is dropped",
+    };
+    let values = [("family", &**family), ("table", table), ("chain", name), port];
+    let found = format!("chain {name} of table {family} {table} {what}");
+    Some(Check::Firewall.at(Level::Warning, found, &values))
+}
+
+/// Whose rules stand in a chain, if they are to be changed by its commands alone.
+fn manager(facts: &Facts, chain: &InputChain) -> Option<Check> {
+    match (&*chain.family, &*chain.table) {
+        (_, "firewalld") if facts.firewalld => Some(Check::Firewalld),
+        ("ip" | "ip6", "filter") if facts.ufw.is_some() => Some(Check::Ufw),
+        _ => None,
+    }
+}
+
+fn firewalld(facts: &Facts, port: (&'static str, &str)) -> Finding {
+    if !facts.firewalld {
+        return Check::Firewalld.ok("not running");
+    }
+    let chains = facts.chains.iter().flatten();
+    let of_it = chains.filter(|chain| manager(facts, chain) == Some(Check::Firewalld));
+    match of_it.map(|chain| chain.port).max() {
+        Some(PortFate::Accepted) => Check::Firewalld.ok("running; its rules let the port in"),
+        Some(PortFate::SomeAccepted) => Check::Firewalld.at(
+            Level::Warning,
+            "running; its rules let in some of what comes to the port at most",
+            &[port],
+        ),
+        Some(PortFate::Dropped) => {
+            Check::Firewalld.at(Level::Warning, "running; its rules keep the port out", &[port])
+        }
+        Some(PortFate::Untold { .. }) | None => Check::Firewalld.at(
+            Level::Note,
+            "running: whether the port is open cannot be told from here",
+            &[port],
+        ),
     }
 }
 
 fn conntrack(facts: &Facts, port: (&'static str, &str)) -> Finding {
-    match facts.conntrack {
-        None => Check::Conntrack.ok("not in use"),
-        Some((count, max)) => {
-            let found = format!(
-                "{count} of {max} connections: strangers' packets to the port are tracked unless a rule says notrack"
-            );
-            let full = max > 0 && count.saturating_mul(100) / max >= FULL;
-            Check::Conntrack.at(if full { Level::Warning } else { Level::Note }, found, &[port])
-        }
-    }
+    let Some((count, max)) = facts.conntrack else { return Check::Conntrack.ok("not in use") };
+    let used = format!("{count} of {max} connections");
+    let full = max > 0 && count.saturating_mul(100) / max >= FULL;
+    let what = match facts.untracked {
+        Some(true) => return Check::Conntrack.ok(format!("{used}; the port is not tracked")),
+        Some(false) => "each stranger that sends to the port takes one",
+        None => "strangers' packets to the port are tracked unless a rule says notrack",
+    };
+    let level = if full { Level::Warning } else { Level::Note };
+    Check::Conntrack.at(level, format!("{used}: {what}"), &[port])
 }
 
 fn receive_buffer(facts: &Facts) -> Finding {

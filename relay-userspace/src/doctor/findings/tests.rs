@@ -1,6 +1,6 @@
 use super::*;
 use crate::doctor::facts::{Bpffs, Interface, PortState, Running};
-use crate::relay::datapath::packet_filter::Chain;
+use crate::doctor::packet_rules::{InputChain, PortFate};
 
 fn interface() -> Interface {
     Interface {
@@ -36,6 +36,7 @@ fn host() -> Facts {
             memlock: None,
         },
         capabilities: NEEDED.map(str::to_owned).to_vec(),
+        unit_capabilities: Some(NEEDED.map(str::to_owned).to_vec()),
         bpffs: Some(Bpffs {
             directory: "/sys/fs/bpf/atlas-relay".into(),
             mounted: true,
@@ -45,6 +46,7 @@ fn host() -> Facts {
         interfaces: Ok(vec![interface()]),
         cpus: 4,
         chains: Ok(Vec::new()),
+        untracked: Some(false),
         ufw: None,
         firewalld: false,
         conntrack: None,
@@ -270,9 +272,42 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
             Check::Firewall,
             Level::Note,
             "cannot tell",
-            Some("nft add rule inet filter input udp dport 4433 accept"),
+            Some(
+                "nft insert rule inet filter input udp dport 4433 accept   # and in the file that they are loaded from",
+            ),
         ),
-        (Facts { conntrack: Some((10, 100)), ..host() }, Check::Conntrack, Level::Note, "10 of 100", None),
+        (
+            Facts { conntrack: Some((10, 100)), ..host() },
+            Check::Conntrack,
+            Level::Note,
+            "10 of 100 connections: each stranger",
+            Some(
+                "sed s/4433/4433/ /usr/share/doc/atlas-relay/deploy/firewall/nftables.conf | nft -f -   # deploy/firewall/nftables.conf",
+            ),
+        ),
+        (
+            Facts { conntrack: Some((10, 100)), untracked: None, ..host() },
+            Check::Conntrack,
+            Level::Note,
+            "unless a rule says notrack",
+            None,
+        ),
+        (
+            Facts { conntrack: Some((80, 100)), untracked: Some(true), ..host() },
+            Check::Conntrack,
+            Level::Ok,
+            "80 of 100 connections; the port is not tracked",
+            None,
+        ),
+        (
+            Facts { unit_capabilities: Some(vec!["cap_net_admin".into()]), ..host() },
+            Check::UnitCapabilities,
+            Level::Warning,
+            "does not give the relay cap_bpf, cap_perfmon",
+            Some(
+                "systemctl edit atlas-relay   # [Service] AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
+            ),
+        ),
         (Facts { conntrack: Some((80, 100)), ..host() }, Check::Conntrack, Level::Warning, "80 of 100", None),
         (
             Facts { clock: Ok(false), ..host() },
@@ -362,15 +397,61 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
     }
 }
 
+fn chain(family: &str, table: &str, name: &str, port: PortFate) -> InputChain {
+    InputChain { family: family.to_owned(), table: table.to_owned(), name: name.to_owned(), port }
+}
+
 #[test]
-fn a_chain_that_drops_is_named_in_the_command_that_opens_the_port() {
-    let chain = |name: &str, drops| Chain { family: "ip", table: "fw".into(), name: name.into(), drops };
-    let facts = Facts { chains: Ok(vec![chain("in", true), chain("late", false)]), ..host() };
-    let finding = one(&facts, Check::Firewall);
-    assert_eq!(finding.level, Level::Warning);
-    assert_eq!(finding.mend.as_deref(), Some("nft add rule ip fw in udp dport 4433 accept"));
-    let facts = Facts { chains: Ok(vec![chain("late", false)]), ..host() };
-    assert_eq!(one(&facts, Check::Firewall).level, Level::Ok);
+fn a_chain_that_keeps_the_port_out_is_named_in_the_command_that_opens_it() {
+    let of_chains = |ports: &[(&str, PortFate)]| {
+        let chains = ports.iter().map(|(name, port)| chain("ip", "fw", name, *port)).collect();
+        of(&Facts { chains: Ok(chains), ..host() }, Check::Firewall)
+    };
+    let rows = [
+        (PortFate::Accepted, Level::Ok, "1 chains of nftables for packets to this host: the port is let in"),
+        (PortFate::Untold { drops: false }, Level::Ok, "none drops by its policy"),
+        (PortFate::Untold { drops: true }, Level::Warning, "cannot be told without nft"),
+        (PortFate::SomeAccepted, Level::Warning, "lets in some of what comes to the port at most"),
+        (PortFate::Dropped, Level::Warning, "chain in of table ip fw keeps the port out"),
+    ];
+    for (port, level, found) in rows {
+        let [finding] = of_chains(&[("in", port)]).try_into().unwrap();
+        assert_eq!(finding.level, level, "{finding:?}");
+        assert!(finding.found.contains(found), "{finding:?}");
+    }
+    let two = of_chains(&[("in", PortFate::Dropped), ("late", PortFate::Accepted)]);
+    let [finding] = two.try_into().unwrap();
+    assert!(finding.mend.unwrap().starts_with("nft insert rule ip fw in udp dport 4433 accept "));
+}
+
+#[test]
+fn chains_that_ufw_or_firewalld_manages_are_to_be_changed_by_its_commands() {
+    let firewalld = |port| {
+        let chains = vec![chain("inet", "firewalld", "filter_INPUT", port)];
+        let facts = Facts { chains: Ok(chains), firewalld: true, ..host() };
+        assert_eq!(one(&facts, Check::Firewall).level, Level::Ok);
+        one(&facts, Check::Firewalld)
+    };
+    assert_eq!(firewalld(PortFate::Accepted).level, Level::Ok);
+    assert_eq!(firewalld(PortFate::Untold { drops: true }).level, Level::Note);
+    for port in [PortFate::SomeAccepted, PortFate::Dropped] {
+        let finding = firewalld(port);
+        assert_eq!(finding.level, Level::Warning);
+        assert_eq!(
+            finding.mend.unwrap(),
+            "firewall-cmd --permanent --add-port=4433/udp && firewall-cmd --reload"
+        );
+    }
+    let chains = || Ok(vec![chain("ip6", "filter", "INPUT", PortFate::Dropped)]);
+    let of_ufw = Facts { chains: chains(), ufw: Some(false), ..host() };
+    assert_eq!(one(&of_ufw, Check::Firewall).level, Level::Ok);
+    assert_eq!(one(&of_ufw, Check::Ufw).mend.unwrap(), "ufw allow 4433/udp");
+    assert_eq!(one(&Facts { chains: chains(), ..host() }, Check::Firewall).level, Level::Warning);
+}
+
+#[test]
+fn a_host_without_the_unit_is_told_nothing_of_it() {
+    assert!(of(&Facts { unit_capabilities: None, ..host() }, Check::UnitCapabilities).is_empty());
 }
 
 #[test]

@@ -3,15 +3,47 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 
 use super::kernel::number;
+use crate::doctor::packet_rules::{InputChain, Newcomer, PortFate, Ruleset};
 use crate::relay::datapath::packet_filter::{Chain, input_chains};
 
-/// The chains of nftables for packets to this host.
-///
-/// # Errors
-/// Why they cannot be told, for people.
-pub fn chains() -> Result<Vec<Chain>, String> {
+/// What is known of nftables.
+pub struct Filters {
+    /// The chains for packets to this host, or why they cannot be told, for people.
+    pub chains: Result<Vec<InputChain>, String>,
+    /// Whether newcomers' connections are left untracked; none if the rules are not known.
+    pub untracked: Option<bool>,
+}
+
+/// What becomes of a newcomer: by all rules where nft tells them, else by the policies of the chains alone.
+pub fn filters(newcomer: Newcomer<'_>) -> Filters {
+    if let Some(rules) = ruleset() {
+        return Filters {
+            chains: Ok(rules.input_chains(newcomer)),
+            untracked: Some(rules.leaves_untracked(newcomer)),
+        };
+    }
+    let by_policy = |Chain { family, table, name, drops }| InputChain {
+        family: family.to_owned(),
+        table,
+        name,
+        port: PortFate::Untold { drops },
+    };
+    Filters { chains: chains().map(|chains| chains.into_iter().map(by_policy).collect()), untracked: None }
+}
+
+/// All rules, if nft is here and may read them.
+fn ruleset() -> Option<Ruleset> {
+    let said = Command::new("nft").args(["--json", "list", "ruleset"]).output().ok()?;
+    if !said.status.success() {
+        return None;
+    }
+    Ruleset::parse(&String::from_utf8_lossy(&said.stdout)).ok()
+}
+
+fn chains() -> Result<Vec<Chain>, String> {
     input_chains().or_else(|error: io::Error| match error.raw_os_error() {
         Some(libc::EPERM) => Err("only root, or who has cap_net_admin, may read the rules".to_owned()),
         // A kernel without nf_tables has none of its chains.

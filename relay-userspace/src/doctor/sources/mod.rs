@@ -6,3 +6,4 @@ pub mod host_clock;
 pub mod interfaces;
 pub mod kernel;
 pub mod port;
+pub mod unit;

@@ -6,7 +6,7 @@
 //! to userspace: the program then passes the packet up, and the kernel's stack resolves the neighbour when the forwarder
 //! sends.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 use relay_common::next_hop::{Egress, Hop, station_words};
@@ -235,6 +235,12 @@ impl<A: HopArray> HopTable<A> {
     /// The interfaces whose facts were told, by index.
     pub fn links(&self) -> impl Iterator<Item = u32> + '_ {
         self.links.keys().copied()
+    }
+
+    /// The interfaces that the next hops in use lead through; of a VLAN the one that its frames leave by.
+    pub fn egress(&self) -> BTreeSet<u32> {
+        let interfaces = self.keys().map(|key| key.interface);
+        interfaces.map(|index| self.below(index).unwrap_or(index)).collect()
     }
 
     /// Whether the next hop is in use.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use aya::maps::{Array, DevMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, DevMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions};
 use aya_log::EbpfLogger;
@@ -25,8 +25,8 @@ pub const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!(
 #[cfg(not(bpf_object))]
 pub const OBJECT: Option<&[u8]> = None;
 
-/// A [`PerCpu`] as pairs of words: its time, then a tally for each reason.
-type PerCpuPairs = [[u64; 2]; 1 + Reason::COUNT];
+/// A [`PerCpu`] as pairs of words: its time, then a tally for each reason, then that of marked packets.
+type PerCpuPairs = [[u64; 2]; 2 + Reason::COUNT];
 
 const _: () = assert!(size_of::<PerCpu>() == size_of::<PerCpuPairs>());
 
@@ -256,16 +256,30 @@ impl Program {
     /// # Errors
     /// The map could not be read.
     pub fn tallies(&self) -> Result<Vec<(Reason, Tally)>, XdpError> {
-        let fail = |error: MapError| XdpError::Map { map: maps::PER_CPU, fault: error.to_string() };
-        let cpus = self.per_cpu.get(&0, 0).map_err(fail)?;
         let mut sums: Vec<_> = Reason::ALL.iter().map(|reason| (*reason, Tally::default())).collect();
-        for [_coarse_time, tallies @ ..] in cpus.iter() {
-            for ((_, sum), [packets, bytes]) in sums.iter_mut().zip(tallies) {
-                sum.packets += packets;
-                sum.bytes += bytes;
+        for [_coarse_time, tallies @ .., _marked] in self.of_cpus()?.iter() {
+            for ((_, sum), tally) in sums.iter_mut().zip(tallies) {
+                add(sum, tally);
             }
         }
         Ok(sums)
+    }
+
+    /// The packets that the program has marked CE, counted likewise, with their UDP payload bytes.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn marked(&self) -> Result<Tally, XdpError> {
+        let mut sum = Tally::default();
+        for [.., marked] in self.of_cpus()?.iter() {
+            add(&mut sum, marked);
+        }
+        Ok(sum)
+    }
+
+    fn of_cpus(&self) -> Result<PerCpuValues<PerCpuPairs>, XdpError> {
+        let fail = |error: MapError| XdpError::Map { map: maps::PER_CPU, fault: error.to_string() };
+        self.per_cpu.get(&0, 0).map_err(fail)
     }
 
     /// What the program has counted for one reason.
@@ -502,6 +516,11 @@ fn data<'m>(map: &'m Map, name: &'static str) -> Result<&'m MapData, XdpError> {
             Err(XdpError::Map { map: name, fault: "a map of another kind than any of the program's".into() })
         }
     }
+}
+
+fn add(sum: &mut Tally, [packets, bytes]: &[u64; 2]) {
+    sum.packets += packets;
+    sum.bytes += bytes;
 }
 
 fn left(error: io::Error) -> XdpError {

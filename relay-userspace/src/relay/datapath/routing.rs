@@ -13,6 +13,8 @@ use super::next_hops::{Acquired, HopArray, HopId, HopKey, HopTable, Link};
 use super::program::Hook;
 use super::resolution::resolve;
 use super::xdp_features::XdpFeatures;
+use crate::clock::MonoTime;
+use crate::relay::line_pace::LinePace;
 
 /// The next hops in use, and the connection to the kernel that knows of them.
 pub struct NextHops<A> {
@@ -21,6 +23,14 @@ pub struct NextHops<A> {
     features: Option<XdpFeatures>,
     /// Whether it was said that the table is full; once is enough.
     told_full: bool,
+    faults: Faults,
+}
+
+/// Lines about what the kernel did not say: of routes, interfaces and neighbours.
+struct Faults {
+    routes: LinePace,
+    links: LinePace,
+    neighbours: LinePace,
 }
 
 /// A way to an agent.
@@ -43,7 +53,13 @@ impl<A: HopArray> NextHops<A> {
     pub fn open(array: A) -> io::Result<NextHops<A>> {
         let capacity = u16::try_from(NEXT_HOP_ENTRIES).unwrap_or(u16::MAX);
         let table = HopTable::new(array, capacity);
-        Ok(NextHops { table, netlink: Netlink::open()?, features: XdpFeatures::open()?, told_full: false })
+        let faults = Faults {
+            routes: LinePace::OF_FAULTS,
+            links: LinePace::OF_FAULTS,
+            neighbours: LinePace::OF_FAULTS,
+        };
+        let (netlink, features) = (Netlink::open()?, XdpFeatures::open()?);
+        Ok(NextHops { table, netlink, features, told_full: false, faults })
     }
 
     /// Tells which interfaces the program is attached to, by index, and where it runs.
@@ -59,7 +75,9 @@ impl<A: HopArray> NextHops<A> {
             Ok(Some(key)) => key,
             Ok(None) => return HopId::USERSPACE,
             Err(error) => {
-                tracing::warn!(%agent, %relay, %error, "the kernel did not say by which route an agent is reached");
+                self.faults.routes.write(MonoTime::now(), || {
+                    tracing::warn!(%agent, %relay, %error, "the kernel did not say by which route an agent is reached");
+                });
                 return HopId::USERSPACE;
             }
         };
@@ -139,7 +157,9 @@ impl<A: HopArray> NextHops<A> {
 
     fn read_link(&mut self, index: u32) {
         let link = self.link(index).unwrap_or_else(|error| {
-            tracing::warn!(index, %error, "the kernel did not describe an interface: it is not forwarded to");
+            self.faults.links.write(MonoTime::now(), || {
+                tracing::warn!(index, %error, "the kernel did not describe an interface: it is not forwarded to");
+            });
             None
         });
         self.table.set_link(index, link);
@@ -157,7 +177,9 @@ impl<A: HopArray> NextHops<A> {
     /// one in use is asked after, and an unknown one asked for, if `is_new`: later the forwarder's own sending does that.
     fn read_neighbour(&mut self, key: HopKey, is_new: bool) {
         let known = self.netlink.neighbour(key).unwrap_or_else(|error| {
-            tracing::warn!(gateway = %key.gateway, %error, "the kernel did not describe a neighbour");
+            self.faults.neighbours.write(MonoTime::now(), || {
+                tracing::warn!(gateway = %key.gateway, %error, "the kernel did not describe a neighbour");
+            });
             None
         });
         self.table.set_neighbour(key, known.map(|known| known.neighbour));

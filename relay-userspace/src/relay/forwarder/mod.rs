@@ -172,12 +172,12 @@ impl Forwarder {
     /// The same with their payload bytes; of what the kernel has dropped those are not known.
     pub fn tally(&self, reason: Reason) -> Tally {
         let by_kernel = if reason == Reason::ControlShare { self.dropped_by_kernel().0 } else { 0 };
-        let mut sum = Tally { packets: by_kernel, bytes: 0 };
-        for Tally { packets, bytes } in self.counters.iter().map(|counters| counters.get(reason)) {
-            sum.packets += packets;
-            sum.bytes += bytes;
-        }
-        sum
+        sum(Tally { packets: by_kernel, bytes: 0 }, self.counters.iter().map(|counters| counters.get(reason)))
+    }
+
+    /// Datagrams that were marked CE, with their payload bytes.
+    pub fn marked(&self) -> Tally {
+        sum(Tally::default(), self.counters.iter().map(|counters| counters.marked()))
     }
 
     /// Messages the kernel dropped before a reader saw them because a socket's buffer was full, of all sockets since they
@@ -191,6 +191,13 @@ impl Forwarder {
         let each = self.sockets.iter().zip(&self.gates).map(|(socket, gate)| gate.of(socket));
         each.fold((0, 0), |(kept_out, full), (k, f)| (kept_out + u64::from(k), full + u64::from(f)))
     }
+}
+
+fn sum(from: Tally, of: impl Iterator<Item = Tally>) -> Tally {
+    of.fold(from, |sum, Tally { packets, bytes }| Tally {
+        packets: sum.packets + packets,
+        bytes: sum.bytes + bytes,
+    })
 }
 
 impl Drop for Forwarder {

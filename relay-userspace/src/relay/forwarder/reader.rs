@@ -25,6 +25,7 @@ use super::steering::may_be_quic;
 use crate::clock::MonoTime;
 use crate::relay::datapath::{Arrival, Relayed, Run, Tables};
 use crate::relay::family::{Family, PerFamily};
+use crate::relay::line_pace::LinePace;
 
 /// A bind datagram on its way to the rendezvous: it has the magic and the length, nothing else is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,13 +118,14 @@ impl Reader {
     pub fn run(self) {
         let _or_the_process_ends = EndsWithReader;
         let mut batch = Batch::new(BATCH);
+        let mut faults = LinePace::OF_FAULTS;
         while !self.stop.asked.load(Ordering::Relaxed) {
             // Asks before it waits: while datagrams keep coming, waiting for them is a system call too many.
             match self.turn(&mut batch, None) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(&mut faults),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => pause_after(&error),
+                Err(error) => pause_after(&error, &mut faults),
             }
         }
     }
@@ -135,6 +137,7 @@ impl Reader {
         // No more than that: the thread is wanted by others.
         let mut batch = Batch::new(AT_ONCE);
         let mut gate = self.gate.take();
+        let mut faults = LinePace::OF_FAULTS;
         loop {
             let ready = match gate.as_mut().and_then(|gate| gate.tend(MonoTime::now())) {
                 None => readable.readable().await,
@@ -153,7 +156,7 @@ impl Reader {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     drop(ready);
-                    tracing::warn!(%error, "receiving from the relay's port failed; trying again");
+                    tell(&error, &mut faults);
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -199,7 +202,12 @@ impl Reader {
             let payload = place.of(bytes).unwrap_or_default();
             let arrival = Arrival { from, to, payload, tos: ancillary.tos, ttl };
             match self.decide(&run, &arrival, gate.as_deref_mut(), now) {
-                Ok(relayed) => queue(departures, place, &relayed, arrived),
+                Ok(relayed) => {
+                    if relayed.mark {
+                        self.counters.count_marked(payload.len() as u64);
+                    }
+                    queue(departures, place, &relayed, arrived);
+                }
                 Err(reason) => self.counters.count(reason, 1, payload.len() as u64),
             }
         }
@@ -264,9 +272,9 @@ impl Reader {
     }
 
     /// Waits for datagrams, or to be told to stop.
-    fn wait(&self) {
+    fn wait(&self, faults: &mut LinePace) {
         match wait_readable(&self.socket, self.stop.wake.as_fd()) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => pause_after(&error),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => pause_after(&error, faults),
             _ => {}
         }
     }
@@ -294,7 +302,13 @@ const CE: u8 = 0b11;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// An error of the socket as a whole: rare, and not a reason to stop, nor to spin.
-fn pause_after(error: &io::Error) {
-    tracing::warn!(%error, "receiving from the relay's port failed; trying again");
+fn pause_after(error: &io::Error, faults: &mut LinePace) {
+    tell(error, faults);
     std::thread::sleep(PAUSE);
+}
+
+fn tell(error: &io::Error, faults: &mut LinePace) {
+    faults.write(MonoTime::now(), || {
+        tracing::warn!(%error, "receiving from the relay's port failed; trying again");
+    });
 }

@@ -17,7 +17,7 @@ mod request;
 
 pub use endpoint::{Endpoint, ListenError};
 pub use event_counts::EventCounts;
-pub use observation::{AttachedInterface, Observation, PathFigures};
+pub use observation::{Observation, PathFigures, WatchedInterface};
 
 use tokio::sync::oneshot;
 

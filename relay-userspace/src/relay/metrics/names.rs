@@ -68,7 +68,7 @@ families! {
     SOCKET_QUEUE_DROPS = "atlas_relay_socket_queue_drops_total", Counter, [],
         "Messages that the kernel dropped because the queue of a socket of the relay's port was full. Merged datagrams count as one.";
     INTERFACE_PACKETS = "atlas_relay_interface_packets_total", Counter, ["interface", "direction"],
-        "Packets that the kernel has counted on an interface with the XDP program (receive or transmit): beside what was forwarded.";
+        "Packets that the kernel has counted on an interface with the XDP program, or that sessions leave by (receive or transmit): beside what was forwarded.";
     INTERFACE_DROPS = "atlas_relay_interface_dropped_packets_total", Counter, ["interface", "direction"],
         "Packets that the driver or the stack dropped there, those for want of receive buffers included.";
     INTERFACE_ERRORS = "atlas_relay_interface_errors_total", Counter, ["interface", "direction"],
@@ -79,8 +79,10 @@ families! {
         "Packets that were dropped for the limit of their session, as found when sessions are looked at.";
     LIMITED_BYTES = "atlas_relay_limited_bytes_total", Counter, [],
         "UDP payload of those packets.";
-    MARKED_PACKETS = "atlas_relay_marked_packets_total", Counter, [],
-        "Packets that were marked CE since their session comes near its limit, as found when sessions are looked at.";
+    MARKED_PACKETS = "atlas_relay_marked_packets_total", Counter, ["datapath"],
+        "Packets that were marked CE since their session comes near its limit, by what marked them (kernel or userspace).";
+    MARKED_BYTES = "atlas_relay_marked_bytes_total", Counter, ["datapath"],
+        "UDP payload of those packets.";
     CONNECTIONS = "atlas_relay_control_connections", Gauge, [],
         "Control connections of agents.";
     ANNOUNCED = "atlas_relay_announced_agents", Gauge, [],

@@ -38,12 +38,14 @@ pub struct PathFigures {
     pub keeper: &'static str,
     /// Why that one.
     pub keeper_why: String,
-    /// Where the program is attached.
-    pub interfaces: Vec<AttachedInterface>,
+    /// Where the program is attached, and what else it sends by.
+    pub interfaces: Vec<WatchedInterface>,
     /// By what became of it in the program; empty without.
     pub kernel: Vec<(Reason, Tally)>,
     /// The same in the forwarder.
     pub userspace: Vec<(Reason, Tally)>,
+    /// Packets that were marked CE, with their UDP payload, by who did that.
+    pub marked: Vec<(&'static str, Tally)>,
     /// Messages that did not fit a socket's queue.
     pub socket_queue_drops: u64,
     /// Slots that are in use.
@@ -54,15 +56,15 @@ pub struct PathFigures {
     pub table_bytes: u64,
 }
 
-/// An interface that the program was attached to.
+/// An interface that packets of sessions come or leave by.
 #[derive(Clone, Debug)]
-pub struct AttachedInterface {
+pub struct WatchedInterface {
     /// Its number.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// `xdp-native` or `xdp-generic`.
-    pub mode: &'static str,
+    /// How the program was attached to it: `xdp-native` or `xdp-generic`; none: packets only leave by it.
+    pub mode: Option<&'static str>,
 }
 
 /// What the endpoint itself adds.
@@ -70,8 +72,8 @@ pub struct AttachedInterface {
 pub struct Surroundings {
     /// When the daemon started, in seconds since the Unix epoch.
     pub start_time_s: f64,
-    /// Of the interfaces that the program is attached to; none: it is gone.
-    pub interfaces: Vec<(AttachedInterface, Option<LinkCounts>)>,
+    /// Of these interfaces; none: it is gone.
+    pub interfaces: Vec<(WatchedInterface, Option<LinkCounts>)>,
     /// Requests to the endpoint by their status.
     pub requests: Vec<(u16, u64)>,
 }
@@ -102,7 +104,14 @@ impl Observation {
         to.single(&names::RELAYED, relayed_bytes_per_s);
         to.single(&names::LIMITED_PACKETS, counts.restrained.limited_packets);
         to.single(&names::LIMITED_BYTES, counts.restrained.limited_bytes);
-        to.single(&names::MARKED_PACKETS, counts.restrained.marked_packets);
+        let mut packets = to.family(&names::MARKED_PACKETS);
+        for (of, tally) in &self.path.marked {
+            packets.sample([*of], tally.packets);
+        }
+        let mut bytes = to.family(&names::MARKED_BYTES);
+        for (of, tally) in &self.path.marked {
+            bytes.sample([*of], tally.bytes);
+        }
         to.single(&names::CONNECTIONS, counts.connections);
         to.single(&names::ANNOUNCED, counts.announced);
         let installed = self.path.slots_used as usize;
@@ -136,11 +145,13 @@ impl Observation {
 }
 
 impl PathFigures {
-    fn expose_kind(&self, interfaces: &[(AttachedInterface, Option<LinkCounts>)], to: &mut Exposition) {
+    fn expose_kind(&self, interfaces: &[(WatchedInterface, Option<LinkCounts>)], to: &mut Exposition) {
         to.family(&names::DATAPATH).sample([self.mode, &self.why], 1);
         let mut attached = to.family(&names::INTERFACE);
         for (interface, counts) in interfaces {
-            attached.sample([&interface.name, interface.mode], u8::from(counts.is_some()));
+            if let Some(mode) = interface.mode {
+                attached.sample([&interface.name, mode], u8::from(counts.is_some()));
+            }
         }
         to.family(&names::KEEPER).sample([self.keeper, &self.keeper_why], 1);
     }
@@ -170,7 +181,7 @@ impl PathFigures {
     }
 }
 
-fn expose_interfaces(interfaces: &[(AttachedInterface, Option<LinkCounts>)], to: &mut Exposition) {
+fn expose_interfaces(interfaces: &[(WatchedInterface, Option<LinkCounts>)], to: &mut Exposition) {
     let families = [
         (&names::INTERFACE_PACKETS, (|counts| counts.packets) as fn(&LinkCounts) -> [u64; 2]),
         (&names::INTERFACE_DROPS, |counts| counts.dropped),
@@ -178,7 +189,7 @@ fn expose_interfaces(interfaces: &[(AttachedInterface, Option<LinkCounts>)], to:
     ];
     for (family, of) in families {
         let mut samples = to.family(family);
-        for (AttachedInterface { name, .. }, counts) in interfaces {
+        for (WatchedInterface { name, .. }, counts) in interfaces {
             let Some(counts) = counts else { continue };
             let [received, transmitted] = of(counts);
             samples.sample([name, "receive"], received);
@@ -207,6 +218,7 @@ impl Observation {
                 interfaces: Vec::new(),
                 kernel: Vec::new(),
                 userspace: Reason::ALL.iter().map(nothing).collect(),
+                marked: vec![("userspace", Tally::default())],
                 socket_queue_drops: 0,
                 slots_used: 0,
                 slots: 16,
@@ -242,7 +254,7 @@ mod tests {
         let mut observation = Observation::example();
         observation.path.kernel = observation.path.userspace.clone();
         let interface =
-            |name: &str| AttachedInterface { index: 1, name: name.to_owned(), mode: "xdp-native" };
+            |name: &str| WatchedInterface { index: 1, name: name.to_owned(), mode: Some("xdp-native") };
         let surroundings = Surroundings {
             interfaces: vec![
                 (interface("eth0"), Some(LinkCounts::default())),
@@ -257,5 +269,35 @@ mod tests {
             || text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
         let different: BTreeSet<&str> = series().map(|(name, _)| name).collect();
         assert_eq!(different.len(), series().count());
+    }
+
+    #[test]
+    fn what_an_interface_counts_that_packets_only_leave_by_is_exposed_without_a_mode() {
+        let leaving = WatchedInterface { index: 2, name: "eth1".to_owned(), mode: None };
+        let surroundings = Surroundings {
+            interfaces: vec![(leaving, Some(LinkCounts::default()))],
+            ..Surroundings::default()
+        };
+        let text = Observation::example().expose(&surroundings);
+        let dropped =
+            "atlas_relay_interface_dropped_packets_total{interface=\"eth1\",direction=\"transmit\"} 0";
+        assert!(text.contains(dropped), "{text}");
+        assert!(!text.contains("atlas_relay_interface_info{"), "{text}");
+    }
+
+    #[test]
+    fn marked_packets_and_bytes_are_told_by_who_marked_them() {
+        let mut observation = Observation::example();
+        let tally = |packets, bytes| Tally { packets, bytes };
+        observation.path.marked = vec![("kernel", tally(2, 2400)), ("userspace", tally(1, 1000))];
+        let text = observation.expose(&Surroundings::default());
+        for series in [
+            "atlas_relay_marked_packets_total{datapath=\"kernel\"} 2",
+            "atlas_relay_marked_packets_total{datapath=\"userspace\"} 1",
+            "atlas_relay_marked_bytes_total{datapath=\"kernel\"} 2400",
+            "atlas_relay_marked_bytes_total{datapath=\"userspace\"} 1000",
+        ] {
+            assert!(text.lines().any(|line| line == series), "{series}: {text}");
+        }
     }
 }

@@ -8,8 +8,9 @@ pub fn obstacles(observation: &Observation, Surroundings { interfaces, .. }: &Su
     if let Some(left) = observation.draining {
         obstacles.push(format!("draining: no new sessions are taken; {left} are left"));
     }
-    if !interfaces.is_empty() && interfaces.iter().all(|(_, counts)| counts.is_none()) {
-        let names: Vec<&str> = interfaces.iter().map(|(interface, _)| &*interface.name).collect();
+    let attached = || interfaces.iter().filter(|(interface, _)| interface.mode.is_some());
+    if attached().next().is_some() && attached().all(|(_, counts)| counts.is_none()) {
+        let names: Vec<&str> = attached().map(|(interface, _)| &*interface.name).collect();
         obstacles.push(format!(
             "no datapath: every interface that the program was attached to is gone ({}); restart the relay once one is back",
             names.join(", ")
@@ -20,13 +21,15 @@ pub fn obstacles(observation: &Observation, Surroundings { interfaces, .. }: &Su
 
 #[cfg(test)]
 mod tests {
-    use super::super::observation::AttachedInterface;
+    use super::super::observation::WatchedInterface;
     use super::*;
     use crate::relay::datapath::LinkCounts;
 
     fn around(interfaces: &[(&str, bool)]) -> Surroundings {
         let interfaces = interfaces.iter().map(|(name, is_there)| {
-            let interface = AttachedInterface { index: 1, name: (*name).to_owned(), mode: "xdp-native" };
+            // One that packets only leave by is no way in.
+            let mode = (*name != "leaving").then_some("xdp-native");
+            let interface = WatchedInterface { index: 1, name: (*name).to_owned(), mode };
             (interface, is_there.then(LinkCounts::default))
         });
         Surroundings { interfaces: interfaces.collect(), ..Surroundings::default() }
@@ -37,8 +40,9 @@ mod tests {
         let mut observation = Observation::example();
         assert_eq!(obstacles(&observation, &around(&[])), [""; 0], "without a program it forwards by itself");
         assert_eq!(obstacles(&observation, &around(&[("eth0", false), ("eth1", true)])), [""; 0]);
+        assert_eq!(obstacles(&observation, &around(&[("eth0", true), ("leaving", false)])), [""; 0]);
         observation.draining = Some(3);
-        let told = obstacles(&observation, &around(&[("eth0", false), ("eth1", false)]));
+        let told = obstacles(&observation, &around(&[("eth0", false), ("eth1", false), ("leaving", true)]));
         let [draining, no_datapath] = &told[..] else { panic!("two reasons") };
         assert_eq!(draining, "draining: no new sessions are taken; 3 are left");
         assert!(no_datapath.contains("(eth0, eth1)"), "{no_datapath}");

@@ -1,4 +1,4 @@
-//! How many there are of what the rendezvous has, and what the limits of all sessions have done.
+//! How many there are of what the rendezvous has, and what the limits of all sessions have dropped.
 
 use super::Rendezvous;
 use crate::relay::datapath::Traffic;
@@ -14,26 +14,24 @@ pub struct Counts {
     pub sessions_and_offers: usize,
     /// Pairings of two streams.
     pub spliced: usize,
-    /// What the limits have done since the daemon's start.
+    /// What the limits have dropped since the daemon's start.
     pub restrained: Restrained,
 }
 
-/// What a limit has done to packets.
+/// What a limit has dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restrained {
     /// Packets it dropped.
     pub limited_packets: u64,
     /// Their UDP payload bytes.
     pub limited_bytes: u64,
-    /// Packets it marked CE.
-    pub marked_packets: u64,
 }
 
 impl Restrained {
     /// What `traffic` says of it.
     pub(super) fn of(traffic: &Traffic) -> Restrained {
-        let Traffic { limited_packets, limited_bytes, marked_packets, .. } = *traffic;
-        Restrained { limited_packets, limited_bytes, marked_packets }
+        let Traffic { limited_packets, limited_bytes, .. } = *traffic;
+        Restrained { limited_packets, limited_bytes }
     }
 
     /// What has come since `before`.
@@ -41,14 +39,12 @@ impl Restrained {
         Restrained {
             limited_packets: self.limited_packets.saturating_sub(before.limited_packets),
             limited_bytes: self.limited_bytes.saturating_sub(before.limited_bytes),
-            marked_packets: self.marked_packets.saturating_sub(before.marked_packets),
         }
     }
 
     pub(super) fn add(&mut self, more: Restrained) {
         self.limited_packets = self.limited_packets.saturating_add(more.limited_packets);
         self.limited_bytes = self.limited_bytes.saturating_add(more.limited_bytes);
-        self.marked_packets = self.marked_packets.saturating_add(more.marked_packets);
     }
 }
 

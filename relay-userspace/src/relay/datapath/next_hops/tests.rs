@@ -183,6 +183,16 @@ fn a_hop_in_a_vlan_leaves_by_the_interface_below_with_the_tag() {
 }
 
 #[test]
+fn hops_tell_the_interfaces_that_their_frames_leave_by() {
+    let (mut table, id, _) = table(link(ETH), &[(OTHER, Hook::Native)]);
+    assert_eq!(table.egress(), [ETH].into());
+    table.set_link(ETH, Some(Link { vlan: Some(Vlan { below: OTHER, number: 5 }), ..link(ETH) }));
+    assert_eq!(table.egress(), [OTHER].into());
+    table.release(id);
+    assert_eq!(table.egress(), [].into());
+}
+
+#[test]
 fn a_vlan_leaves_by_another_interface_only_if_the_one_below_takes_redirects() {
     let vlan =
         Link { vlan: Some(Vlan { below: OTHER, number: 5 }), takes_redirects: Some(false), ..link(ETH) };

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
-use relay_common::{BIND_LEN, Reason};
+use relay_common::{BIND_LEN, Reason, Tally};
 
 use super::super::gathering::Headers;
 use super::super::socket_options::report_ancillary;
@@ -88,6 +88,7 @@ async fn a_marked_datagram_leaves_its_run_in_its_place() {
     // Above a quarter of the burst one is marked, and no other within 100 ms.
     let marks: Vec<_> = heard.iter().map(|heard| heard.ancillary.tos).collect();
     assert_eq!(marks, [vec![ECT; 13], vec![CE], vec![ECT; 16]].concat());
+    assert_eq!(relay.started.forwarder.marked(), Tally { packets: 1, bytes: 1200 });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,19 +62,20 @@ fn what_limits_do_to_all_sessions_is_counted_once_whatever_becomes_of_them() {
     let (source, _, terms) = world.paired();
     let slot = world.slot();
     let restrained = |world: &World| world.rendezvous.counts().restrained;
-    for (limited, marked) in [(0, 5), (10, 5), (10, 9)] {
+    let restrained_by = |packets| Restrained { limited_packets: packets, limited_bytes: packets * 100 };
+    let drop_so_far = |world: &mut World, packets| {
         let traffic = &mut world.flows.slots.get_mut(&slot).unwrap().traffic;
-        (traffic.limited_packets, traffic.limited_bytes, traffic.marked_packets) =
-            (limited, limited * 100, marked);
+        (traffic.limited_packets, traffic.limited_bytes) = (packets, packets * 100);
+    };
+    for limited in [0, 10, 25] {
+        drop_so_far(&mut world, limited);
         world.pass(seconds(3));
-        let expected =
-            Restrained { limited_packets: limited, limited_bytes: limited * 100, marked_packets: marked };
-        assert_eq!(restrained(&world), expected);
+        assert_eq!(restrained(&world), restrained_by(limited));
     }
     // What comes between the last look and the end.
-    world.flows.slots.get_mut(&slot).unwrap().traffic.marked_packets = 11;
+    drop_so_far(&mut world, 27);
     world.message(source, disconnect(Some(terms[0].session)));
-    let expected = Restrained { limited_packets: 10, limited_bytes: 1_000, marked_packets: 11 };
+    let expected = restrained_by(27);
     let counts =
         Counts { connections: 2, announced: 1, sessions_and_offers: 0, spliced: 0, restrained: expected };
     assert_eq!(world.rendezvous.counts(), counts);
