@@ -9,6 +9,7 @@ mod in_lab {
     mod congestion;
     mod deaths;
     mod delay;
+    mod doctor;
     mod explain;
     mod failover;
     mod fallback;

@@ -46,6 +46,29 @@ fn what_the_program_and_its_interface_count_is_read_at_each_scrape() {
 }
 
 #[test]
+fn marked_packets_of_a_limited_session_are_counted_with_their_bytes() {
+    let name = "marked_packets_of_a_limited_session_are_counted_with_their_bytes";
+    let Some(world) = World::new(name) else { return };
+    // Agents that keep to the limit by themselves have nothing marked.
+    for node in [&world.deployment.connector, &world.deployment.target] {
+        let config = std::fs::read_to_string(node.directory().join("state/config.toml")).unwrap();
+        let (before, after) = config.split_once("[agent]\n").unwrap_or((&config, ""));
+        node.configure(&format!("{before}[agent]\npacing = false\n{after}")).unwrap();
+    }
+    let _relay = watched_with(&world, Some(2_000_000));
+
+    let copied = world.copy_a_file();
+
+    let after = metrics(&world);
+    let marked = |what: &str| after[&format!("atlas_relay_marked_{what}_total{{datapath=\"kernel\"}}")];
+    let (packets, bytes, told) = (marked("packets"), marked("bytes"), copied.session.marked_packets);
+    assert!(told > 0 && packets >= told as f64, "{packets} of {told}");
+    // Of QUIC, in frames of Ethernet.
+    assert!((packets * 20.0..packets * 1472.0).contains(&bytes), "{bytes} bytes of {packets} packets");
+    assert_eq!(after["atlas_relay_marked_packets_total{datapath=\"userspace\"}"], 0.0);
+}
+
+#[test]
 fn a_relay_whose_only_interface_is_gone_lives_but_is_not_ready() {
     let name = "a_relay_whose_only_interface_is_gone_lives_but_is_not_ready";
     let Some(world) = World::new(name) else { return };
@@ -64,8 +87,13 @@ fn a_relay_whose_only_interface_is_gone_lives_but_is_not_ready() {
 }
 
 fn watched(world: &World) -> xtask::lab::Process {
+    watched_with(world, None)
+}
+
+/// A relay whose sessions have a limit.
+fn watched_with(world: &World, limit: Option<u64>) -> xtask::lab::Process {
     let more = format!("[metrics]\nlisten = \"{WATCHED}\"\n");
-    world.deployment.start_relay_with(None, &more, NATIVE).unwrap()
+    world.deployment.start_relay_with(limit, &more, NATIVE).unwrap()
 }
 
 /// Every series with its value.
