@@ -19,7 +19,7 @@ use relay_userspace::clock::MonoTime;
 use relay_userspace::protocol::Message;
 use relay_userspace::protocol::byte_fields::Bytes;
 use relay_userspace::protocol::envelope;
-use relay_userspace::protocol::flow_terms::{ReadyStatus, RelayAnnounce};
+use relay_userspace::protocol::flow_terms::{Pong, ProbeOutcome, ReadyStatus, RelayAnnounce};
 use relay_userspace::protocol::frames::{FrameReader, write_frame};
 use relay_userspace::protocol::handshake::{Initiator, Progress};
 use relay_userspace::protocol::message::{Hello, Ping, Verify, VerifyStatus};
@@ -40,10 +40,40 @@ async fn an_announced_agent_is_listed_and_answered_on_the_stream_it_asked_on() {
     assert!(relay.peers().await.peers[0].announced);
 
     let (mut send, receive) = agent.connection.open_bi().await.unwrap();
-    write_frame(&mut send, &Ping { ts: 1_712_150_400 }.into()).await.unwrap();
+    write_frame(&mut send, &Ping::new(1_712_150_400).into()).await.unwrap();
     let mut receive = FrameReader::new(receive, 1000);
     let answer = receive.next().await.unwrap().unwrap();
     assert!(matches!(answer, Message::Pong(ref pong) if pong.echo == 1_712_150_400), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_connects_back_to_the_agents_own_address_three_times_and_no_more() {
+    let relay = TestRelay::start("");
+    let mut agent = Agent::connected(&relay, 1).await;
+    let config = tls::server_config(&key(9), tls::ALPN_RELAY).unwrap();
+    let there = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = there.local_addr().unwrap().port();
+    let who_came = tokio::spawn(async move {
+        let connection = there.accept().await.unwrap().await.unwrap();
+        tls::peer_node(&connection).unwrap()
+    });
+    let answered = agent.probed(port).await;
+    assert_eq!(answered.probed, Some(ProbeOutcome::Answered));
+    assert_eq!(answered.probed_at, Some(format!("127.0.0.1:{port}")));
+    assert_eq!(answered.probed_node, Some(key(9).node_id().to_string()));
+    assert_eq!(who_came.await.unwrap(), key(0).node_id(), "it is the relay itself that has come");
+
+    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = agent.probed(nobody.local_addr().unwrap().port()).await;
+    assert_eq!((silent.probed, silent.probed_node), (Some(ProbeOutcome::Silent), None));
+    let port_of_relay = relay.address.port();
+    assert_eq!(agent.probed(port_of_relay).await.probed_node, Some(key(0).node_id().to_string()));
+
+    let refused = agent.probed(port_of_relay).await;
+    assert_eq!((refused.probed, refused.probed_at), (Some(ProbeOutcome::Refused), None));
+    relay.has_refused("probe_limit").await;
+    agent.send(&Ping::new(7).into()).await;
+    assert_eq!(agent.receive().await, Pong::new(unix_s(), 7).into());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,7 +257,7 @@ async fn an_agent_has_as_many_streams_as_are_configured() {
         () = std::future::ready(()) => {}
     }
     let (mut send, mut receive) = second;
-    write_frame(&mut send, &Ping { ts: 1 }.into()).await.unwrap();
+    write_frame(&mut send, &Ping::new(1).into()).await.unwrap();
     send.finish().unwrap();
     receive.read_to_end(1000).await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), third).await.expect("the second has ended").unwrap();
@@ -289,7 +319,7 @@ async fn an_agent_that_changes_its_address_stays_connected() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let after = socket.local_addr().unwrap().to_string();
     agent.endpoint.rebind(socket).unwrap();
-    agent.send(&Ping { ts: 1 }.into()).await;
+    agent.send(&Ping::new(1).into()).await;
     assert!(matches!(agent.receive().await, Message::Pong(_)));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
@@ -368,6 +398,14 @@ impl Agent {
                 Err(_) => return false,
             }
         }
+    }
+
+    /// The answer to a Ping that asks the relay to connect back.
+    async fn probed(&mut self, port: u16) -> Pong {
+        self.send(&Ping { probe: Some(port), ..Ping::new(5) }.into()).await;
+        let Message::Pong(pong) = self.receive().await else { panic!("no Pong") };
+        assert_eq!(pong.echo, 5);
+        pong
     }
 
     async fn send(&mut self, message: &Message) {

@@ -78,7 +78,7 @@ async fn a_frame_of_which_the_relay_has_read_a_part_when_it_joins_the_streams_go
     let relay = TestRelay::start("");
     let mut target = Agent::connected(&relay, 2).await;
     target.first.waits(2).await;
-    let frame = Message::from(Ping { ts: 77 }).encode().unwrap();
+    let frame = Message::from(Ping::new(77)).encode().unwrap();
     let (begin, rest) = frame.split_at(HEADER_LEN + 2);
     target.first.send.write_all(begin).await.unwrap();
     // As a rule the relay has read it when it answers what came after it; all of it goes to the peer in any case.
@@ -87,7 +87,7 @@ async fn a_frame_of_which_the_relay_has_read_a_part_when_it_joins_the_streams_go
     let mut source = Agent::connected(&relay, 1).await;
     source.first.is_paired_with(1, 2).await;
     target.first.send.write_all(rest).await.unwrap();
-    assert_eq!(source.first.receive().await, Ping { ts: 77 }.into());
+    assert_eq!(source.first.receive().await, Ping::new(77).into());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +126,7 @@ async fn a_refused_connect_leaves_its_stream_to_the_relay() {
     let relay = TestRelay::start("");
     let mut source = Agent::connected(&relay, 1).await;
     let mut bytes = connect(1, 2).encode().unwrap();
-    bytes.extend(Message::from(Ping { ts: 9 }).encode().unwrap());
+    bytes.extend(Message::from(Ping::new(9)).encode().unwrap());
     source.first.send.write_all(&bytes).await.unwrap();
     let Message::RelayError(error) = source.first.receive().await else { panic!() };
     assert_eq!(error.code, 3001);

@@ -21,7 +21,7 @@ use relay_userspace::protocol::bind::{
 use relay_userspace::protocol::envelope::{MAX_CONTROL_PAYLOAD_LEN, MAX_PAYLOAD_LEN};
 use relay_userspace::protocol::flow_terms::{
     DEFAULT_CONSENT, DEFAULT_KEEPALIVE, Disconnect, ErrorMessage, FLOW, FlowTerms, MAX_DATAGRAM_RANGE,
-    ReadyStatus, RelayAnnounce, RelayConnect, RelayError, RelayReady, disconnect_reason,
+    ProbeOutcome, ReadyStatus, RelayAnnounce, RelayConnect, RelayError, RelayReady, disconnect_reason,
 };
 use relay_userspace::protocol::handshake::{self, Initiator, Progress, Responder};
 use relay_userspace::protocol::message::{
@@ -276,7 +276,7 @@ fn messages() -> Vec<(&'static str, Message)> {
             RelayError {
                 code: ErrorCode::OfferExpired.number(),
                 message: "not bound in time".to_owned(),
-                target_id: Some(bob),
+                target_id: Some(bob.clone()),
                 session: Some(session()),
             }
             .into(),
@@ -296,8 +296,19 @@ fn messages() -> Vec<(&'static str, Message)> {
             }
             .into(),
         ),
-        ("ping", Ping { ts: UNIX_S }.into()),
-        ("pong", Pong { ts: UNIX_S + 1, echo: UNIX_S }.into()),
+        ("ping", Ping::new(UNIX_S).into()),
+        ("pong", Pong::new(UNIX_S + 1, UNIX_S).into()),
+        ("ping_probe", Ping { probe: Some(4433), ..Ping::new(UNIX_S) }.into()),
+        (
+            "pong_probed",
+            Pong {
+                probed: Some(ProbeOutcome::Answered),
+                probed_at: Some("198.51.100.1:4433".to_owned()),
+                probed_node: Some(bob),
+                ..Pong::new(UNIX_S + 1, UNIX_S)
+            }
+            .into(),
+        ),
         ("disconnect", goodbye(disconnect_reason::SHUTDOWN, None, None)),
         (
             "disconnect_session",

@@ -109,7 +109,7 @@ impl PeerConnection {
         let sent_unix_s = unix_s();
         let started = Instant::now();
         let exchange = async {
-            write_frame(&mut control.to_peer, &Ping { ts: sent_unix_s }.into()).await.map_err(|_| ())?;
+            write_frame(&mut control.to_peer, &Ping::new(sent_unix_s).into()).await.map_err(|_| ())?;
             loop {
                 match control.from_peer.next().await {
                     Ok(Some(Message::Pong(Pong { ts, .. }))) => match control.overdue.checked_sub(1) {

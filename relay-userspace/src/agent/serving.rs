@@ -166,7 +166,7 @@ async fn answer_pings(
 ) -> String {
     loop {
         let answer: Message = match from_peer.next().await {
-            Ok(Some(Message::Ping(Ping { ts }))) => Pong { ts: unix_s(), echo: ts }.into(),
+            Ok(Some(Message::Ping(Ping { ts, .. }))) => Pong::new(unix_s(), ts).into(),
             Ok(Some(Message::Pong(_))) => continue,
             Ok(Some(Message::Disconnect(_))) => return "the peer has said goodbye".to_owned(),
             Ok(Some(other)) => {

@@ -83,7 +83,7 @@ impl ReadableConnection {
         let mut stream = self.stream.lock().await;
         let (sent_unix_s, started) = (unix_s(), Instant::now());
         let exchange = async {
-            stream.send(&Ping { ts: sent_unix_s }.into()).await?;
+            stream.send(&Ping::new(sent_unix_s).into()).await?;
             loop {
                 if let Message::Pong(Pong { ts, .. }) = stream.next().await? {
                     match stream.overdue.checked_sub(1) {
@@ -164,8 +164,8 @@ impl Stream {
     async fn next(&mut self) -> Result<Message, String> {
         loop {
             match self.from_peer.next().await {
-                Ok(Some(Message::Ping(Ping { ts }))) => {
-                    self.send(&Pong { ts: unix_s(), echo: ts }.into()).await?;
+                Ok(Some(Message::Ping(Ping { ts, .. }))) => {
+                    self.send(&Pong::new(unix_s(), ts).into()).await?;
                 }
                 Ok(Some(Message::Disconnect(goodbye))) => {
                     return Err(format!("the peer has said goodbye: {}", printable(&goodbye.reason, 64)));

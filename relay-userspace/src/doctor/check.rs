@@ -158,6 +158,9 @@ checks! {
     /// The relay named by --from, seen from here: QUIC and the handshake, an announcement, a pairing, binding and one datagram.
     Peer = "peer", Error, "two agents started here exchange a datagram through it",
         "atlas-relay doctor   # on the relay's host";
+    /// Whether the relay named by --from reaches this relay: it is asked to connect back to the address that it sees.
+    Reachable = "reachable", Error, "this node answers at its UDP port, as seen from there",
+        "let UDP {port} in to this host wherever it is kept out on the way: a provider's firewall, a router's port forwarding";
     /// One datagram through the real hook, between two virtual interfaces made for it.
     SelfTest = "self_test", Warning, "the datagram rewritten and its checksums right",
         "sudo ATLAS_ROOT={root} atlas-relay doctor";

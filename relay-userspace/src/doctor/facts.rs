@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::DatapathMode;
+use crate::doctor::call_back::CallBack;
 use crate::doctor::packet_rules::InputChain;
 
 /// All that is known. `None`, and the words of an error, say that something cannot be told.
@@ -59,6 +60,8 @@ pub struct Facts {
     pub self_test: SelfTest,
     /// What became of an attempt through the relay named by --from.
     pub peer: Option<(String, Result<String, String>)>,
+    /// What it said when it was asked to connect back here.
+    pub call_back: Option<Result<CallBack, String>>,
 }
 
 /// The kernel.

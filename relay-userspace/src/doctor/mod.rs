@@ -3,6 +3,7 @@
 //! [`findings`] judges [`Facts`], purely; the files in `sources` find them out, one for each place they come from. The list of
 //! all checks, with levels and commands, is [`Check`]'s.
 
+mod call_back;
 pub mod check;
 pub mod facts;
 mod findings;
@@ -14,6 +15,7 @@ mod wire;
 
 use std::path::PathBuf;
 
+pub use call_back::{CallBack, call_back};
 pub use check::{Check, Finding, Level};
 pub use facts::{Facts, SelfTest};
 pub use findings::findings;
@@ -98,6 +100,7 @@ pub fn look(question: &Question) -> Facts {
         running,
         self_test: self_test::run(),
         peer: None,
+        call_back: None,
     }
 }
 

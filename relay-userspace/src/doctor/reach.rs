@@ -1,8 +1,7 @@
 //! Whether another relay is reachable from here: two agents with keys of the moment do through it what agents do. That is the
 //! whole of it: QUIC, the handshake, an announcement, a pairing, both bindings, and one datagram.
 //!
-//! Nobody can be asked to connect back here: the protocol has no such message. So that a relay is reachable from outside is
-//! shown by running this elsewhere.
+//! That this host is reachable from there is another question: see `call_back.rs`.
 
 use std::path::PathBuf;
 use std::time::Duration;

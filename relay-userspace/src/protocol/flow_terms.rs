@@ -335,6 +335,60 @@ pub mod disconnect_reason {
     pub const DRAIN: &str = "DISCONNECT_DRAIN";
 }
 
+/// 0xf0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ping {
+    /// The sender's clock, in seconds since the Unix epoch.
+    pub ts: i64,
+    /// Ours, agent to relay: connect to this UDP port of the address that you see me at, and tell in Pong who answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<u16>,
+}
+
+/// 0xf1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pong {
+    /// The answerer's clock, in seconds since the Unix epoch.
+    pub ts: i64,
+    /// The Ping's `ts`.
+    pub echo: i64,
+    /// Ours: what came of the Ping's `probe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<ProbeOutcome>,
+    /// Ours: where the relay has connected to, `ADDRESS:PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed_at: Option<String>,
+    /// Ours: the node id of who has answered there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed_node: Option<String>,
+}
+
+impl Ping {
+    /// The documented one.
+    pub const fn new(ts: i64) -> Ping {
+        Ping { ts, probe: None }
+    }
+}
+
+impl Pong {
+    /// The documented one.
+    pub const fn new(ts: i64, echo: i64) -> Pong {
+        Pong { ts, echo, probed: None, probed_at: None, probed_node: None }
+    }
+}
+
+wire_word! {
+    /// What came of a probe.
+    ProbeOutcome {
+        /// Somebody has proved a key there.
+        Answered = "answered",
+        /// Nobody has within 3 s.
+        Silent = "silent",
+        /// The relay has not tried: it was asked too often, or is trying as many as it does.
+        Refused = "refused",
+    }
+}
+
 wire_word! {
     /// RelayReady's status.
     ReadyStatus {

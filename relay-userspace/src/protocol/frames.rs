@@ -131,13 +131,13 @@ mod tests {
         let (mut near, far) = duplex(7);
         let writing = tokio::spawn(async move {
             for ts in [1, 2] {
-                write_frame(&mut near, &Ping { ts }.into()).await.unwrap();
+                write_frame(&mut near, &Ping::new(ts).into()).await.unwrap();
             }
             near.write_all(b"raw").await.unwrap();
         });
         let mut reader = FrameReader::new(far, 64);
-        assert_eq!(reader.next().await.unwrap(), Some(Ping { ts: 1 }.into()));
-        assert_eq!(reader.next().await.unwrap(), Some(Ping { ts: 2 }.into()));
+        assert_eq!(reader.next().await.unwrap(), Some(Ping::new(1).into()));
+        assert_eq!(reader.next().await.unwrap(), Some(Ping::new(2).into()));
         let mut rest = String::new();
         reader.into_inner().read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "raw");
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_read_loses_nothing() {
-        let frame = Message::from(Ping { ts: 7 }).encode().unwrap();
+        let frame = Message::from(Ping::new(7)).encode().unwrap();
         let (mut near, far) = duplex(64);
         let mut reader = FrameReader::new(far, 64);
         for byte in &frame[..frame.len() - 1] {
@@ -155,12 +155,12 @@ mod tests {
             assert!(cut_short.is_none());
         }
         near.write_all(&frame[frame.len() - 1..]).await.unwrap();
-        assert_eq!(reader.next().await.unwrap(), Some(Ping { ts: 7 }.into()));
+        assert_eq!(reader.next().await.unwrap(), Some(Ping::new(7).into()));
     }
 
     #[tokio::test]
     async fn a_stream_that_ends_between_frames_is_no_error_within_one_it_is() {
-        let frame = Message::from(Ping { ts: 7 }).encode().unwrap();
+        let frame = Message::from(Ping::new(7)).encode().unwrap();
         assert!(FrameReader::new(&b""[..], 64).next().await.unwrap().is_none());
         for len in 1..frame.len() {
             let error = FrameReader::new(&frame[..len], 64).next().await.unwrap_err();

@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     fn other_messages_and_messages_out_of_order_end_it() {
-        let error = responder(Duration::ZERO).handle(Ping { ts: 0 }.into(), NOW, UNIX_S).unwrap_err();
+        let error = responder(Duration::ZERO).handle(Ping::new(0).into(), NOW, UNIX_S).unwrap_err();
         assert_eq!(error.code(), ErrorCode::NotVerified);
         let verify = Verify { signature: Bytes(vec![]), challenge: ByteArray([0; 32]) };
         let mut responder = responder(Duration::ZERO);

@@ -15,6 +15,7 @@ pub use super::body::Body;
 use super::byte_fields::{ByteArray, Bytes};
 use super::envelope::{self, WireError};
 use super::flow_terms::{Disconnect, ErrorMessage, RelayAnnounce, RelayConnect, RelayError, RelayReady};
+pub use super::flow_terms::{Ping, Pong};
 
 /// The version number in Hello and HelloAck.
 pub const PROTOCOL_V: u32 = 1;
@@ -312,22 +313,6 @@ pub struct BootstrapDiscoverRequest {}
 /// 0x22. Its fields are not documented; they are read past.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BootstrapPeers {}
-
-/// 0xf0.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ping {
-    /// The sender's clock, in seconds since the Unix epoch.
-    pub ts: i64,
-}
-
-/// 0xf1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pong {
-    /// The answerer's clock, in seconds since the Unix epoch.
-    pub ts: i64,
-    /// The Ping's `ts`.
-    pub echo: i64,
-}
 
 /// Who runs a node. The fields are not documented: whatever is sent is read past, and we send none.
 #[derive(Clone, Debug, Default, PartialEq)]

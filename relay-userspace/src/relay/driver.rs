@@ -246,8 +246,8 @@ impl Driver {
         while let Some(output) = self.rendezvous.next_output() {
             let (conn, message) = match output {
                 Output::Send { conn, message } => (conn, message),
-                Output::Ping { conn } => (conn, Ping { ts: unix_seconds() }.into()),
-                Output::Pong { conn, echo } => (conn, Pong { ts: unix_seconds(), echo }.into()),
+                Output::Ping { conn } => (conn, Ping::new(unix_seconds()).into()),
+                Output::Pong { conn, echo } => (conn, Pong::new(unix_seconds(), echo).into()),
                 Output::Close { conn, code, reason, blamed } => {
                     if let Some(outbox) = self.outboxes.remove(&conn) {
                         let _given_up_anyway = outbox.try_send(ToAgent::Close { code, reason, blamed });
@@ -467,7 +467,7 @@ mod tests {
         let most = driver.rendezvous.most_waiting();
         let given_up = |driver: &Driver| driver.rendezvous.refusals().of(Refusal::SlowReader);
         for _ in 0..most {
-            let (stream, message) = (StreamNumber::FIRST, Ping { ts: 0 }.into());
+            let (stream, message) = (StreamNumber::FIRST, Ping::new(0).into());
             driver.control(ControlEvent::Message { conn, stream, message, held: None });
             driver.carry_out(None);
         }
@@ -475,7 +475,7 @@ mod tests {
         driver.control(ControlEvent::Message {
             conn,
             stream: StreamNumber::FIRST,
-            message: Ping { ts: 0 }.into(),
+            message: Ping::new(0).into(),
             held: None,
         });
         driver.carry_out(None);

@@ -55,6 +55,22 @@ fn a_relay_that_runs_in_userspace_is_examined_and_found_to_have_its_port() {
         peer["level"] == "ok" && peer["found"].as_str().unwrap().contains("a datagram came through"),
         "{peer}"
     );
+
+    // Another relay's host asks this relay whether it is reached itself, before its own relay runs and while it does.
+    let other = Node::relay();
+    let of_other = free_port();
+    other.configure(&format!(
+        "[network]\nport = {of_other}\n[transport]\nenable_relay = true\noffer_relay = true\n\
+         [datapath]\nmode = \"userspace\"\nmax_sessions = 16\n"
+    ));
+    let from = format!("--from {}@127.0.0.1:{port}", relay.id());
+    let connected_back = format!("127.0.0.1:{of_other}: the relay has connected to this node there");
+    assert_eq!(one(&examined(&other, &from), &Check::Reachable)["found"], connected_back.as_str());
+    let mut other_running = other.start("net listen");
+    other.until_it_answers("net peers");
+    assert_eq!(one(&examined(&other, &from), &Check::Reachable)["found"], connected_back.as_str());
+    terminate(&other_running);
+    assert_eq!(wait(&mut other_running, Duration::from_secs(5)), Some(0));
     terminate(&running);
     assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
 }

@@ -163,19 +163,19 @@ async fn messages_over_the_limit_are_refused_with_4001_and_going_on_with_them_ba
     for _ in 0..5 {
         still_serves(&mut agent).await;
     }
-    agent.send(&Ping { ts: 1 }.into()).await;
+    agent.send(&Ping::new(1).into()).await;
     let Message::Error(ErrorMessage { code: 4001, session: None, .. }) = agent.receive().await else {
         panic!()
     };
     relay.has_refused("message_rate").await;
     // The limit is the agent's, whatever connection it uses, and nobody else's.
     let mut again = Agent::connected(&relay, 1).await;
-    again.send(&Ping { ts: 1 }.into()).await;
+    again.send(&Ping::new(1).into()).await;
     assert!(matches!(again.receive().await, Message::Error(error) if error.code == 4001));
     still_serves(&mut Agent::connected(&relay, 2).await).await;
 
     let close = loop {
-        let pinged = write_frame(&mut agent.to_relay, &Ping { ts: 1 }.into()).await;
+        let pinged = write_frame(&mut agent.to_relay, &Ping::new(1).into()).await;
         match (pinged, agent.from_relay.next().await) {
             (Ok(()), Ok(Some(Message::Error(error)))) => assert_eq!(error.code, 4001),
             _ => break agent.connection.closed().await,
@@ -238,7 +238,7 @@ async fn fail_a_handshake(relay: &TestRelay, seed: u8) {
 }
 
 async fn still_serves(agent: &mut Agent) {
-    agent.send(&Ping { ts: 1 }.into()).await;
+    agent.send(&Ping::new(1).into()).await;
     let answer = agent.receive().await;
     assert!(matches!(answer, Message::Pong(_)), "{answer:?}");
 }

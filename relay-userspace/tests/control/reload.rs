@@ -32,7 +32,7 @@ async fn what_is_reloaded_holds_for_whoever_comes_next_and_only_who_is_denied_ha
 
     let ConnectionError::ApplicationClosed(_) = denied.connection.closed().await else { panic!() };
     Agent::greets(&relay.running, 2).await.is_refused(1004).await;
-    stays.send(&Ping { ts: 1 }.into()).await;
+    stays.send(&Ping::new(1).into()).await;
     assert!(matches!(stays.receive().await, Message::Pong(_)), "it may be here");
 
     let mut slow = Agent::dialled(&relay.running, 3).await;
@@ -54,10 +54,10 @@ async fn what_is_reloaded_holds_for_whoever_comes_next_and_only_who_is_denied_ha
     assert!(!matches!(answer, Message::RelayReady(_)), "{answer:?}");
     relay.running.has_refused("announced_full").await;
     for _ in 0..2 {
-        second.send(&Ping { ts: 1 }.into()).await;
+        second.send(&Ping::new(1).into()).await;
         assert!(matches!(second.receive().await, Message::Pong(_)));
     }
-    second.send(&Ping { ts: 1 }.into()).await;
+    second.send(&Ping::new(1).into()).await;
     let answer = second.receive().await;
     assert!(matches!(answer, Message::Error(ErrorMessage { code: 4001, .. })), "{answer:?}");
     second.to_relay.write_all(&[0xac, 1, 1, 0x30, 0, 0, 8, 1]).await.unwrap();

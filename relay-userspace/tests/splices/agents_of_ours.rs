@@ -19,11 +19,11 @@ async fn an_agent_of_ours_reaches_one_that_knows_only_the_documented_messages_if
     let serving = tokio::spawn(async move {
         let peer = answer_handshake(&mut target.first, 2).await;
         assert_eq!(peer.node_id, key(1).node_id());
-        let Message::Ping(Ping { ts }) = target.first.receive().await else { panic!() };
+        let Message::Ping(Ping { ts, .. }) = target.first.receive().await else { panic!() };
         // It pings as well, before it answers.
-        target.first.send(&Ping { ts: 1 }.into()).await;
+        target.first.send(&Ping::new(1).into()).await;
         assert!(matches!(target.first.receive().await, Message::Pong(Pong { echo: 1, .. })));
-        target.first.send(&Pong { ts: 77, echo: ts }.into()).await;
+        target.first.send(&Pong::new(77, ts).into()).await;
         let Message::Message(message) = target.first.receive().await else { panic!() };
         let ack = MessageAck { msg_id: message.id, status: AckStatus::Received };
         target.first.send(&ack.into()).await;

@@ -100,7 +100,7 @@ impl Stream {
 
     /// The relay answers a Ping on it.
     pub async fn pings(&mut self, ts: i64) {
-        self.send(&Ping { ts }.into()).await;
+        self.send(&Ping::new(ts).into()).await;
         let answer = self.receive().await;
         assert!(matches!(answer, Message::Pong(Pong { echo, .. }) if echo == ts), "{answer:?}");
     }
@@ -148,10 +148,10 @@ pub async fn handshake(from: &mut Stream, initiator: u8, to: &mut Stream, respon
     let (target, connector) =
         tokio::join!(dial_handshake(from, initiator, responder), answer_handshake(to, responder));
     assert_eq!([connector.node_id, target.node_id], [initiator, responder].map(|seed| key(seed).node_id()));
-    from.send(&Ping { ts: 5 }.into()).await;
-    assert_eq!(to.receive().await, Ping { ts: 5 }.into());
-    to.send(&Pong { ts: 6, echo: 5 }.into()).await;
-    assert_eq!(from.receive().await, Pong { ts: 6, echo: 5 }.into());
+    from.send(&Ping::new(5).into()).await;
+    assert_eq!(to.receive().await, Ping::new(5).into());
+    to.send(&Pong::new(6, 5).into()).await;
+    assert_eq!(from.receive().await, Pong::new(6, 5).into());
 }
 
 /// The connector's part: whom it has found.

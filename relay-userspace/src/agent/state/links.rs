@@ -170,7 +170,7 @@ impl State {
                 } else {
                     *unanswered_pings += 1;
                     *next_ping = now.mono + PING_INTERVAL;
-                    self.outputs.push_back(Output::Send(relay, Ping { ts: now.unix_s }.into()));
+                    self.outputs.push_back(Output::Send(relay, Ping::new(now.unix_s).into()));
                 }
             }
         }

@@ -223,8 +223,8 @@ impl State {
                     "the relay reports an error"
                 );
             }
-            Message::Ping(Ping { ts }) => {
-                self.outputs.push_back(Output::Send(relay, Pong { ts: now.unix_s, echo: ts }.into()));
+            Message::Ping(Ping { ts, .. }) => {
+                self.outputs.push_back(Output::Send(relay, Pong::new(now.unix_s, ts).into()));
             }
             Message::Pong(_) => {
                 if let Some(Relay { link: Link::Up { unanswered_pings, .. }, .. }) =

@@ -85,7 +85,7 @@ async fn a_stream_that_begins_with_what_is_not_served_is_answered_with_an_error_
         (message(Some("net/forward"), 1), "malformed_request", Some("msg_1")),
         (message(Some("net/forward-udp"), 1), "malformed_request", Some("msg_1")),
         (message(None, 3), "foreign_message", Some("msg_1")),
-        (Ping { ts: 0 }.into(), "unexpected_message", None),
+        (Ping::new(0).into(), "unexpected_message", None),
     ];
     for (message, reason, reference) in cases {
         let before = refused(&bob, reason).await;

@@ -118,8 +118,9 @@ The self-test needs root: it makes two virtual interfaces in a network namespace
 their driver, sends one datagram through and computes the checksums of what comes out. It changes nothing outside.
 
 --from has two agents, with keys of the moment, connect to another relay, be paired and exchange a datagram through it. It
-shows that this relay is reachable from here. No relay can be asked to connect back, so whether this host is reachable from
-outside is shown by the same command on another host, or by agents that are connected from elsewhere (`reached`).
+shows that this relay is reachable from here. On a relay's host it then asks that relay to connect back to the address that it
+sees, at this relay's port, and to say which node answers (`reachable`): so this host is reachable from outside. If no relay
+runs here, doctor answers at the port meanwhile.
 
 With --json: worst, and findings with check, level, interface, found, expected and mend; the names are those of --list.";
 
@@ -283,7 +284,7 @@ pub struct Doctor {
     /// An interface to look at, instead of datapath.interfaces. May be given several times.
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
-    /// Another relay: whether it is reachable from here.
+    /// Another relay: whether it is reachable from here and, on a relay's host, whether this one is from there.
     #[arg(long, value_name = "RELAY")]
     pub from: Option<RelayAddress>,
     /// List all that is looked at, with the worst level, what is expected and what mends it.

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use relay_userspace::config::{AtlasRoot, RelayAddress};
+use relay_userspace::doctor::facts::PortState;
 use relay_userspace::doctor::{self, Check, Finding, Level, Question};
+use relay_userspace::identity::NodeKey;
 use serde::Serialize;
 
 use crate::node::runtime;
@@ -18,7 +20,15 @@ pub fn run(options: args::Doctor) -> anyhow::Result<ExitCode> {
     let root = AtlasRoot::from_env()?;
     let mut facts = doctor::look(&Question { root: root.clone(), interfaces: interface });
     if let Some(relay) = from {
-        facts.peer = Some((relay.to_string(), reach(relay, &root)?));
+        let reached = reach(relay.clone(), &root)?;
+        if reached.is_ok() && facts.configuration == Ok("a relay") {
+            // Without a relay at the port somebody has to answer there.
+            let own = NodeKey::load(&root.node_key()).ok().filter(|_| facts.port_state == PortState::Free);
+            let port = facts.advertise.first().map_or(facts.port, std::net::SocketAddr::port);
+            let asking = doctor::call_back(relay.clone(), port, own.map(|key| (key, facts.port)));
+            facts.call_back = Some(runtime()?.block_on(asking));
+        }
+        facts.peer = Some((relay.to_string(), reached));
     }
     let findings = doctor::findings(&facts);
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Check, Facts, Finding, Level};
+use crate::doctor::call_back::CallBack;
 use crate::doctor::facts::PortState;
 use crate::doctor::packet_rules::{InputChain, PortFate};
 use crate::relay::forwarder::BUFFER_BYTES;
@@ -46,6 +47,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         }
     });
     all.extend(reached(facts, port));
+    all.extend(reachable(facts, port));
     all
 }
 
@@ -237,4 +239,32 @@ fn reached(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
             Some(Check::Reached.at(Level::Note, found, &[("node", node), port]))
         }
     }
+}
+
+/// What the relay named by --from has found when it connected back.
+fn reachable(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
+    let own = facts.identity.as_deref().unwrap_or_default();
+    Some(match facts.call_back.as_ref()? {
+        Ok(CallBack::Answered { at, node }) if node == own => {
+            Check::Reachable.ok(format!("{at}: the relay has connected to this node there"))
+        }
+        Ok(CallBack::Answered { at, node }) => {
+            Check::Reachable.at(Level::Error, format!("{at}: another node answers there, {node}"), &[port])
+        }
+        Ok(CallBack::Silent { at }) => {
+            Check::Reachable.at(Level::Error, format!("{at}: nobody has answered the relay there"), &[port])
+        }
+        Ok(CallBack::Refused) => {
+            let found = "cannot tell: the relay connects back to as many as it does; ask again later";
+            Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }
+        }
+        Ok(CallBack::NotKnown) => {
+            let found = "cannot tell: the relay does not know how to connect back";
+            Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }
+        }
+        Err(why) => {
+            let found = format!("cannot tell: {why}");
+            Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }
+        }
+    })
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::doctor::call_back::CallBack;
 use crate::doctor::facts::{Bpffs, Interface, PortState, Running};
 use crate::doctor::packet_rules::{InputChain, PortFate};
 
@@ -56,6 +57,7 @@ fn host() -> Facts {
         running: None,
         self_test: SelfTest::Passed("one datagram".to_owned()),
         peer: None,
+        call_back: None,
     }
 }
 
@@ -102,7 +104,11 @@ fn a_host_on_which_all_is_well_has_nothing_to_mend() {
         .map(|check| check.name())
         .filter(|name| all.iter().all(|finding| finding.check != *name))
         .collect();
-    assert_eq!(unmentioned, ["reached", "peer"], "without a relay that runs, and without --from");
+    assert_eq!(
+        unmentioned,
+        ["reached", "peer", "reachable"],
+        "without a relay that runs, and without --from"
+    );
 }
 
 #[test]
@@ -452,6 +458,27 @@ fn chains_that_ufw_or_firewalld_manages_are_to_be_changed_by_its_commands() {
 #[test]
 fn a_host_without_the_unit_is_told_nothing_of_it() {
     assert!(of(&Facts { unit_capabilities: None, ..host() }, Check::UnitCapabilities).is_empty());
+}
+
+#[test]
+fn what_the_relay_has_found_that_connected_back_is_told() {
+    let at = || "203.0.113.9:4433".to_owned();
+    let answered = |node: &str| Ok(CallBack::Answered { at: at(), node: node.to_owned() });
+    let rows = [
+        (answered("atlas_1"), Level::Ok, "203.0.113.9:4433: the relay has connected to this node"),
+        (answered("atlas_2"), Level::Error, "another node answers there, atlas_2"),
+        (Ok(CallBack::Silent { at: at() }), Level::Error, "203.0.113.9:4433: nobody has answered"),
+        (Ok(CallBack::Refused), Level::Note, "ask again later"),
+        (Ok(CallBack::NotKnown), Level::Note, "does not know how"),
+        (Err("no route".to_owned()), Level::Note, "cannot tell: no route"),
+    ];
+    for (call_back, level, found) in rows {
+        let finding = one(&Facts { call_back: Some(call_back), ..host() }, Check::Reachable);
+        assert_eq!(finding.level, level, "{finding:?}");
+        assert!(finding.found.contains(found), "{finding:?}");
+        let mend = finding.mend.unwrap_or_default();
+        assert_eq!(mend.starts_with("let UDP 4433 in "), level == Level::Error, "{mend}");
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@ use super::*;
 #[test]
 fn ping_pong_and_verify_ack_have_the_documented_bytes() {
     let fixtures: [(Message, &[u8]); 3] = [
-        (Ping { ts: 1_712_150_400 }.into(), b"\xac\x01\x01\xf0\0\0\0\x09\x81\xa2ts\xce\x66\x0d\x57\x80"),
-        (Pong { ts: 1, echo: -1 }.into(), b"\xac\x01\x01\xf1\0\0\0\x0b\x82\xa2ts\x01\xa4echo\xff"),
+        (Ping::new(1_712_150_400).into(), b"\xac\x01\x01\xf0\0\0\0\x09\x81\xa2ts\xce\x66\x0d\x57\x80"),
+        (Pong::new(1, -1).into(), b"\xac\x01\x01\xf1\0\0\0\x0b\x82\xa2ts\x01\xa4echo\xff"),
         (
             VerifyAck { status: VerifyStatus::Ok, reason: None }.into(),
             b"\xac\x01\x01\x04\0\0\0\x13\x82\xa6status\xa2ok\xa6reason\xc0",
@@ -175,8 +175,8 @@ fn one_of_each() -> Vec<Message> {
         RelayError { code: 3001, message: "m".into(), target_id: Some("b".into()), session: None }.into(),
         ErrorMessage { packets: Some(3), ..ErrorMessage::new(super::super::ErrorCode::RateLimited, "m") }
             .into(),
-        Ping { ts: -5 }.into(),
-        Pong { ts: i64::MAX, echo: i64::MIN }.into(),
+        Ping::new(-5).into(),
+        Pong::new(i64::MAX, i64::MIN).into(),
         Disconnect::new("DISCONNECT_IDLE", None, Some(super::super::SessionId([4; 16]))).into(),
     ]
 }

@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::frames::{LAST_WORDS, Reader, frame_refusal, refusal_code};
 use super::introduction::Introduced;
 use super::message_rate::{MessageRates, MessageVerdict};
+use super::probe::{MOST_PER_CONNECTION, refusal};
 use super::{ControlEvent, Held, Listener, RECEIVE_WINDOW, Rules, ToAgent, lock};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::protocol::flow_terms::{ErrorMessage, FLOW};
+use crate::protocol::flow_terms::{ErrorMessage, FLOW, Ping};
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
 use crate::relay::rendezvous::{Authenticated, ConnId, MOST_SESSIONS_PER_NODE, Refusal, StreamNumber};
@@ -49,6 +50,8 @@ impl Listener {
         let mut leaving = BTreeMap::new();
         let mut readers = JoinSet::new();
         let (over_limit, mut too_many) = mpsc::channel(1);
+        let (to_probe, mut asked) = mpsc::channel(1);
+        let (mut probing, mut probes_left) = (JoinSet::new(), MOST_PER_CONNECTION);
         let intake = Intake {
             conn,
             node: peer.node_id,
@@ -56,6 +59,7 @@ impl Listener {
             rules: Arc::clone(&self.rules),
             rates: Arc::clone(&self.rates),
             over_limit,
+            to_probe,
         };
         let recall = streams.add(StreamNumber::FIRST, send);
         readers.spawn(intake.clone().read(StreamNumber::FIRST, reader, recall));
@@ -110,6 +114,26 @@ impl Listener {
                         let code = ErrorCode::RateLimited.number();
                         finish_and_close(&connection, &mut streams, code, TOO_MANY_MESSAGES).await;
                         break TOO_MANY_MESSAGES.to_owned();
+                    }
+                }
+                // One after the other: the next is asked for once this one is answered.
+                Some((stream, ping)) = asked.recv(), if probing.is_empty() => {
+                    let probe = self.probe(&ping, remote, &mut probes_left);
+                    if probe.is_none() {
+                        self.refused(Refusal::ProbeLimit, Some(peer.node_id), remote).await;
+                    }
+                    probing.spawn(async move {
+                        match probe {
+                            Some(probe) => (stream, probe.run().await),
+                            None => (stream, refusal(&ping)),
+                        }
+                    });
+                }
+                Some(Ok((stream, pong))) = probing.join_next() => {
+                    if !write(&mut streams, stream, &pong.into()).await {
+                        self.refused(Refusal::SlowReader, Some(peer.node_id), remote).await;
+                        connection.close(VarInt::from_u32(0), b"what was sent was not read");
+                        break "it does not read what it is sent".to_owned();
                     }
                 }
                 Some(ended) = readers.join_next() => match ended {
@@ -210,6 +234,8 @@ struct Intake {
     rates: Arc<Mutex<MessageRates>>,
     /// Takes the streams on which more messages come than may.
     over_limit: mpsc::Sender<(StreamNumber, MessageVerdict)>,
+    /// Takes the Pings that ask for more than a Pong.
+    to_probe: mpsc::Sender<(StreamNumber, Ping)>,
 }
 
 impl Intake {
@@ -217,8 +243,9 @@ impl Intake {
     async fn read(self, stream: StreamNumber, mut reader: Reader, recall: CancellationToken) -> Ended {
         let passing_on = async {
             while let Some(mut event) = reader.next_event(self.conn, stream).await? {
-                let passed_on = match self.judge() {
-                    MessageVerdict::Taken => {
+                let passed_on = match (self.judge(), event.probe()) {
+                    (MessageVerdict::Taken, Some(ping)) => self.to_probe.send((stream, ping)).await.is_ok(),
+                    (MessageVerdict::Taken, None) => {
                         let released = event.hold();
                         let passed_on = self.events.send(event).await.is_ok();
                         if let Some(released) = released {
@@ -226,7 +253,7 @@ impl Intake {
                         }
                         passed_on
                     }
-                    verdict => self.over_limit.send((stream, verdict)).await.is_ok(),
+                    (verdict, _) => self.over_limit.send((stream, verdict)).await.is_ok(),
                 };
                 if !passed_on {
                     break;
@@ -250,6 +277,12 @@ impl Intake {
 }
 
 impl ControlEvent {
+    /// If it is a Ping that asks for a probe: that one.
+    fn probe(&self) -> Option<Ping> {
+        let ControlEvent::Message { message: Message::Ping(ping), .. } = self else { return None };
+        ping.probe.is_some().then(|| ping.clone())
+    }
+
     /// If what follows the message on its stream may be for a peer: keeps it from being read until the driver has decided.
     fn hold(&mut self) -> Option<oneshot::Receiver<()>> {
         let ControlEvent::Message { message: Message::RelayConnect(connect), held, .. } = self else {

@@ -9,6 +9,7 @@ mod frames;
 mod introduction;
 mod message_rate;
 mod places;
+mod probe;
 mod reset_key;
 mod rules;
 mod seats;
@@ -23,7 +24,7 @@ use quinn::{
     Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, ValidationTokenConfig,
     VarInt,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -233,6 +234,7 @@ pub async fn serve(
         seats: Seats::new(),
         rates: Arc::default(),
         banned: Mutex::default(),
+        probes: Arc::new(Semaphore::new(probe::AT_ONCE)),
     });
     let mut connections = JoinSet::new();
     let mut next = 0;
@@ -264,6 +266,8 @@ struct Listener {
     rates: Arc<Mutex<MessageRates>>,
     /// How often somebody was banned.
     banned: Mutex<Tally>,
+    /// Places of probes under way.
+    probes: Arc<Semaphore>,
 }
 
 impl Listener {

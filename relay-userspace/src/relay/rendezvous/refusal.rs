@@ -24,6 +24,7 @@ reasons! {
         UnexpectedMessage = "unexpected_message": "A message that agents do not send to relays.",
         MessageRate = "message_rate": "More control messages of one agent in a minute than `rate_limit.per_peer_per_minute`.",
         SlowReader = "slow_reader": "An agent does not read what it is sent.",
+        ProbeLimit = "probe_limit": "An agent has asked to be connected back to more than 3 times on one connection, or while 4 others were, or at port 0.",
         PingUnanswered = "ping_unanswered": "Three Pings in a row got no Pong.",
         AnnouncedFull = "announced_full": "`quotas.announced_agents` agents are announced.",
         ReplacedTooOften = "replaced_too_often": "An announce on a newer connection, of a node that was replaced 6 times within the hour.",

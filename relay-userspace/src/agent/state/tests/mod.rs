@@ -347,7 +347,7 @@ fn pings_go_out_every_minute_and_three_unanswered_ones_end_the_connection() {
     agent.up(0);
     for minute in 1..=9 {
         agent.state.tick(later(minute * PING_INTERVAL));
-        agent.state.message(RelayIndex(0), Pong { ts: 0, echo: 0 }.into(), NOW);
+        agent.state.message(RelayIndex(0), Pong::new(0, 0).into(), NOW);
         assert!(matches!(agent.outputs()[..], [Output::Send(_, Message::Ping(_))]));
     }
 }
@@ -356,7 +356,7 @@ fn pings_go_out_every_minute_and_three_unanswered_ones_end_the_connection() {
 fn pings_are_answered_and_messages_for_relays_refused() {
     let mut agent = agent(false, 1);
     agent.up(0);
-    agent.state.message(RelayIndex(0), Ping { ts: 7 }.into(), NOW);
+    agent.state.message(RelayIndex(0), Ping::new(7).into(), NOW);
     let connect =
         RelayConnect { source_id: String::new(), target_id: String::new(), timestamp: None, flow: None };
     agent.state.message(RelayIndex(0), connect.into(), NOW);

@@ -415,8 +415,8 @@ impl World {
                     self.tell_end(relay, 1 - from, id, disconnect_reason::PEER_GONE);
                 }
             }
-            Message::Ping(Ping { ts }) => {
-                self.mail.push_back((relay, from, Pong { ts, echo: ts }.into()));
+            Message::Ping(Ping { ts, .. }) => {
+                self.mail.push_back((relay, from, Pong::new(ts, ts).into()));
             }
             Message::Disconnect(_) | Message::Pong(_) => {}
             other => panic!("{other:?}"),

@@ -169,7 +169,7 @@ fn a_pong_keeps_an_agent() {
     let conn = world.connect(1);
     for _ in 0..10 {
         world.pass(seconds(150));
-        world.message(conn, Pong { ts: 0, echo: 0 });
+        world.message(conn, Pong::new(0, 0));
     }
     assert!(world.closed.is_empty());
 }
@@ -178,7 +178,7 @@ fn a_pong_keeps_an_agent() {
 fn a_ping_is_answered_with_its_own_time() {
     let mut world = World::new();
     let conn = world.connect(1);
-    world.message(conn, Ping { ts: 1_712_150_400 });
+    world.message(conn, Ping::new(1_712_150_400));
     assert_eq!(world.pongs, [(conn, 1_712_150_400)]);
 }
 

@@ -48,7 +48,7 @@ fn a_relay_without_sessions_is_drained_at_once_and_says_so_once() {
     world.told_to_drain(Drain::default());
     assert_eq!(world.drained, [0]);
     assert_eq!(world.drains(agent).len(), 1, "it hears before");
-    world.message(agent, Ping { ts: 0 });
+    world.message(agent, Ping::new(0));
     assert_eq!(world.drained, [0]);
 }
 

@@ -437,7 +437,7 @@ impl World {
         while self.now < until {
             self.pass(KEEPALIVE.min(until.since(self.now)));
             for conn in std::mem::take(&mut self.pings) {
-                self.message(conn, Pong { ts: 0, echo: 0 });
+                self.message(conn, Pong::new(0, 0));
             }
             for (terms, at) in terms.iter().zip([A, B]) {
                 if self.rendezvous.sessions.get(terms.session).is_some() {

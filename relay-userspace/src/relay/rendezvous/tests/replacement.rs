@@ -13,7 +13,7 @@ fn pass_with_pongs(world: &mut World, span: Duration) {
     while world.now < until {
         world.pass(seconds(30).min(until.since(world.now)));
         for conn in std::mem::take(&mut world.pings) {
-            world.message(conn, Pong { ts: 0, echo: 0 });
+            world.message(conn, Pong::new(0, 0));
         }
     }
 }

@@ -33,7 +33,7 @@ impl Simulation {
                 Output::Ping { conn } => {
                     assert!(self.open.contains_key(&conn));
                     assert!(!self.census.given.contains(&conn), "its first stream is a peer's");
-                    let ping = crate::protocol::message::Ping { ts: 0 };
+                    let ping = crate::protocol::message::Ping::new(0);
                     self.transmit(Transit::ToAgent(conn, ping.into()));
                 }
                 Output::Pong { .. } => {}

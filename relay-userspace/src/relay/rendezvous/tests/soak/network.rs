@@ -122,7 +122,7 @@ impl Simulation {
             }
             Message::Ping(_) => {
                 let first = StreamEnd { conn, stream: StreamNumber::FIRST };
-                self.transmit(Transit::ToRelay(first, Pong { ts: 0, echo: 0 }.into()));
+                self.transmit(Transit::ToRelay(first, Pong::new(0, 0).into()));
             }
             _ => {}
         }

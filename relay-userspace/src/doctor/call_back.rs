@@ -1,0 +1,129 @@
+//! Whether this host is reached from outside: another relay is asked to connect back to the address that it sees us at.
+//!
+//! If no relay runs here, its port is answered on for that while.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::agent::{dial, initiate};
+use crate::clock::MonoTime;
+use crate::config::RelayAddress;
+use crate::identity::NodeKey;
+use crate::protocol::Message;
+use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
+use crate::protocol::flow_terms::{Ping, Pong, ProbeOutcome};
+use crate::protocol::frames::{FrameReader, write_frame};
+use crate::protocol::handshake::Initiator;
+use crate::tls;
+
+/// Of the whole.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallBack {
+    /// Somebody has answered.
+    Answered {
+        /// Where.
+        at: String,
+        /// Who.
+        node: String,
+    },
+    /// Nobody has.
+    Silent {
+        /// Where.
+        at: String,
+    },
+    /// The relay does not do it for now.
+    Refused,
+    /// The relay does not know how to.
+    NotKnown,
+}
+
+/// Has `relay` connect to `port` of this host. With `own`, no relay runs here: that port of its is answered on with that key.
+///
+/// # Errors
+/// The relay was not asked, and why, for people.
+pub async fn call_back(
+    relay: RelayAddress,
+    port: u16,
+    own: Option<(NodeKey, u16)>,
+) -> Result<CallBack, String> {
+    let asked = timeout(PATIENCE, ask(relay, port, own)).await;
+    asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+}
+
+async fn ask(relay: RelayAddress, port: u16, own: Option<(NodeKey, u16)>) -> Result<CallBack, String> {
+    let words = |error: &dyn std::fmt::Display| error.to_string();
+    let at = (relay.at.host(), relay.at.port());
+    let mut resolved = tokio::net::lookup_host(at).await.map_err(|error| words(&error))?;
+    let remote = resolved.next().ok_or("the relay's name has no address")?;
+    let _answering = own.map(|(key, port)| Answering::at(remote, port, &key)).transpose()?;
+
+    let key = NodeKey::generate().map_err(|error| words(&error))?;
+    let (endpoint, connection) = dial(&key, remote).await.map_err(|error| words(&error))?;
+    let shown = tls::peer_key(&connection).map_err(|error| words(&error))?;
+    if relay.node.is_some_and(|expected| expected != shown.node_id()) {
+        return Err(format!("{} is at its address", shown.node_id()));
+    }
+    let (mut to_relay, from_relay) = connection.open_bi().await.map_err(|error| words(&error))?;
+    let mut from_relay = FrameReader::new(from_relay, MAX_CONTROL_PAYLOAD_LEN);
+    let now = crate::agent::unix_s();
+    let initiator = Initiator::new(&key, "doctor", shown, MonoTime::now(), now);
+    initiate(initiator, &mut to_relay, &mut from_relay).await.map_err(|error| words(&error))?;
+    let ping = Ping { probe: Some(port), ..Ping::new(now) };
+    write_frame(&mut to_relay, &ping.into()).await.map_err(|error| words(&error))?;
+    let outcome = loop {
+        match from_relay.next().await.map_err(|error| words(&error))? {
+            Some(Message::Pong(pong)) => break outcome(pong),
+            Some(Message::Error(error)) => break Err(error.message),
+            Some(_) => {}
+            None => break Err("the relay has closed the connection".to_owned()),
+        }
+    };
+    connection.close(0_u8.into(), b"");
+    endpoint.wait_idle().await;
+    outcome
+}
+
+fn outcome(pong: Pong) -> Result<CallBack, String> {
+    let Pong { probed, probed_at, probed_node, .. } = pong;
+    Ok(match (probed, probed_at, probed_node) {
+        (None, ..) => CallBack::NotKnown,
+        (Some(ProbeOutcome::Refused), ..) => CallBack::Refused,
+        (Some(ProbeOutcome::Answered), Some(at), Some(node)) => CallBack::Answered { at, node },
+        (Some(ProbeOutcome::Silent), Some(at), _) => CallBack::Silent { at },
+        _ => return Err("the relay's answer makes no sense".to_owned()),
+    })
+}
+
+/// Somebody with a key who answers to QUIC, and no more.
+struct Answering(JoinHandle<()>);
+
+impl Answering {
+    /// At `port`, in the family of `towards`.
+    fn at(towards: SocketAddr, port: u16, key: &NodeKey) -> Result<Answering, String> {
+        let any: IpAddr = match towards {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let config = tls::server_config(key, tls::ALPN_RELAY).map_err(|error| error.to_string())?;
+        let endpoint = quinn::Endpoint::server(config, (any, port).into())
+            .map_err(|error| format!("UDP {port} cannot be answered on: {error}"))?;
+        Ok(Answering(tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                // Who it is does not matter: the relay asks who is here.
+                let _known_or_not = incoming.await;
+            }
+        })))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
