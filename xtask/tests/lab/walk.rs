@@ -106,8 +106,9 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     // The relay.
     let relay = start(lab.relay.host(), "relay");
     walk.take(&relay, "A checkout", 0);
-    let [status, _doctor, shown] = walk.take(&relay, "Does it work", 0).try_into().unwrap();
+    let [status, doctor, shown] = walk.take(&relay, "Does it work", 0).try_into().unwrap();
     assert!(status.contains("Datapath     : xdp-native"), "{status}");
+    assert!(doctor.contains("gives the relay all that the XDP program needs"), "{doctor}");
     let relay_id = node_id_in(&shown);
     let confined = relay.status_of("atlas-relay");
     assert!(confined.contains("Seccomp:\t2"), "its system calls are filtered: {confined}");
