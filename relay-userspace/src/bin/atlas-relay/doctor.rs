@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(said.len(), 6, "{said:#?}");
         assert_eq!(
             said[0],
-            format!("ok       {:<width$}  Linux 6.12", "kernel", width = "unprivileged_bpf".len())
+            format!("ok       {:<width$}  Linux 6.12", "kernel", width = "unit_capabilities".len())
         );
         assert!(said[1].ends_with("eth0: program 7") && said[1].starts_with("warning  other_program"));
         assert!(said[3].trim_start() == "mend: ip link set dev eth0 xdp off", "{said:#?}");

@@ -95,7 +95,7 @@ fn rules_for_others_do_not_let_it_in() {
         json!([{ "jump": { "target": "nothing" } }]),
         json!([{ "return": null }]),
     ] {
-        assert_eq!(fate("drop", &[parts.clone()]), PortFate::Dropped, "{parts}");
+        assert_eq!(fate("drop", std::slice::from_ref(&parts)), PortFate::Dropped, "{parts}");
     }
 }
 
@@ -125,7 +125,7 @@ fn what_some_may_do_is_told_from_what_everybody_may() {
         json!([{ "xt": { "type": "target", "name": "OTHER" } }]),
         json!([dport(json!("@unknown")), { "accept": null }]),
     ] {
-        assert_eq!(fate("drop", &[some.clone()]), PortFate::SomeAccepted, "{some}");
+        assert_eq!(fate("drop", std::slice::from_ref(&some)), PortFate::SomeAccepted, "{some}");
     }
     let some_dropped = json!([from, { "drop": null }]);
     assert_eq!(fate("drop", &[some_dropped.clone(), accept]), PortFate::Accepted);
