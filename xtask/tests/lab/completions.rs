@@ -21,8 +21,9 @@ fn manual_or_skip(name: &str) -> Option<TempDir> {
 }
 
 #[test]
-fn zsh_completes_a_command_from_where_the_package_puts_it() {
-    let Some(folder) = manual_or_skip("zsh_completes_a_command_from_where_the_package_puts_it") else {
+fn zsh_loads_its_completions_and_completes_a_command_and_an_option() {
+    let Some(folder) = manual_or_skip("zsh_loads_its_completions_and_completes_a_command_and_an_option")
+    else {
         return;
     };
     for name in NAMES {
@@ -48,8 +49,9 @@ fn zsh(folder: &Path) -> Terminal {
 }
 
 #[test]
-fn fish_completes_a_command_from_where_the_package_puts_it() {
-    let Some(folder) = manual_or_skip("fish_completes_a_command_from_where_the_package_puts_it") else {
+fn fish_loads_its_completions_and_completes_a_command_and_an_option() {
+    let Some(folder) = manual_or_skip("fish_loads_its_completions_and_completes_a_command_and_an_option")
+    else {
         return;
     };
     for name in NAMES {

@@ -346,8 +346,8 @@ pub enum ConfigCommand {
         #[command(flatten)]
         format: Format,
     },
-    /// Makes the running daemon read its configuration again, as SIGHUP does. It says what is in effect from now on, and
-    /// what needs a restart.
+    /// Makes the running daemon read its configuration again, as SIGHUP does. It says what is in effect from now on, what
+    /// needs a restart, and what the daemon's command line has the last word on.
     #[command(after_help = "Example:\n  atlas-relay config reload")]
     Reload(Format),
 }

@@ -286,5 +286,5 @@ Example:
   atlas-relay net disconnect atlas_70b499d01e2464e370b499d01e2464e370b499d01e2464e370b499d01e2464e3
   atlas-relay net disconnect 0f1e2d3c4b5a69788796a5b4c3d2e1f0
 
-At a relay it ends the sessions of a node, or one session; at an agent those with a peer, or one. Both sides are told, and
-may connect again: who may not is a matter of [agent] accept, or of [access] at the relay.";
+At a relay it ends the sessions of a node, or one session; at an agent those with a peer, or one. If there is none, that is an
+error and the exit code 1. Both sides are told, and may connect again: who may not is a matter of [agent] accept, or of [access] at the relay.";
