@@ -197,6 +197,7 @@ fn missing_programs(purpose: Purpose) -> Vec<Package> {
         ("ufw", "ufw", "the firewall rules for ufw"),
         ("zsh", "zsh", "the completions for zsh"),
         ("fish", "fish", "the completions for fish"),
+        ("sysctl", "procps", "settings that pages have operators make"),
     ];
     let needed: &[&[_]] = match purpose {
         Purpose::Build => &[],

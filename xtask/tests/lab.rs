@@ -50,6 +50,7 @@ mod in_lab {
     mod restart_stop;
     mod restart_userspace;
     mod scheduling;
+    mod shown_commands;
     mod steady;
     mod strangers;
     mod strangers_datagrams;

@@ -1,0 +1,39 @@
+//! Every command that README.md, docs and the help texts show is run, as it stands there but for what is the reader's to
+//! fill in.
+
+mod checkout;
+mod elsewhere;
+mod help;
+mod operator;
+mod pages;
+mod readme;
+mod shell;
+mod stage;
+
+use std::path::Path;
+
+use self::pages::Pages;
+use self::stage::Stage;
+use super::world::World;
+
+#[test]
+fn every_command_that_readme_docs_and_help_show_is_run() {
+    let name = "every_command_that_readme_docs_and_help_show_is_run";
+    let Some(world) = World::new(name) else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut pages = Pages::read(root);
+    pages.add_helps(&world.binary);
+    elsewhere::note(&mut pages, root);
+    let mut stage = Stage::set(world);
+
+    let mut reader = readme::begin(&stage, &mut pages);
+    operator::troubleshoot(&stage, &mut pages);
+    operator::look(&stage, &mut pages);
+    operator::operate(&mut stage, &mut pages, &reader);
+    help::examples(&mut stage, &mut pages, &mut reader);
+    readme::end(&mut stage, &mut pages, reader);
+    checkout::lab(&stage, &mut pages);
+
+    let not_run = pages.not_run();
+    assert!(not_run.is_empty(), "{}", not_run.join("\n"));
+}

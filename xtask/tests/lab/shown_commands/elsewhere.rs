@@ -1,0 +1,106 @@
+//! Commands that are run, but not here: by other tests, or by continuous integration itself.
+
+use std::path::Path;
+
+use xtask::tool::Tool;
+
+use super::pages::Pages;
+
+/// Who runs a command.
+enum By {
+    /// The test of the lab with this name; this stands in the same file.
+    Test(&'static str, &'static str),
+    /// This step of continuous integration, or of the unit that runs under a real systemd there: a file, and what stands in it.
+    Step(&'static str, &'static str),
+    /// Nobody, since it takes minutes. Whether it would be taken is asked, and tests that it chooses there are.
+    Hand,
+}
+
+const DEMO: By = By::Test(
+    "without_root_the_demo_shows_the_userspace_datapath_and_says_what_the_rest_needs",
+    "demo(folder.path()).arg(\"--report\")",
+);
+
+/// On a machine with a real systemd.
+const fn by_upstreams_steps(line: &'static str) -> By {
+    By::Test("upstreams_steps_give_a_relay_with_upstreams_unit_and_with_ours", line)
+}
+
+/// Those of the whole workspace, which those of a package are among.
+const TESTS: By = By::Step("xtask/src/test.rs", "test --workspace --no-fail-fast");
+
+const ELSEWHERE: [(&str, By); 17] = [
+    ("cargo xtask build", By::Step("xtask/src/ci.rs", "build::build(workspace, ")),
+    ("cargo xtask test", By::Step("xtask/src/ci.rs", "test::run_built(workspace, ")),
+    ("cargo xtask bench --quick", By::Step("xtask/src/ci.rs", "bench::run_built(workspace, ")),
+    ("cargo test -p relay-common", TESTS),
+    ("cargo test -p relay-userspace --lib", TESTS),
+    ("cargo test -p relay-userspace", TESTS),
+    ("cargo test -p relay-common-loom", TESTS),
+    (
+        "cargo xtask test -- unpaced_quic",
+        By::Test("unpaced_quic_with_ecn_uses_the_limit_at_40_ms_and_loses_next_to_nothing", ""),
+    ),
+    ("cargo xtask test --long -- quic_in", By::Hand),
+    ("cargo xtask bench", By::Hand),
+    ("cargo xtask demo", DEMO),
+    ("cargo xtask demo --report FILE", DEMO),
+    (
+        "cargo xtask dist",
+        By::Test(
+            "the_same_program_is_packed_into_the_same_bytes_and_the_tarball_has_upstreams_form",
+            "dist::make(",
+        ),
+    ),
+    (
+        "ExecStop=/usr/local/bin/atlas stop --unless-restarting --unit %n",
+        By::Step(
+            "deploy/systemd/atlas-relay.service",
+            "ExecStop=-+/usr/local/bin/atlas stop --unless-restarting --unit %n",
+        ),
+    ),
+    ("systemctl stop atlas-relay", by_upstreams_steps("systemctl stop atlas-relay")),
+    ("systemctl restart atlas-relay", by_upstreams_steps("systemctl restart atlas-relay")),
+    (
+        "systemctl reload atlas-relay",
+        By::Test(
+            "a_newer_package_goes_on_with_the_sessions_of_an_older_one_and_a_removed_one_leaves_state_alone",
+            "systemctl reload atlas-relay",
+        ),
+    ),
+];
+
+/// Notes them as run.
+///
+/// # Panics
+/// Who is said to run one does not exist.
+pub fn note(pages: &mut Pages, root: &Path) {
+    let sources: Vec<String> = std::fs::read_dir(root.join("xtask/tests/lab"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    for (command, by) in ELSEWHERE {
+        pages.is_run_elsewhere(command);
+        match by {
+            By::Test(name, part) => {
+                let has = |source: &String| {
+                    source.contains(&format!("#[test]\nfn {name}(")) && source.contains(part)
+                };
+                assert!(sources.iter().any(has), "`{command}`: no test {name} runs it");
+            }
+            By::Step(file, step) => {
+                let text = std::fs::read_to_string(root.join(file)).unwrap();
+                assert!(text.contains(step), "`{command}`: {file} has no `{step}`");
+            }
+            By::Hand => {
+                let line = command.strip_prefix("cargo xtask ").unwrap();
+                let (words, chosen) = line.split_once(" -- ").unwrap_or((line, ""));
+                let has = |source: &String| source.contains(&format!("\nfn {chosen}"));
+                assert!(sources.iter().any(has), "`{command}`: no test begins with {chosen}");
+                Tool::new(env!("CARGO_BIN_EXE_xtask")).words(words).arg("--help").output().unwrap();
+            }
+        }
+    }
+}
