@@ -50,7 +50,7 @@ where
     Packet<K>: Rewrite,
 {
     let flow = look_up(tables, &packet.tuple)?;
-    packet.suits(&flow.route)?;
+    packet.suits(frame, &flow.route)?;
     let hop = egress(tables, flow.route.hop, packet.length_after(&flow.route), packet.tag)?;
     let mark = flow.admit(packet.payload, packet.markable(), now())?;
     if mark {

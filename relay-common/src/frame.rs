@@ -14,6 +14,9 @@ pub trait Frame {
     /// The same, to write.
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 
+    /// The sum of the datagram at `offset`, as [`datagram::sum`](crate::datagram::sum) makes it, unless it is of no use.
+    fn sum(&self, offset: usize, payload: usize) -> Option<u64>;
+
     /// Moves the frame's start: `delta` bytes away from it (positive) or in front of it. Whether there was room.
     fn move_start(&mut self, delta: i32) -> bool;
 }
@@ -85,6 +88,10 @@ impl Frame for SliceFrame<'_> {
 
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         self.bytes.get_mut(self.start..)?.get_mut(offset..)?.first_chunk_mut()
+    }
+
+    fn sum(&self, offset: usize, payload: usize) -> Option<u64> {
+        crate::datagram::sum(self, offset, payload)
     }
 
     fn move_start(&mut self, delta: i32) -> bool {

@@ -17,6 +17,7 @@ compile_error!(
 
 pub mod bucket;
 pub mod checksum;
+pub mod datagram;
 pub mod flow;
 pub mod forward;
 pub mod frame;
@@ -82,6 +83,10 @@ pub mod maps {
 
     /// Read-only data: not 0 to take the time from [`CLOCK`] instead of the kernel.
     pub const FIXED_CLOCK: &str = "FIXED_CLOCK";
+
+    /// Read-only data: not 0 if a frame leaves as its bytes and nothing beside them, so that those that look unfinished are
+    /// looked into.
+    pub const BARE_FRAMES: &str = "BARE_FRAMES";
 
     /// Entries of the next-hop array and the device map.
     pub const NEXT_HOP_ENTRIES: u32 = 1024;

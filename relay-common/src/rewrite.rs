@@ -10,8 +10,9 @@ use crate::frame::{Frame, field, set_field};
 use crate::header::{
     ECN_MASK, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TAGGED_ETH_LEN, UDP_LEN, V4_CHECK, V4_DESTINATION,
     V4_DONT_FRAGMENT, V4_FRAGMENT, V4_HEADERS, V4_ID, V4_LEN, V4_PROTOCOL, V4_SOURCE, V4_TOS, V4_TOTAL_LEN,
-    V4_TTL, V4_UDP_CHECK, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN, V6_DESTINATION, V6_EXTRA, V6_HEADERS,
-    V6_HOP_LIMIT, V6_NEXT_HEADER, V6_PAYLOAD_LEN, V6_SOURCE, V6_UDP_CHECK, V6_UDP_SOURCE, V6_VERSION,
+    V4_TTL, V4_UDP, V4_UDP_CHECK, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN, V6_DESTINATION, V6_EXTRA,
+    V6_HEADERS, V6_HOP_LIMIT, V6_NEXT_HEADER, V6_PAYLOAD_LEN, V6_SOURCE, V6_UDP, V6_UDP_CHECK, V6_UDP_SOURCE,
+    V6_VERSION,
 };
 use crate::next_hop::Hop;
 use crate::parse::Packet;
@@ -29,9 +30,8 @@ pub trait Rewrite {
     ///
     /// # Errors
     /// [`Reason::ZeroChecksum`]: an IPv4 packet without UDP checksum cannot become IPv6.
-    /// [`Reason::UnfinishedChecksum`]: what is to be finished yet cannot be changed like a finished one. It is recognised
-    /// by its value, which one finished checksum of 65536 has as well.
-    fn suits(&self, route: &Route) -> Result<(), Reason>;
+    /// [`Reason::UnfinishedChecksum`]: what is to be finished yet cannot be changed like a finished one.
+    fn suits<F: Frame>(&self, frame: &F, route: &Route) -> Result<(), Reason>;
 
     /// Sends the frame on its way: link-layer addresses, addresses, ports, TTL less one, checksums, and the CE mark if
     /// `mark` is set.
@@ -51,10 +51,13 @@ impl Rewrite for Packet<TupleV4> {
     }
 
     #[inline(always)]
-    fn suits(&self, route: &Route) -> Result<(), Reason> {
+    fn suits<F: Frame>(&self, frame: &F, route: &Route) -> Result<(), Reason> {
         match route.onward {
             Onward::V6 { .. } if self.udp_check == 0 => Err(Reason::ZeroChecksum),
-            _ => finished(self, u64::from(self.tuple.source) + u64::from(self.tuple.destination)),
+            _ => {
+                let addresses = u64::from(self.tuple.source) + u64::from(self.tuple.destination);
+                finished::<V4_UDP, _, _>(frame, self, addresses)
+            }
         }
     }
 
@@ -101,10 +104,10 @@ impl Rewrite for Packet<TupleV6> {
     }
 
     #[inline(always)]
-    fn suits(&self, _: &Route) -> Result<(), Reason> {
+    fn suits<F: Frame>(&self, frame: &F, _: &Route) -> Result<(), Reason> {
         let ([a, b, c, d], [e, f, g, h]) = (self.tuple.source, self.tuple.destination);
         let [a, b, c, d, e, f, g, h] = [a, b, c, d, e, f, g, h].map(u64::from);
-        finished(self, a + b + c + d + e + f + g + h)
+        finished::<V6_UDP, _, _>(frame, self, a + b + c + d + e + f + g + h)
     }
 
     #[inline(always)]
@@ -135,13 +138,30 @@ impl Rewrite for Packet<TupleV6> {
     }
 }
 
-/// Whether a packet's UDP checksum is more than the sum of its pseudo header (RFC 768, RFC 8200 section 8.1), whose
-/// addresses have the sum `addresses`. That is what stands there before hardware has added the rest.
+/// Whether a packet's UDP checksum, of a datagram that begins at `OFFSET` in a frame without tag, is more than the sum of its
+/// pseudo header (RFC 768, RFC 8200 section 8.1), whose addresses have the sum `addresses`. That is what stands there before
+/// hardware has added the rest.
+///
+/// One finished checksum of 65536 has that value too, so where it stands the whole is summed: with a finished one the datagram
+/// and its pseudo header come out as zero, which is all ones. An unfinished one for which they do so by chance is finished
+/// already: what hardware puts there is the complement of the sum of pseudo header and rest, and that is zero together with
+/// the value which stands there, so it is that value.
 #[inline(always)]
-fn finished<K>(packet: &Packet<K>, addresses: u64) -> Result<(), Reason> {
+fn finished<const OFFSET: usize, F: Frame, K>(
+    frame: &F,
+    packet: &Packet<K>,
+    addresses: u64,
+) -> Result<(), Reason> {
     let length = ((packet.payload + UDP_LEN as u32) as u16).to_be_bytes();
     let rest = u16::from_ne_bytes(length) as u64 + u16::from_ne_bytes([0, IpProto::Udp as u8]) as u64;
-    if folds_to(addresses + rest, packet.udp_check) { Err(Reason::UnfinishedChecksum) } else { Ok(()) }
+    if !folds_to(addresses + rest, packet.udp_check) {
+        return Ok(());
+    }
+    // The pseudo header has the sum that stands in the field.
+    match frame.sum(OFFSET + packet.tag.shift(), packet.payload as usize) {
+        Some(sum) if folds_to(sum + u64::from(packet.udp_check), 0xffff) => Ok(()),
+        _ => Err(Reason::UnfinishedChecksum),
+    }
 }
 
 /// An IPv6 header for a packet that came as IPv4 (RFC 7915 section 4.1). Flow label 0.

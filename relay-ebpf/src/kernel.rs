@@ -46,6 +46,17 @@ static BIND_MAGIC: Global<u64> = Global::new(0);
 /// Not 0: read the time from the map `CLOCK`, for tests that compare with the host code.
 #[unsafe(no_mangle)]
 static FIXED_CLOCK: Global<u32> = Global::new(0);
+/// 0: generic mode. The stack keeps beside a frame whether its checksum is to be finished, and finishes it on the way out,
+/// whatever stands there by then. So what looks unfinished must not leave, even if it is as good as finished. In a driver what
+/// leaves is the bytes alone.
+#[unsafe(no_mangle)]
+static BARE_FRAMES: Global<u32> = Global::new(1);
+
+/// Whether frames leave as their bytes and nothing beside them.
+#[inline(always)]
+pub fn frames_are_bare() -> bool {
+    BARE_FRAMES.load() != 0
+}
 
 /// The tables, in BPF maps.
 pub struct KernelTables;

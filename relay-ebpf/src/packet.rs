@@ -3,9 +3,13 @@
 use core::marker::PhantomData;
 use core::ptr::{NonNull, read_volatile};
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
+use relay_common::datagram;
 use relay_common::frame::Frame;
+
+use crate::kernel;
 
 /// The frame of an [`XdpContext`].
 pub struct Packet<'a> {
@@ -61,6 +65,16 @@ fn length(context: &XdpContext) -> u32 {
     unsafe { bpf_xdp_get_buff_len(context.ctx) as u32 }
 }
 
+/// More than any sum.
+const NO_SUM: u64 = u64::MAX;
+
+/// A function of its own: one packet in 65536 needs it, and the others are not to carry its registers.
+#[cold]
+#[inline(never)]
+fn sum(context: *mut xdp_md, offset: usize, payload: usize) -> u64 {
+    datagram::sum(&Packet::new(&XdpContext::new(context)), offset, payload).unwrap_or(NO_SUM)
+}
+
 impl Frame for Packet<'_> {
     #[inline(always)]
     fn length(&self) -> u32 {
@@ -83,6 +97,17 @@ impl Frame for Packet<'_> {
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         // SAFETY: as for `window`, and `self` is borrowed exclusively.
         self.at::<N>(offset).map(|mut bytes| unsafe { bytes.as_mut() })
+    }
+
+    #[inline(always)]
+    fn sum(&self, offset: usize, payload: usize) -> Option<u64> {
+        if !kernel::frames_are_bare() {
+            return None;
+        }
+        match sum(self.context.ctx, offset, payload) {
+            NO_SUM => None,
+            sum => Some(sum),
+        }
     }
 
     #[inline(always)]

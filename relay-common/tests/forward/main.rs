@@ -14,13 +14,15 @@ mod world;
 use std::net::SocketAddr;
 
 use proptest::prelude::{any, prop_assert_eq, proptest};
-use relay_common::next_hop::Egress;
+use relay_common::checksum::fold;
+use relay_common::datagram::LONGEST_SUMMED;
+use relay_common::next_hop::{Egress, Hop};
 use relay_common::traffic::{Difference, Reading};
 use relay_common::{BIND_LEN, Reason, Side};
 
 use world::{
-    CONNECTOR, CONNECTOR_V6, GATEWAY_MAC, MAGIC, NOW, RELAY, RELAY_MAC, TARGET, TARGET_V6, World, data,
-    data_v6, frame, received, relay_for,
+    CONNECTOR, CONNECTOR_V6, GATEWAY_MAC, INTERFACE, MAGIC, NOW, RELAY, RELAY_MAC, TARGET, TARGET_V6, World,
+    data, data_v6, frame, received, relay_for,
 };
 
 proptest! {
@@ -122,6 +124,55 @@ fn a_packet_whose_checksum_is_left_to_hardware_goes_up_uncharged() {
         assert_eq!(world.refusal(with_unfinished_checksum(finished.clone())), Reason::UnfinishedChecksum);
         assert_eq!(world.slot.arrival.load(), 0);
         assert!(world.forward(&finished).is_ok());
+    }
+}
+
+/// A packet of `payload`, whose first two bytes are chosen so that its checksum, which is right, is the sum of its pseudo header
+/// as well.
+fn finished_alike(from: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let made =
+        |word: u16| frame(from, relay_for(from), 64, 0, &[&word.to_be_bytes(), &payload[2..]].concat());
+    let check = |frame: &[u8]| {
+        let at = if frame[12] == 0x86 { 60 } else { 40 };
+        u16::from_be_bytes([frame[at], frame[at + 1]])
+    };
+    let without = made(0);
+    let wanted = check(&with_unfinished_checksum(without.clone()));
+    let finished = made(fold(u32::from(check(&without)) + u32::from(!wanted)));
+    assert_eq!(with_unfinished_checksum(finished.clone()), finished);
+    finished
+}
+
+proptest! {
+    #[test]
+    fn a_finished_checksum_that_is_the_pseudo_headers_sum_is_told_from_one_left_to_hardware(
+        payload in proptest::collection::vec(any::<u8>(), 2..1400),
+        damage in (0usize..1400, 1u8..),
+        (from_v6, to_v6) in any::<(bool, bool)>(),
+    ) {
+        let connector = if from_v6 { CONNECTOR_V6 } else { CONNECTOR };
+        let world = World::between(connector, if to_v6 { TARGET_V6 } else { TARGET });
+        let finished = finished_alike(connector, &payload);
+        let after = received(&world.forward(&finished).unwrap());
+        prop_assert_eq!(&after.payload[2..], &payload[2..]);
+        // Any other payload with the same checksum makes it an unfinished one. No change of one byte is a whole turn.
+        let mut unfinished = finished;
+        let headers = if from_v6 { 62 } else { 42 };
+        unfinished[headers + damage.0 % payload.len()] ^= damage.1;
+        prop_assert_eq!(world.refusal(unfinished), Reason::UnfinishedChecksum);
+    }
+}
+
+#[test]
+fn a_datagram_too_long_to_be_summed_goes_up_if_its_checksum_is_the_pseudo_headers_sum() {
+    let world = World::new();
+    world.interface.write(INTERFACE, RELAY_MAC, 9000);
+    world.hop.write(&Hop { mtu: 9000, ..world.hop.copy().unwrap() });
+    for (payload, expected) in
+        [(LONGEST_SUMMED - 8, None), (LONGEST_SUMMED - 7, Some(Reason::UnfinishedChecksum))]
+    {
+        let decided = world.forward(&finished_alike(CONNECTOR, &vec![7; payload]));
+        assert_eq!(decided.err(), expected, "{payload} bytes");
     }
 }
 

@@ -98,7 +98,8 @@ fn exchange() -> Result<String, Fault> {
     let (Some(near), Some(far)) = (named(NAMES[0]), named(NAMES[1])) else { return Err(Fault::NoPair) };
     let (Some(station), Some(other)) = (near.mac, far.mac) else { return Err(Fault::NoPair) };
 
-    let (mut program, tables, mut egress) = Program::load(TableSizes::for_sessions(1), [1, 2], MAGIC)?;
+    let sizes = TableSizes::for_sessions(1);
+    let (mut program, tables, mut egress) = Program::load(Hook::Native, sizes, [1, 2], MAGIC)?;
     for (link, station) in [(near, station), (far, other)] {
         let Link { name, index, mtu, .. } = link.clone();
         program.attach(&tables, Port { name, index, station, mtu }, Hook::Native)?;

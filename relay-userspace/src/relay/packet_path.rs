@@ -132,7 +132,7 @@ impl PacketPath {
             }
             None => None,
         };
-        let explainer = match program.as_ref().map(|_| Explainer::with_program(new.hash_seed, magic.0)) {
+        let explainer = match hook.map(|hook| Explainer::with_program(hook, new.hash_seed, magic.0)) {
             Some(Ok(explainer)) => explainer,
             None => Explainer::without_program(new.hash_seed, magic.0),
             Some(Err(error)) => {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 use relay_common::BIND_LEN;
+use relay_common::checksum::fold_wide;
 use relay_userspace::relay::datapath::FlowTuple;
 
 use crate::random::Random;
@@ -137,7 +138,7 @@ fn disturb(random: &mut Random, frame: &mut Vec<u8>) {
     let v6 = frame[12] == 0x86;
     let (headers, ttl, protocol, length, source, source_port, check) =
         if v6 { (62, 21, 20, 18, 22, 54, 60) } else { (42, 22, 23, 16, 26, 34, 40) };
-    match random.below(25) {
+    match random.below(26) {
         0 if v6 => frame[protocol] = random.pick(&[0, 43, 44, 51, 60, 135, 139, 140]),
         0 => frame[14] = 0x46 + random.below(10) as u8,
         1 if v6 => extend(frame, random.pick(&[0, 43, 60])),
@@ -189,6 +190,7 @@ fn disturb(random: &mut Random, frame: &mut Vec<u8>) {
             set_lengths(frame);
         }
         23 => unfinish(frame, source, check),
+        24 => finish_alike(random, frame, source, check),
         _ => {
             let group = random.pick(&[[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0; 6]]);
             frame[6..12].copy_from_slice(&group);
@@ -203,6 +205,25 @@ fn unfinish(frame: &mut [u8], source: usize, check: usize) {
     let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>() + 17;
     let folded = (sum & 0xffff) + (sum >> 16);
     frame[check..check + 2].copy_from_slice(&(folded as u16).to_be_bytes());
+}
+
+/// Makes the checksum one that is the sum of the pseudo header and right all the same, by what the payload begins with; now and
+/// then as good as right.
+fn finish_alike(random: &mut Random, frame: &mut [u8], source: usize, check: usize) {
+    let length = usize::from(u16::from_be_bytes([frame[check - 2], frame[check - 1]]));
+    if length < 10 {
+        return;
+    }
+    unfinish(frame, source, check);
+    let (ports, payload) = (check - 6, check + 2);
+    frame[payload..payload + 2].fill(0);
+    let words = frame[ports..ports + length].chunks(2).chain([&frame[check..payload]]);
+    let sum =
+        words.map(|word| u64::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)]))).sum();
+    frame[payload..payload + 2].copy_from_slice(&(!fold_wide(sum)).to_be_bytes());
+    if random.one_in(4) {
+        frame[ports + 8 + random.below(length - 8)] ^= 1 << random.below(8);
+    }
 }
 
 /// Puts an extension header of eight bytes in front of the UDP header.

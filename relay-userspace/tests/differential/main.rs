@@ -24,7 +24,7 @@ mod world;
 use relay_common::frame::SliceFrame;
 use relay_common::{Action, Reason, Tally, forward};
 use relay_userspace::clock::MonoTime;
-use relay_userspace::relay::datapath::{Program, TableSizes, Tables};
+use relay_userspace::relay::datapath::{Hook, Program, TableSizes, Tables};
 
 use frames::MAGIC;
 use random::Random;
@@ -100,7 +100,8 @@ impl Pair {
     fn new() -> Pair {
         let sizes = TableSizes::for_sessions(AGENTS / 2);
         let now = MonoTime(1_000_000_000_000);
-        let (mut program, tables, mut egress) = Program::load_with_fixed_clock(sizes, KEY, MAGIC).unwrap();
+        let (mut program, tables, mut egress) =
+            Program::load_with_fixed_clock(Hook::Native, sizes, KEY, MAGIC).unwrap();
         program.set_clock(now).unwrap();
         for number in 0..HOPS.len() {
             egress.set(number as u32, LOOPBACK).unwrap();

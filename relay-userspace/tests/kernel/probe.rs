@@ -10,7 +10,7 @@ use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use etherparse::PacketBuilder;
 use relay_common::Reason;
 use relay_common::next_hop::{Egress, Hop, station_words};
-use relay_userspace::relay::datapath::{FlowTuple, Program, TableSizes, Tables};
+use relay_userspace::relay::datapath::{FlowTuple, Hook, Program, TableSizes, Tables};
 
 use crate::machine::{Machine, stay_on};
 use crate::probe_layout::{Case, HEAD_WORDS, Outcome, ProbedFrame, Words};
@@ -73,7 +73,7 @@ fn head(frame: &[u8]) -> [u64; HEAD_WORDS] {
 
 /// The relay's program with tables of `sizes`, one next hop and one interface.
 pub fn load_relay(sizes: TableSizes) -> (Program, Arc<Tables>) {
-    let (program, tables, _egress) = Program::load(sizes, KEY, MAGIC).unwrap();
+    let (program, tables, _egress) = Program::load(Hook::Native, sizes, KEY, MAGIC).unwrap();
     tables.interfaces()[LOOPBACK as usize].write(LOOPBACK, STATION, 1500);
     let stations = station_words(GATEWAY, STATION);
     tables.next_hops()[0].write(&Hop {

@@ -100,7 +100,7 @@ impl Lab {
 }
 
 fn explainer() -> Explainer {
-    Explainer::with_program([3, 4], MAGIC).unwrap()
+    Explainer::with_program(Hook::Native, [3, 4], MAGIC).unwrap()
 }
 
 #[test]

@@ -25,6 +25,7 @@ use std::time::Duration;
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 use relay_common::Reason;
 use relay_common::bucket::Allowance;
+use relay_common::checksum::fold;
 use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_common::tables::Tables as _;
 use relay_userspace::clock::MonoTime;
@@ -136,6 +137,38 @@ fn a_checksum_that_the_sender_left_to_hardware_is_finished_on_the_way_through_us
             assert_eq!(lab.program.tally(Reason::UnfinishedChecksum).unwrap().packets, 3);
         },
     );
+}
+
+#[test]
+fn a_finished_checksum_that_looks_left_to_hardware_is_told_in_the_driver_and_goes_up_in_the_stack() {
+    let name =
+        "a_finished_checksum_that_looks_left_to_hardware_is_told_in_the_driver_and_goes_up_in_the_stack";
+    for hook in [Hook::Native, Hook::Generic] {
+        in_lab(hook, name, |lab| {
+            for (near, far) in
+                [("10.9.1", "10.9.2"), ("fd00:1:", "fd00:2:"), ("10.9.1", "fd00:2:"), ("fd00:1:", "10.9.2")]
+            {
+                let session = lab.session(near, far, PLAIN);
+                for length in [2, 61, 1200, 1452] {
+                    let frame = finished_alike(|word| session.packet(&payload(word, length)));
+                    let payload = &frame[frame.len() - length..];
+                    match hook {
+                        Hook::Native => lab.expect_from_the_kernel(&session, &[frame.clone()], payload),
+                        Hook::Generic => {
+                            lab.expect_from_userspace(
+                                &session,
+                                Reason::UnfinishedChecksum,
+                                &[frame.clone()],
+                                payload,
+                            );
+                        }
+                    }
+                    assert!(lab.far.hear(session.target.port(), payload).checksum);
+                }
+                lab.end(session);
+            }
+        });
+    }
 }
 
 #[test]
@@ -293,7 +326,7 @@ impl Lab {
         let (near, far) = agents.run(|| (Wire::open("near0"), Wire::open("far0")));
 
         let sizes = TableSizes::for_sessions(4);
-        let (mut program, tables, mut egress) = Program::load(sizes, [1, 2], MAGIC).unwrap();
+        let (mut program, tables, mut egress) = Program::load(hook, sizes, [1, 2], MAGIC).unwrap();
         let links = Netlink::open().unwrap().links().unwrap();
         let index = |name: &str| links.iter().find(|link| link.name == name).unwrap().index;
         for (name, station) in [("near", NEAR), ("far", FAR)] {
@@ -380,6 +413,24 @@ impl Lab {
     fn end(&mut self, session: Session) {
         self.flows.remove(session.slot, MonoTime::now());
     }
+}
+
+/// A payload that begins with `word`.
+fn payload(word: u16, length: usize) -> Vec<u8> {
+    let mut payload = vec![7; length];
+    payload[..2].copy_from_slice(&word.to_be_bytes());
+    payload
+}
+
+/// That of the frames `made` with a word of payload in which the checksum, which is right, is the sum of the pseudo header.
+fn finished_alike(made: impl Fn(u16) -> Vec<u8>) -> Vec<u8> {
+    let looks_unfinished = |frame: &[u8]| {
+        let (addresses, udp) = if frame[12] == 0x86 { (22, 54) } else { (26, 34) };
+        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let sum = (addresses..udp).step_by(2).chain([udp + 4]).map(|at| u32::from(word(at))).sum::<u32>();
+        fold(sum + 17) == word(udp + 6)
+    };
+    (0..=u16::MAX).map(made).find(|frame| looks_unfinished(frame)).expect("one of all the words")
 }
 
 /// The state after one charge for a datagram.

@@ -5,9 +5,6 @@
 //! would take longer than what is measured. As in `rates.rs`, XDP and the kernel's forwarders share their core with the
 //! generator; there a packet also waits for the end of its batch. What has a core of its own receives there what comes
 //! back, which the generator's core does in `rates.rs`: it sustains less than half of its rate.
-//!
-//! The program leaves packets to the userspace forwarder whose checksum looks unfinished, one in 65536 (`rewrite.rs` of
-//! relay-common). None runs here beside the program, so these are lost.
 
 use std::time::Duration;
 

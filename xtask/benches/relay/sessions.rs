@@ -8,7 +8,7 @@ use relay_common::Reason;
 use relay_common::next_hop::{Egress, Hop, station_words};
 use relay_userspace::clock::MonoTime;
 use relay_userspace::relay::datapath::{
-    FlowTable, FlowTuple, Flows as _, Limit, NoRoutes, Origin, Program, SlotId, TableSizes, Tables,
+    FlowTable, FlowTuple, Flows as _, Hook, Limit, NoRoutes, Origin, Program, SlotId, TableSizes, Tables,
 };
 
 use crate::frames::{Family, GATEWAY, MAGIC, STATION};
@@ -52,7 +52,8 @@ impl Sessions {
         families: [Family; 2],
         limit: impl Fn(u32) -> Limit,
     ) -> anyhow::Result<Sessions> {
-        let (program, tables, _egress) = Program::load(TableSizes::for_sessions(count), KEY, MAGIC)?;
+        let (program, tables, _egress) =
+            Program::load(Hook::Native, TableSizes::for_sessions(count), KEY, MAGIC)?;
         let tables = Arc::new(tables);
         tables.interfaces()[LOOPBACK as usize].write(LOOPBACK, STATION, 1500);
         let stations = station_words(GATEWAY, STATION);

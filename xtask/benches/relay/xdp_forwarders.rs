@@ -39,7 +39,7 @@ impl Forwarder for Relay {
 pub fn relay(traffic: Traffic, wires: Wires, load: Load, end: End, hook: Hook) -> anyhow::Result<Track> {
     let links = wires.links;
     let (mut program, tables, mut egress) =
-        Program::load(relayed::sizes(load.flows), KEY, MAGIC).context("the relay's program")?;
+        Program::load(hook, relayed::sizes(load.flows), KEY, MAGIC).context("the relay's program")?;
     let tables = Arc::new(tables);
     let mut ways = vec![wires.inward];
     if links == Links::Two {

@@ -308,15 +308,6 @@ impl Course {
         assert!(unlocated <= uncounted, "{unlocated} are not located: {self}");
     }
 
-    /// As [`Course::assert_sound`], and the world's relay has lost nothing but what its program leaves to the daemon while
-    /// none takes it from the sockets, or while they are closed: one packet of 65536, for the value of its checksum.
-    pub fn assert_only_handed_up_lost(&self) {
-        let handed_up = self.handed_up.get(Reason::UnfinishedChecksum.name()).copied().unwrap_or(0);
-        // What waits in a socket that is closed nobody counts.
-        self.assert_sound_but(handed_up);
-        assert!(self.lost_by(0) <= handed_up as i64, "the relay has lost packets: {self}");
-    }
-
     /// The world's relay has the sessions that it had, and what it has counted of them goes on: by what it has carried, or,
     /// where it was `killed` while it carried something itself, at least by some of that.
     pub fn assert_sessions_kept(&self, killed: bool) {

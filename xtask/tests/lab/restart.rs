@@ -16,10 +16,9 @@ fn a_restart_under_a_supervisor_loses_no_packet_and_no_session() {
 }
 
 #[test]
-fn a_restart_with_pins_loses_no_session_and_what_the_program_hands_up_alone() {
-    const NAME: &str = "a_restart_with_pins_loses_no_session_and_what_the_program_hands_up_alone";
-    let Some(world) = World::new(NAME) else { return };
-    assert_only_handed_up_lost(&restart(&world, KeptRelay::pinned(&world, NATIVE)));
+fn a_restart_with_pins_loses_no_packet_and_no_session() {
+    let Some(world) = World::new("a_restart_with_pins_loses_no_packet_and_no_session") else { return };
+    assert_nothing_lost(&restart(&world, KeptRelay::pinned(&world, NATIVE)));
 }
 
 #[test]
@@ -31,11 +30,10 @@ fn a_kill_and_a_start_after_ten_seconds_under_a_supervisor_lose_no_packet_and_no
 }
 
 #[test]
-fn a_kill_and_a_start_after_ten_seconds_with_pins_lose_no_session_and_what_the_program_hands_up_alone() {
-    const NAME: &str =
-        "a_kill_and_a_start_after_ten_seconds_with_pins_lose_no_session_and_what_the_program_hands_up_alone";
+fn a_kill_and_a_start_after_ten_seconds_with_pins_lose_no_packet_and_no_session() {
+    const NAME: &str = "a_kill_and_a_start_after_ten_seconds_with_pins_lose_no_packet_and_no_session";
     let Some(world) = World::new(NAME) else { return };
-    assert_only_handed_up_lost(&kill_and_start(&world, KeptRelay::pinned(&world, NATIVE)));
+    assert_nothing_lost(&kill_and_start(&world, KeptRelay::pinned(&world, NATIVE)));
 }
 
 #[test]
@@ -129,10 +127,4 @@ fn assert_nothing_lost(course: &Course) {
     course.assert_sound();
     course.assert_sessions_kept(false);
     assert_eq!(course.lost_by(0), 0, "the relay has lost packets: {course}");
-}
-
-/// As [`assert_nothing_lost`], for pins, which keep no sockets.
-fn assert_only_handed_up_lost(course: &Course) {
-    course.assert_only_handed_up_lost();
-    course.assert_sessions_kept(false);
 }

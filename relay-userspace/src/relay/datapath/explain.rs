@@ -17,7 +17,7 @@ use relay_common::tuple::AnyTuple;
 use relay_common::{Action, BIND_MAGIC_LEN, Reason, Side};
 
 use super::flows::FlowTuple;
-use super::program::{EgressMap, Program, XdpError};
+use super::program::{EgressMap, Hook, Program, XdpError};
 use super::record::Identity;
 use super::tables::{Arrival, Relayed, TableSizes, Tables};
 use crate::clock::MonoTime;
@@ -132,15 +132,17 @@ pub enum ExplainError {
 }
 
 impl Explainer {
-    /// One with the program, for a relay whose bind datagrams begin with `bind_magic`.
+    /// One with the program as it is at `hook`, for a relay whose bind datagrams begin with `bind_magic`.
     ///
     /// # Errors
     /// The kernel refuses another program, or there is none in this binary.
     pub fn with_program(
+        hook: Hook,
         hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<Explainer, XdpError> {
-        let (program, tables, egress) = Program::load(TableSizes::for_sessions(1), hash_seed, bind_magic)?;
+        let sizes = TableSizes::for_sessions(1);
+        let (program, tables, egress) = Program::load(hook, sizes, hash_seed, bind_magic)?;
         Ok(Explainer { tables, program: Some((program, egress)) })
     }
 

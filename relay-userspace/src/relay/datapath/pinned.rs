@@ -24,7 +24,7 @@ pub fn attach(interface: &str, hook: Hook) -> Result<PathBuf, PinnedError> {
     }
     let mut magic = [0; relay_common::BIND_MAGIC_LEN];
     getrandom::fill(&mut magic).map_err(|_| PinnedError::NoRandomness)?;
-    let (mut program, tables, _egress) = Program::load(TableSizes::for_sessions(1), [0, 0], magic)?;
+    let (mut program, tables, _egress) = Program::load(hook, TableSizes::for_sessions(1), [0, 0], magic)?;
     let Some(port) = ports.pop() else { return Err(XdpError::NoInterface.into()) };
     program.attach(&tables, port, hook)?;
     let Some((_, _, link)) = program.attached.pop() else { return Err(XdpError::NoInterface.into()) };

@@ -121,16 +121,17 @@ pub struct Program {
 }
 
 impl Program {
-    /// Loads the program with tables of `sizes`, and maps the tables.
+    /// Loads the program with tables of `sizes`, to be attached at `hook`, and maps the tables.
     ///
     /// # Errors
     /// See [`XdpError`].
     pub fn load(
+        hook: Hook,
         sizes: TableSizes,
         hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
-        Program::load_with(sizes, hash_seed, bind_magic, false)
+        Program::load_with(hook, sizes, hash_seed, bind_magic, false)
     }
 
     /// As [`Program::load`], but the program takes the time from [`Program::set_clock`]: for comparing it with the host
@@ -139,20 +140,22 @@ impl Program {
     /// # Errors
     /// See [`XdpError`].
     pub fn load_with_fixed_clock(
+        hook: Hook,
         sizes: TableSizes,
         hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
-        Program::load_with(sizes, hash_seed, bind_magic, true)
+        Program::load_with(hook, sizes, hash_seed, bind_magic, true)
     }
 
-    /// Loads the program over tables that a predecessor has left, with whatever stands in them.
+    /// Loads the program, to be attached at `hook`, over tables that a predecessor has left, with whatever stands in them.
     ///
     /// # Errors
     /// See [`XdpError`].
-    pub fn load_over(backing: Backing) -> Result<(Program, Tables, EgressMap), XdpError> {
+    pub fn load_over(hook: Hook, backing: Backing) -> Result<(Program, Tables, EgressMap), XdpError> {
         let tables = backing.tables().map_err(left)?;
-        let ebpf = object(ObjectSizes::LEAST, backing.sizes(), &tables.hash_key, tables.bind_magic, false)?;
+        let (sizes, made) = (backing.sizes(), ObjectSizes::LEAST);
+        let ebpf = object(hook, made, sizes, &tables.hash_key, tables.bind_magic, false)?;
         for (name, descriptor) in backing.descriptors() {
             // Some of them the program does not know of.
             if let Some(map) = ebpf.map(name) {
@@ -163,13 +166,14 @@ impl Program {
     }
 
     fn load_with(
+        hook: Hook,
         sizes: TableSizes,
         hash_seed: HashSeed,
         bind_magic: [u8; BIND_MAGIC_LEN],
         fixed_clock: bool,
     ) -> Result<(Program, Tables, EgressMap), XdpError> {
         let (magic, hash_key) = (u64::from_ne_bytes(bind_magic), hash::key(hash_seed));
-        let ebpf = object(ObjectSizes::of(sizes), sizes, &hash_key, magic, fixed_clock)?;
+        let ebpf = object(hook, ObjectSizes::of(sizes), sizes, &hash_key, magic, fixed_clock)?;
         let map = |name: &str| {
             let map = ebpf.map(name).ok_or_else(|| io::Error::other(format!("no {name} in the object")))?;
             data(map, maps::META).map_err(io::Error::other)?.fd().as_fd().try_clone_to_owned()
@@ -468,8 +472,9 @@ impl ObjectSizes {
     }
 }
 
-/// The object with its maps made, and its program not yet loaded, which is for tables of `sizes`.
+/// The object with its maps made, and its program not yet loaded, which is for `hook` and tables of `sizes`.
 fn object(
+    hook: Hook,
     made: ObjectSizes,
     sizes: TableSizes,
     hash_key: &HashKey,
@@ -478,12 +483,14 @@ fn object(
 ) -> Result<Ebpf, XdpError> {
     let object = OBJECT.ok_or(XdpError::NotBuilt)?;
     let (mask, fixed_clock) = (sizes.buckets - 1, u32::from(fixed_clock));
+    let bare_frames = u32::from(hook == Hook::Native);
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(maps::SLOTS, made.slots)
         .map_max_entries(maps::INDEX, made.buckets)
         .override_global(maps::BUCKET_MASK, &mask, true)
         .override_global(maps::BIND_MAGIC, &magic, true)
+        .override_global(maps::BARE_FRAMES, &bare_frames, true)
         .override_global(maps::FIXED_CLOCK, &fixed_clock, true);
     for (name, word) in maps::HASH_KEY.into_iter().zip(hash_key) {
         loader.override_global(name, word, true);

@@ -131,7 +131,7 @@ fn attach(
             return Err(XdpError::Attach { interface: port.name.clone(), hook, fault });
         }
     }
-    let ((mut program, tables, egress), adopted) = load(new, legacy)?;
+    let ((mut program, tables, egress), adopted) = load(hook, new, legacy)?;
     if is_asked_for {
         // The operator wants another hook. Until here, for loading takes its time, the program before goes on at its own.
         legacy.detach(|at| at != hook, keeper);
@@ -174,17 +174,21 @@ fn forget_other_interfaces(tables: &Tables, ports: &[Port], goes_on: bool) {
 }
 
 /// Loads the program, over the tables that were left if that can be; whether it can.
-fn load(new: NewTables, legacy: &Legacy) -> Result<((Program, Tables, EgressMap), bool), XdpError> {
+fn load(
+    hook: Hook,
+    new: NewTables,
+    legacy: &Legacy,
+) -> Result<((Program, Tables, EgressMap), bool), XdpError> {
     let left = legacy.tables.as_ref().filter(|left| left.kind() == BackingKind::Bpf);
     if let Some(left) = left.and_then(|left| left.try_clone().ok()) {
-        match Program::load_over(left) {
+        match Program::load_over(hook, left) {
             Ok(loaded) => return Ok((loaded, true)),
             Err(error) => {
                 tracing::warn!(%error, "the tables that were left cannot be used with this program: they are copied");
             }
         }
     }
-    Ok((Program::load(new.sizes, new.hash_seed, new.bind_magic)?, false))
+    Ok((Program::load(hook, new.sizes, new.hash_seed, new.bind_magic)?, false))
 }
 
 /// Tables without a program, what they lie in if they can be kept, and whether they are those that were left.
