@@ -7,6 +7,7 @@
 
 mod asker;
 mod peer_groups;
+mod places;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead as _, Write as _};
@@ -14,7 +15,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::RelayHint;
 use crate::file_owner::refusal_hint;
@@ -32,6 +32,7 @@ use crate::protocol::body::MAX_BODY_TEXT_LEN;
 use crate::relay::bans::BanSubject;
 use crate::relay::datapath;
 use asker::{Credentials, Owner};
+use places::Places;
 
 /// A question to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,16 +213,13 @@ pub struct AdminSocket {
     _lock: File,
 }
 
-/// Only so many connections are served at once.
-const MAX_CONNECTIONS: usize = 8;
-
 /// Owner and group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
 /// Longest request line, in bytes: a message's body, and what stands around it.
 const MAX_REQUEST_BYTES: u64 = 4096 + MAX_BODY_TEXT_LEN as u64;
 
-/// Connections that may wait to be served.
+/// Connections that may wait to be looked at.
 const MAX_WAITING: i32 = 128;
 
 /// A connection is given up after this without a word, on either side.
@@ -265,20 +263,32 @@ impl AdminSocket {
     /// Passes every question on to `asked`, until the future is dropped. Once the receiver is, whoever asks is told that the
     /// daemon stops.
     pub async fn serve(self, asked: mpsc::Sender<Asked>) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::of(Owner::of_process());
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let Ok((stream, _)) = self.listener.accept().await else {
                 // Out of file descriptors: pause instead of spinning.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
+            let asker = match Credentials::of_peer(&stream) {
+                Ok(asker) => asker,
+                Err(error) => {
+                    tracing::debug!(%error, "an admin connection does not say whose it is");
+                    continue;
+                }
+            };
+            let Some(place) = places.enter(&asker) else {
+                tracing::debug!(user = asker.user, "too many ask on the admin socket");
+                let why = "too many are asking this daemon: ask again in a few seconds";
+                let _not_told = refuse(stream, why.to_owned());
+                continue;
+            };
             let asked = asked.clone();
             tokio::spawn(async move {
-                if let Err(error) = converse(stream, asked).await {
+                let Some(_turn) = place.turn().await else { return };
+                if let Err(error) = converse(stream, asker, asked).await {
                     tracing::debug!(%error, "an admin connection failed");
                 }
-                drop(place);
             });
         }
     }
@@ -454,8 +464,19 @@ enum Answer {
     Error(String),
 }
 
-async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
-    let asker = Credentials::of_peer(&stream)?;
+/// Answers a connection that waits for nothing.
+fn refuse(stream: UnixStream, why: String) -> io::Result<()> {
+    stream.into_std()?.write_all(&as_line(&Answer::Error(why))?)
+}
+
+/// An answer as it is written.
+fn as_line(answer: &Answer) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+async fn converse(stream: UnixStream, asker: Credentials, asked: mpsc::Sender<Asked>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
@@ -473,9 +494,7 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<
         }
         Err(error) => Answer::Error(format!("not a request of this version: {error}")),
     };
-    let mut line = serde_json::to_vec(&answer)?;
-    line.push(b'\n');
-    tokio::time::timeout(PATIENCE, write.write_all(&line)).await??;
+    tokio::time::timeout(PATIENCE, write.write_all(&as_line(&answer)?)).await??;
     write.shutdown().await
 }
 

@@ -46,13 +46,18 @@ impl Owner {
         Owner { user: geteuid().as_raw(), group: getegid().as_raw() }
     }
 
+    /// Whether it is `asker`, or root.
+    pub fn is(self, asker: &Credentials) -> bool {
+        asker.user == 0 || asker.user == self.user
+    }
+
     /// Whether `asker` may ask for `request`: its owner and root for anything, its group for what changes nothing.
     ///
     /// # Errors
     /// Who may, for people.
     pub fn permits(self, asker: &Credentials, request: &Request) -> Result<(), String> {
         let Owner { user, group } = self;
-        if asker.user == 0 || asker.user == user {
+        if self.is(asker) {
             return Ok(());
         }
         if !asker.groups.contains(&group) {
