@@ -21,9 +21,13 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::Xdp;
 use aya_obj::generated::bpf_map_type;
+use relay_userspace::config::DatapathMode;
 use relay_userspace::identity::NodeId;
-use relay_userspace::relay::datapath::{Hook, OBJECT, descriptors};
+use relay_userspace::relay::datapath::{
+    Hook, NewTables, OBJECT, Port, Program, Selection, TableSizes, descriptors, ports,
+};
 use relay_userspace::relay::keeper::{Keeper, Kept, remove_pins};
+use relay_userspace::relay::legacy::{Legacy, name_of_link};
 use relay_userspace::supervision::Supervision;
 
 use namespaces::{in_namespace, run};
@@ -110,6 +114,45 @@ fn an_object_that_is_pinned_is_found_by_the_successor_and_lives_without_the_pred
             assert_eq!([mode(bpffs.own()), mode(bpffs.layout())], [0o700, 0o700]);
         },
     );
+}
+
+#[test]
+fn a_relay_that_cannot_have_every_interface_at_the_hook_of_its_pins_takes_all_of_them_at_the_other() {
+    let name =
+        "a_relay_that_cannot_have_every_interface_at_the_hook_of_its_pins_takes_all_of_them_at_the_other";
+    if OBJECT.is_none() {
+        return skipping::skip(name, "built without the BPF program");
+    }
+    with_bpffs(name, |bpffs| {
+        run("ip", "link add near type veth peer name far");
+        let near = ports::named(&["near".to_owned()]).unwrap().remove(0);
+        // Its driver has no XDP.
+        let lo = Port { name: "lo".to_owned(), index: 1, station: [0; 6], mtu: 1500 };
+        let select = |keeper: &Keeper, legacy: &mut Legacy, ports: &[Port]| {
+            let new = NewTables {
+                sizes: TableSizes::for_sessions(1),
+                hash_seed: [1, 2],
+                bind_magic: *b"\x01magic!!",
+                in_memory_files: false,
+            };
+            Selection::make(DatapathMode::Auto, ports, new, legacy, keeper).unwrap()
+        };
+        let (keeper, _) = bpffs.find();
+        let before = select(&keeper, &mut Legacy::default(), std::slice::from_ref(&near));
+        assert_eq!(before.hook, Some(Hook::Native), "{}", before.why);
+        for (interface, link) in before.program.iter().flat_map(Program::links) {
+            keeper.keep(&name_of_link(interface), link).unwrap();
+        }
+        drop((before, keeper));
+
+        let (keeper, kept) = bpffs.find();
+        let mut legacy = Legacy::of(kept, *b"\x01magic!!");
+        assert_eq!(legacy.links[&near.index].hook, Hook::Native);
+        let now = select(&keeper, &mut legacy, &[near, lo]);
+        assert_eq!(now.hook, Some(Hook::Generic), "{}", now.why);
+        assert_eq!(now.program.iter().flat_map(Program::attached).count(), 2);
+        assert!(legacy.links.is_empty(), "{legacy:?}");
+    });
 }
 
 #[test]

@@ -70,8 +70,9 @@ impl Selection {
             DatapathMode::Userspace => &[],
         };
         let mut refusals = Vec::new();
-        for hook in hooks {
-            match attach(*hook, ports, new, legacy, keeper, mode != DatapathMode::Auto) {
+        for (number, hook) in hooks.iter().enumerate() {
+            let is_last = number + 1 == hooks.len();
+            match attach(*hook, ports, new, legacy, keeper, is_last) {
                 Ok(Attached { program, tables, egress, adopted }) => {
                     return Ok(Selection {
                         tables: Arc::new(tables),
@@ -120,42 +121,63 @@ fn attach(
     new: NewTables,
     legacy: &mut Legacy,
     keeper: &Keeper,
-    is_asked_for: bool,
+    is_last: bool,
 ) -> Result<Attached, XdpError> {
     if ports.is_empty() {
         return Err(XdpError::NoInterface);
     }
-    for port in ports.iter().filter(|_| !is_asked_for) {
+    // Where the program before goes on at a hook that is yet to be tried, this one takes its place there.
+    for port in ports.iter().filter(|_| !is_last) {
         if let Some(old) = legacy.links.get(&port.index).filter(|old| old.hook != hook) {
             let fault = format!("the relay before has left it at {} and goes on there", old.hook.name());
             return Err(XdpError::Attach { interface: port.name.clone(), hook, fault });
         }
     }
     let ((mut program, tables, egress), adopted) = load(hook, new, legacy)?;
-    if is_asked_for {
-        // The operator wants another hook. Until here, for loading takes its time, the program before goes on at its own.
+    if is_last {
+        // The operator wants another hook, or the one before cannot be had on all interfaces. Until here, for loading takes its
+        // time, the program before goes on at its own.
         legacy.detach(|at| at != hook, keeper);
     }
     if adopted {
         let goes_on = |port: &Port| legacy.links.contains_key(&port.index);
         forget_other_interfaces(&tables, ports, ports.iter().all(goes_on));
     }
+    if let Err(error) = attach_to_all(&mut program, &tables, hook, ports, legacy, keeper) {
+        // They hold their interfaces until they are given up.
+        let attached = program.attached.drain(..);
+        legacy
+            .links
+            .extend(attached.map(|(port, hook, descriptor)| (port.index, OldLink { descriptor, hook })));
+        return Err(error);
+    }
+    Ok(Attached { program, tables, egress, adopted })
+}
+
+fn attach_to_all(
+    program: &mut Program,
+    tables: &Tables,
+    hook: Hook,
+    ports: &[Port],
+    legacy: &mut Legacy,
+    keeper: &Keeper,
+) -> Result<(), XdpError> {
     for port in ports {
         let Some(OldLink { descriptor, hook: at }) = legacy.links.remove(&port.index) else {
-            program.attach(&tables, port.clone(), hook)?;
+            program.attach(tables, port.clone(), hook)?;
             continue;
         };
         // Where it cannot take the place of the one before, that one has to go first.
         let again = descriptor.try_clone();
-        if let Err(error) = program.succeed(&tables, port.clone(), hook, descriptor) {
+        if let Err(error) = program.succeed(tables, port.clone(), hook, descriptor) {
             tracing::warn!(interface = port.name, %error, "attaching anew, which loses packets for a moment");
             let again = again.map(|descriptor| OldLink { descriptor, hook: at });
             legacy.links.extend(again.ok().map(|old| (port.index, old)));
             legacy.detach(|_| true, keeper);
-            program.attach(&tables, port.clone(), hook)?;
+            program.attach(tables, port.clone(), hook)?;
         }
     }
-    Ok(Attached { program, tables, egress, adopted })
+    Ok(())
 }
 
 /// Puts tables in order that were used with the program on other interfaces: packets by those that are not among `ports` any
