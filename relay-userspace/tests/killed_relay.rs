@@ -5,6 +5,7 @@
 mod node;
 
 use std::net::SocketAddr;
+use std::process::Child;
 use std::time::Duration;
 
 use node::{Node, free_port, signal, terminate, wait};
@@ -17,16 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_hears_from_the_successor_of_a_killed_relay_that_its_connection_is_no_more() {
     let relay = Node::relay();
-    let port = free_port();
-    let listen = format!("net listen --port {port} --datapath userspace");
-    let mut killed = relay.start(&listen);
-    relay.until_it_answers("net peers");
-    let (_endpoint, connection) = connected(port).await;
-
-    signal(&killed, "KILL");
-    killed.wait().unwrap();
-    let mut successor = relay.start(&listen);
-    relay.until_it_answers("net peers");
+    let (_endpoint, connection, mut successor) = connected_before_a_kill(&relay, &relay).await;
 
     say_anything(&connection).await;
     let why = tokio::time::timeout(PATIENCE, connection.closed()).await.expect("it hears");
@@ -39,22 +31,27 @@ async fn an_agent_hears_from_the_successor_of_a_killed_relay_that_its_connection
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_of_another_identity_on_the_same_port_cannot_end_its_connections() {
     let [relay, other] = [Node::relay(), Node::relay()];
-    let port = free_port();
-    let listen = format!("net listen --port {port} --datapath userspace");
-    let mut killed = relay.start(&listen);
-    relay.until_it_answers("net peers");
-    let (_endpoint, connection) = connected(port).await;
-
-    signal(&killed, "KILL");
-    killed.wait().unwrap();
-    let mut stranger = other.start(&listen);
-    other.until_it_answers("net peers");
+    let (_endpoint, connection, mut stranger) = connected_before_a_kill(&relay, &other).await;
 
     say_anything(&connection).await;
     // It goes on asking until its own patience ends.
     assert_eq!(connection.closed().await, ConnectionError::TimedOut);
     terminate(&stranger);
     assert_eq!(wait(&mut stranger, PATIENCE), Some(0));
+}
+
+/// A connection with `relay`, which is killed then, and the daemon of `next` on the same port.
+async fn connected_before_a_kill(relay: &Node, next: &Node) -> (Endpoint, Connection, Child) {
+    let port = free_port();
+    let listen = format!("net listen --port {port} --datapath userspace");
+    let mut killed = relay.start(&listen);
+    relay.until_it_answers("net peers");
+    let (endpoint, connection) = connected(port).await;
+    signal(&killed, "KILL");
+    killed.wait().unwrap();
+    let successor = next.start(&listen);
+    next.until_it_answers("net peers");
+    (endpoint, connection, successor)
 }
 
 /// Sends a packet, unless the end is known already: QUIC may have asked for a sign of life by itself.

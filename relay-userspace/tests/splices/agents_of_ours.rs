@@ -62,16 +62,20 @@ async fn an_agent_of_ours_refuses_a_relay_that_could_read_and_names_the_key_that
     assert!(relay.sessions().await.sessions.is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_of_ours_is_reached_by_those_that_know_only_the_documented_messages_if_that_is_allowed() {
-    let relay = TestRelay::start("");
-    let served = AgentSettings {
+/// Agent 2, which agent 1 may reach, also where the relay can read.
+fn served(relay: &TestRelay) -> agent::Agent {
+    agent::Agent::spawn(AgentSettings {
         announce: true,
         accept: vec![key(1).node_id()],
         allow_readable_relay: true,
         ..relay.dialer(2)
-    };
-    let ours = agent::Agent::spawn(served);
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_ours_is_reached_by_those_that_know_only_the_documented_messages_if_that_is_allowed() {
+    let relay = TestRelay::start("");
+    let ours = served(&relay);
     let source = Agent::connected(&relay, 1).await;
     // Once for each: it waits again after a pairing.
     for _ in 0..2 {
@@ -111,13 +115,7 @@ async fn an_agent_of_ours_is_reached_by_those_that_know_only_the_documented_mess
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_of_ours_answers_nobody_on_a_stream_who_is_not_whom_it_accepts() {
     let relay = TestRelay::start("");
-    let served = AgentSettings {
-        announce: true,
-        accept: vec![key(1).node_id()],
-        allow_readable_relay: true,
-        ..relay.dialer(2)
-    };
-    let ours = agent::Agent::spawn(served);
+    let ours = served(&relay);
     let source = Agent::connected(&relay, 1).await;
     // The relay lets node 1 through; what it then says it is, is another thing.
     let mut asking = source.open().await;

@@ -3,14 +3,13 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use relay_userspace::identity::NodeKey;
 use xtask::answers::{AgentSessions, RelaySide};
 use xtask::lab::Process;
 use xtask::tcp_copy;
 use xtask::tool::Tool;
 
 use super::forwarder::Forwarder;
-use super::hand_agent::{HandAgent, HandBind, carries};
+use super::hand_agent::{carries, paired};
 use super::kept_maps::{exists, maps_of};
 use super::raw_agents::run_inside;
 use super::world::{FORWARDED, NOTICED_WITHIN, RELAY, SERVED, World, wait_for, wait_until_said};
@@ -150,14 +149,7 @@ fn a_side_falls_silent(world: World, forwarder: Forwarder) {
     let mut relay = forwarder.start_relay(&world, None);
 
     let closed_after = run_inside(&world.lab.agents[0], async || {
-        let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
-        target.announce().await;
-        let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
-        connector.connect(target.key.node_id()).await;
-        let mut near = HandBind::new(connector.terms().await);
-        let mut far = HandBind::new(target.terms().await);
-        near.prove();
-        far.prove();
+        let [(_connector, mut near), (_target, far)] = paired().await;
         let silent_since = Instant::now();
         assert!(carries(&far, &near), "a datagram passes while consent is fresh");
 

@@ -12,7 +12,7 @@ use relay_userspace::relay::rendezvous::KEEPALIVE;
 use relay_userspace::tls;
 use xtask::lab::Process;
 
-use super::hand_agent::{HandAgent, HandBind};
+use super::hand_agent::{HandBind, paired};
 use super::raw_agents::run_inside;
 use super::world::{RELAY, USERSPACE, World, wait_for};
 
@@ -43,7 +43,7 @@ fn a_flood_of_fifty_thousand_handshakes_leaves_sessions_and_new_agents_alone() {
     let before = resident_kib(&relay);
 
     let (took, banned, session) = run_inside(&world.lab.agents[0], async || {
-        let (agents, [near, far]) = pair().await;
+        let [(connector, near), (target, far)] = paired().await;
         let session = Session::start(near, far);
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| world.lab.router.inside(|| flood.forge()).unwrap());
@@ -59,7 +59,7 @@ fn a_flood_of_fifty_thousand_handshakes_leaves_sessions_and_new_agents_alone() {
             let newcomers = scope.spawn(|| run_inside(&world.lab.agents[1], async || flood.meet().await));
             let took = newcomers.join().unwrap();
             watcher.join().unwrap();
-            drop(agents);
+            drop([connector, target]);
             (took, bans.join().unwrap(), session.stop())
         })
     });
@@ -87,19 +87,6 @@ fn a_flood_of_fifty_thousand_handshakes_leaves_sessions_and_new_agents_alone() {
     assert!(world.refused("retry_demanded") > begun / 2, "most cost no more than a Retry");
     let answered = (0..ANSWERING).map(|number| answering(number).to_string());
     assert_eq!(banned, answered.collect::<BTreeSet<_>>(), "who answered was banned, and nobody else");
-}
-
-/// Two new agents, from their first datagram to the session that both have bound.
-async fn pair() -> ([HandAgent; 2], [HandBind; 2]) {
-    let mut target = HandAgent::verified(NodeKey::generate().unwrap()).await;
-    target.announce().await;
-    let mut connector = HandAgent::verified(NodeKey::generate().unwrap()).await;
-    connector.connect(target.key.node_id()).await;
-    let mut near = HandBind::new(connector.terms().await);
-    let mut far = HandBind::new(target.terms().await);
-    near.prove();
-    far.prove();
-    ([connector, target], [near, far])
 }
 
 /// The strangers.
@@ -164,11 +151,11 @@ impl Flood {
                 (self.begun() >= enough || self.is_over()).then_some(())
             });
             let start = Instant::now();
-            let paired = tokio::time::timeout(PATIENCE, pair()).await;
-            let (_agents, sockets) = paired.expect("a new agent is paired");
+            let paired = tokio::time::timeout(PATIENCE, paired()).await;
+            let [(_connector, near), (_target, far)] = paired.expect("a new agent is paired");
             took.push(start.elapsed());
             // Else a new agent may be given the port, and with it the NAT's mapping, of a session that still lives.
-            bound.push(sockets);
+            bound.push([near, far]);
         }
         took
     }
