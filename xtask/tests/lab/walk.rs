@@ -184,7 +184,7 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     // To another relay, from the package.
     let other = start(lab.other_relay.as_ref().unwrap().host(), "other");
     walk.take(&other, "The package", 0);
-    walk.fill("atlas_<id>", &node_id_in(&other.type_in("sudo -u atlas-relay atlas id show")));
+    walk.fill("atlas_<id>", node_id_in(&other.type_in("sudo -u atlas-relay atlas id show")));
     walk.take(&relay, "Drain", 0);
     assert_gone(&relay, &lab.relay);
     copy_through(&lab, "by-the-other-relay");
