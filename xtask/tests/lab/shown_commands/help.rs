@@ -5,7 +5,7 @@ use xtask::lab::RELAY_INTERFACE;
 
 use super::super::world::{NOTICED_WITHIN, RELAY, wait_for};
 use super::pages::Pages;
-use super::readme::Reader;
+use super::readme::{Reader, assert_forwarded};
 use super::shell::{Answer, Shell};
 use super::stage::Stage;
 
@@ -46,7 +46,7 @@ pub fn examples(stage: &mut Stage, pages: &mut Pages, reader: &mut Reader) {
     wait_for("the target, back at the relay", NOTICED_WITHIN, || {
         stage.world.deployment.is_announced(target).then_some(())
     });
-    of_a_pair(stage, pages);
+    of_a_pair(stage, pages, reader);
     of_a_relay(stage, pages, reader);
     doctor(stage, pages);
     of_a_new_node(stage, pages);
@@ -54,13 +54,13 @@ pub fn examples(stage: &mut Stage, pages: &mut Pages, reader: &mut Reader) {
 }
 
 /// Those of an agent, and at the relay those about its session.
-fn of_a_pair(stage: &Stage, pages: &mut Pages) {
+fn of_a_pair(stage: &Stage, pages: &mut Pages, reader: &Reader) {
     let place = stage.agents_place("reader");
     let mut agent = Examples { shell: place.shell("help"), pages };
     agent.fill_node(stage.world.deployment.target.id());
     let forwarding = "Forwarding 127.0.0.1:";
     agent.starts("net forward", "--listen 127.0.0.1:8080 --peer atlas_70b4... --to 127.0.0.1:80", forwarding);
-    of_a_session(stage, agent.pages);
+    of_a_session(stage, agent.pages, reader);
     agent.shell.interrupts().succeeds();
     let udp = "--udp --listen 127.0.0.1:5300 --peer atlas_70b4... --to 127.0.0.1:53";
     agent.starts("net forward", udp, forwarding);
@@ -71,7 +71,7 @@ fn of_a_pair(stage: &Stage, pages: &mut Pages) {
     agent.runs("net send", &message).says("Ack      : accepted");
 }
 
-fn of_a_session(stage: &Stage, pages: &mut Pages) {
+fn of_a_session(stage: &Stage, pages: &mut Pages, reader: &Reader) {
     let session = stage.session();
     let [side, _] = &session.sides;
     let (from, at) = (side.agent.unwrap(), side.relay.unwrap());
@@ -87,9 +87,11 @@ fn of_a_session(stage: &Stage, pages: &mut Pages) {
     let of_nobody = "[2001:db8::7]:40001 [2001:db8::1]:4433 --payload 1453 --json";
     // One byte more than the link takes.
     relay.runs("explain", of_nobody).says("super_frame");
-    relay.fill_node(stage.world.deployment.connector.id());
-    relay.runs("net disconnect", NODE).says("Ended    : 0 sessions");
-    relay.shell.fill("0f1e2d3c4b5a69788796a5b4c3d2e1f0", &session.session);
+    relay.fill_node(&reader.id);
+    relay.runs("net disconnect", NODE).says("Ended    : 1 session");
+    // The next client has a new one.
+    assert_forwarded(stage);
+    relay.shell.fill("0f1e2d3c4b5a69788796a5b4c3d2e1f0", stage.session().session);
     relay.runs("net disconnect", "0f1e2d3c4b5a69788796a5b4c3d2e1f0").says("Ended    : 1 session");
 }
 

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use xtask::deployment::Node;
-use xtask::lab::{Namespace, Process, RELAY_ADDRESSES};
+use xtask::lab::{Process, RELAY_ADDRESSES};
 
 use super::super::page::blocks_of;
 use super::super::world::{RELAY, wait_for};
@@ -67,8 +67,12 @@ pub fn begin(stage: &Stage, pages: &mut Pages) -> Reader {
     let mut forward = open("forward", pages);
     let line = "atlas-relay net forward --listen 127.0.0.1:8080 --peer NODE --to 127.0.0.1:80";
     forward.starts(pages, PAGE, line, "Forwarding 127.0.0.1:8080");
-    assert_forwarded(&world.lab.agents[0], &world.lab.agents[1]);
-    first.runs(pages, PAGE, "atlas-relay net disconnect NODE").says("Ended");
+    assert_forwarded(stage);
+    // Its session is that process's own here, and the daemon's at the peer.
+    let mut peer = stage.targets_place().shell("disconnect");
+    peer.fill("NODE", &id);
+    peer.runs(pages, PAGE, "atlas-relay net disconnect NODE").says("Ended    : 1 session");
+    assert_forwarded(stage);
 
     let mut relay = stage.relays_place().shell("readme");
     relay.runs(pages, PAGE, "atlas-relay bans").says("nobody is banned");
@@ -124,7 +128,8 @@ fn permit(target: &Node, peers: &[&str]) {
 }
 
 /// What goes into the forward at the connector comes back from a server at the target.
-fn assert_forwarded(connector: &Namespace, target: &Namespace) {
+pub fn assert_forwarded(stage: &Stage) {
+    let [connector, target, ..] = &stage.world.lab.agents[..] else { panic!("two agents") };
     let listener = target.inside(|| TcpListener::bind("127.0.0.1:80").unwrap()).unwrap();
     let server = std::thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();

@@ -37,13 +37,14 @@ impl Stage {
     pub fn set(world: World) -> Stage {
         let folder = world.lab.directory().join("stage");
         let release = folder.join("checkout/target/release");
-        for place in [&release, &folder.join("installed"), &folder.join("relay"), &folder.join("nobody")] {
-            std::fs::create_dir_all(place).unwrap();
+        for place in ["checkout/target/release", "installed", "relay", "target", "nobody"] {
+            std::fs::create_dir_all(folder.join(place)).unwrap();
         }
         let binary = release.join("atlas-relay");
         std::fs::copy(&world.binary, &binary).unwrap();
         let relay = world.deployment.relay.directory().to_owned();
         symlink(&relay, folder.join("relay/.atlas")).unwrap();
+        symlink(world.deployment.target.directory(), folder.join("target/.atlas")).unwrap();
         let programs = folder.join("installed");
         for name in ["atlas", "atlas-relay"] {
             symlink(&binary, programs.join(name)).unwrap();
@@ -157,6 +158,11 @@ impl Stage {
     pub fn agents_place(&self, home: &str) -> Place {
         std::fs::create_dir_all(self.folder.join(home)).unwrap();
         self.place(self.world.lab.agents[0].host(), "", home, "installed")
+    }
+
+    /// The target's host, for who runs it.
+    pub fn targets_place(&self) -> Place {
+        self.place(self.world.lab.agents[1].host(), "", "target", "installed")
     }
 
     /// This machine, outside the lab.
