@@ -16,6 +16,7 @@ use super::kept_out::KeptOut;
 use super::socket_options::attach_filter;
 use super::steering::keep_out;
 use crate::clock::MonoTime;
+use crate::relay::line_pace::LinePace;
 use crate::socket_queue::queue_drops;
 
 /// The gate of one socket, in the hands of its reader.
@@ -28,6 +29,8 @@ pub struct ControlGate {
     /// See [`keep_out`].
     factor: u32,
     tally: Arc<GateTally>,
+    /// Lines about filters that the kernel does not take.
+    faults: LinePace,
 }
 
 impl ControlGate {
@@ -36,7 +39,7 @@ impl ControlGate {
         let factor = RandomState::new().hash_one(()) as u32 | 1;
         let (shares, kept_out) = (ControlShares::new(slots), KeptOut::default());
         let ipv4 = socket.local_addr().is_ok_and(|address| address.is_ipv4());
-        ControlGate { socket, shares, kept_out, ipv4, factor, tally }
+        ControlGate { socket, shares, kept_out, ipv4, factor, tally, faults: LinePace::OF_FAULTS }
     }
 
     /// Whether a datagram of a session's side, sent from `source`, is within that side's share. Who sends more is kept
@@ -59,7 +62,9 @@ impl ControlGate {
             match attach_filter(&self.socket, &program) {
                 Ok(()) => self.tally.set_closed(closed, drops(&self.socket)),
                 Err(error) => {
-                    tracing::warn!(%error, "the filter of control's socket cannot be changed; trying again");
+                    self.faults.write(now, || {
+                        tracing::warn!(%error, "the filter of control's socket cannot be changed; trying again");
+                    });
                     self.kept_out.again(now);
                 }
             }
