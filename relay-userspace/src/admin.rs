@@ -408,10 +408,10 @@ pub enum BindError {
 pub enum AskError {
     /// Nobody is there.
     #[error(
-        "no daemon is running here: nothing answers at {}; one with another ATLAS_ROOT is asked as its user, as with \
-         `sudo -u atlas-relay` before this{}",
+        "no daemon is running here: nothing answers at {}; if one runs as another user or with another ATLAS_ROOT, ask it \
+         as that user, with `sudo -u atlas-relay` before this command{}",
         path.display(),
-        if *start { "; `atlas-relay net listen` starts one here" } else { "" }
+        if *start { "; if none does, `atlas-relay net listen` starts one here" } else { "" }
     )]
     NotRunning {
         /// The socket.

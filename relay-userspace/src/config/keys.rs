@@ -35,7 +35,7 @@ keys! {
     PORT = "network.port", Relay, Restart,
         Integer { what: "a UDP port", min: 1, max: 65_535, default: 4433 };
     BOOTSTRAP = "network.bootstrap", Both, Restart,
-        List { of: HOST_PORT, example: "[\"192.0.2.1:4433\"]", empty: "registers nowhere" };
+        List { of: HOST_PORT, example: "[\"192.0.2.1:4433\"]", empty: "this node registers nowhere" };
     RELAYS = "network.relays", Agent, Restart,
         List {
             of: "HOST:PORT or NODE_ID@HOST:PORT", example: "[\"192.0.2.1:4433\"]",
@@ -116,7 +116,7 @@ keys! {
     METRICS_HOSTS = "metrics.hosts", Relay, Restart,
         List {
             of: "names or IP addresses", example: "[\"relay.example.net\"]",
-            empty: "asked for by its address, as in metrics.listen, or localhost"
+            empty: "it answers to its address, metrics.listen as written, and localhost"
         };
 
     AGENT_ACCEPT = "agent.accept", Agent, Live,

@@ -50,7 +50,7 @@ fn every_value_in_effect_is_shown_with_where_it_comes_from() {
     let row =
         |key: &str| rows.iter().find(|row| row[0] == key).unwrap_or_else(|| panic!("no {key}: {shown:?}"));
     assert_eq!(row("network.port")[1..], ["4433", "default"]);
-    assert_eq!(row("network.bootstrap")[1..], ["(none:", "registers", "nowhere)", "default"]);
+    assert_eq!(row("network.bootstrap")[1..], ["(none:", "this", "node", "registers", "nowhere)", "default"]);
     assert!(shown.stdout.contains("(none: those of the default routes)"), "{shown:?}");
     assert_eq!(row("transport.offer_relay")[1..], ["true", &format!("{file}:3")]);
     assert_eq!(row("quotas.connections_per_prefix")[1..], ["100", "default"], "it follows from another");

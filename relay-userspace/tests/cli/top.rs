@@ -13,7 +13,7 @@ struct Busy {
     relaying: Child,
     asking: Node,
     asked: Node,
-    others: [Child; 2],
+    others: Vec<Child>,
     words: String,
 }
 
@@ -32,8 +32,15 @@ impl Busy {
         asked.configure(&format!("{relays}[agent]\naccept = [\"{}\"]\n", asking.id()));
         let listening = asked.start("net listen");
         relay.until_logged("agent announced");
-        let pinging = asking.start(&format!("net ping {} --count 1000000 --interval-ms 5", asked.id()));
-        Busy { relay, relaying, asking, asked, others: [listening, pinging], words }
+        let mut busy = Busy { relay, relaying, asking, asked, others: vec![listening], words };
+        busy.ping();
+        busy
+    }
+
+    /// One more session.
+    fn ping(&mut self) {
+        let words = format!("net ping {} --count 1000000 --interval-ms 5", self.asked.id());
+        self.others.push(self.asking.start(&words));
     }
 
     fn top(&self, size: [u16; 2]) -> Terminal {
@@ -86,6 +93,31 @@ fn a_session_that_relays_is_shown_sorted_filtered_and_left_again() {
     top.type_keys("q");
     assert_eq!(top.ended(), Some(0));
     top.until_given_back();
+}
+
+#[test]
+fn where_there_are_more_sessions_than_lines_keys_scroll_to_the_others() {
+    let mut busy = Busy::start();
+    busy.ping();
+    // Room for one.
+    let mut top = busy.top([80, 9]);
+    let text = top.until_seen("the first of two", |text| text.contains("1 to 1 of 2, by rate"));
+    assert!(text.contains("Up Down PgUp PgDn scroll"), "{text}");
+    let listed: Value = serde_json::from_str(&busy.relay.run("net sessions --json").stdout).unwrap();
+    let sessions = listed["sessions"].as_array().unwrap().iter();
+    let mut ids: Vec<String> =
+        sessions.map(|session| session["session"].as_str().unwrap().chars().take(8).collect()).collect();
+    ids.sort();
+    let [first, second] = &ids[..] else { panic!("{listed}") };
+    let up_down_and_pages =
+        [("i", 1, first), ("\u{1b}[B", 2, second), ("\u{1b}[5~", 1, first), ("\u{1b}[6~", 2, second)];
+    for (keys, place, session) in up_down_and_pages {
+        top.type_keys(keys);
+        let line = format!("{place} to {place} of 2, by id");
+        top.until_seen(&line, |text| text.contains(&line) && text.contains(session));
+    }
+    top.type_keys("q");
+    assert_eq!(top.ended(), Some(0));
 }
 
 #[test]
