@@ -60,6 +60,11 @@ impl Machine {
         )))
     }
 
+    /// As [`Machine::type_in`], for what asks for a terminal.
+    pub fn type_at_terminal(&self, line: &str) -> String {
+        self.type_in(&format!("script --quiet --return --command '{line}' /dev/null < /dev/null"))
+    }
+
     /// What `line`, which does not end by itself and is typed at a terminal, has said once it has said `awaited`.
     pub fn see(&self, line: &str, awaited: &str) -> String {
         let typed = format!("stty rows 24 columns 80; {line}");

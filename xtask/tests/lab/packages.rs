@@ -89,7 +89,7 @@ fn a_newer_package_goes_on_with_the_sessions_of_an_older_one_and_a_removed_one_l
     machine.type_in("dpkg --remove atlas-relay");
     assert!(machine.journal().contains("Stopped\n"), "{}", machine.journal());
     assert!(!machine.journal().contains("ERROR"), "{}", machine.journal());
-    machine.type_in("dpkg --purge atlas-relay");
+    machine.type_in("apt-get purge --yes atlas-relay");
     let left: Vec<PathBuf> = machine.files().difference(&before).cloned().collect();
     let state = |path: &PathBuf| {
         // Users stay, and with them these copies.

@@ -207,12 +207,9 @@ fn upstreams_steps_give_a_relay_with_upstreams_unit_and_with_ours() {
     walk.take(&relay, "The tarball", 0);
     assert_eq!(status().datapath, "xdp-native");
 
-    // What `systemctl edit` writes.
-    relay.type_in("mkdir /etc/systemd/system/atlas-relay.service.d");
-    let drop_in = "/etc/systemd/system/atlas-relay.service.d/override.conf";
-    relay.change_file(drop_in, |_| walk.block("Another port", 0).text());
+    relay.write("edited", &walk.block("Another port", 0).text());
+    relay.type_at_terminal("SYSTEMD_EDITOR=\"cp edited\" systemctl edit atlas-relay");
     relay.change_file(CONFIGURATION, |text| with_keys(text, "[network]\nport = 443\n"));
-    relay.type_in("systemctl daemon-reload");
     relay.type_in("systemctl restart atlas-relay");
     let listening = relay.type_in("sudo -u atlas-relay atlas config show --running");
     assert!(listening.contains("443") && !listening.contains("4433"), "{listening}");
