@@ -145,6 +145,9 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     // A day with it.
     let looked = walk.take(&relay, "Look", 0).concat();
     assert!(looked.contains("active (running)") && looked.contains(&session.session[..8]), "{looked}");
+    // As docs/logs.md and docs/operate.md have it.
+    let life = relay.type_in(&format!("journalctl -u atlas-relay | grep session={}", session.session));
+    assert!(life.contains("session offered") && life.contains("session paired"), "{life}");
     walk.take(&relay, "Receive buffers", 0);
     walk.take(&relay, "Restart", 0);
     assert_eq!(forwarding_session(&relay).session, session.session);

@@ -21,6 +21,12 @@ const DEMO: By = By::Test(
     "demo(folder.path()).arg(\"--report\")",
 );
 
+/// On a machine with a real journal.
+const JOURNAL: By = By::Test(
+    "who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_after_it",
+    "journalctl -u atlas-relay | grep session={}",
+);
+
 /// On a machine with a real systemd.
 const fn by_upstreams_steps(line: &'static str) -> By {
     By::Test("upstreams_steps_give_a_relay_with_upstreams_unit_and_with_ours", line)
@@ -29,7 +35,7 @@ const fn by_upstreams_steps(line: &'static str) -> By {
 /// Those of the whole workspace, which those of a package are among.
 const TESTS: By = By::Step("xtask/src/test.rs", "test --workspace --no-fail-fast");
 
-const ELSEWHERE: [(&str, By); 17] = [
+const ELSEWHERE: [(&str, By); 19] = [
     ("cargo xtask build", By::Step("xtask/src/ci.rs", "build::build(workspace, ")),
     ("cargo xtask test", By::Step("xtask/src/ci.rs", "test::run_built(workspace, ")),
     ("cargo xtask bench --quick", By::Step("xtask/src/ci.rs", "bench::run_built(workspace, ")),
@@ -59,6 +65,8 @@ const ELSEWHERE: [(&str, By); 17] = [
             "ExecStop=-+/usr/local/bin/atlas stop --unless-restarting --unit %n",
         ),
     ),
+    ("journalctl -u atlas-relay | grep session=<id>", JOURNAL),
+    ("journalctl -u atlas-relay | grep session=5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a", JOURNAL),
     ("systemctl stop atlas-relay", by_upstreams_steps("systemctl stop atlas-relay")),
     ("systemctl restart atlas-relay", by_upstreams_steps("systemctl restart atlas-relay")),
     (

@@ -50,7 +50,7 @@ impl Stage {
             symlink(&binary, programs.join(name)).unwrap();
         }
         // As far as the pages use it: another user, with its own home, or only variables. Many machines have none, and none has
-        // this user. The package's test has the real one, in a clean Debian.
+        // this user: the real one is in the walk through deploy/README.md, on a clean Debian.
         let home = folder.join("relay");
         write_program(
             &programs.join("sudo"),
@@ -59,12 +59,6 @@ impl Stage {
                  exec setpriv --reuid {USER} --regid {USER} --clear-groups env HOME={} \"$@\"\nfi\nexec env \"$@\"\n",
                 home.display()
             ),
-        );
-        // The lab has no journal, but what its relay says is in a file.
-        let log = relay.join("relay-listen.log");
-        write_program(
-            &programs.join("journalctl"),
-            &format!("[ \"$*\" = '-u atlas-relay' ] || exit 99\nexec cat {}\n", log.display()),
         );
         // `cargo xtask` is an alias of this checkout; what it would build is built.
         write_program(
@@ -185,16 +179,6 @@ impl Stage {
         wait_for("one session, which is paired", NOTICED_WITHIN, || {
             let [session] = self.world.sessions().try_into().ok()?;
             Some(session).filter(|session: &RelaySession| session.state == "paired")
-        })
-    }
-
-    /// The id of a session whose end the relay has logged.
-    pub fn ended_session(&self) -> String {
-        let log = self.world.deployment.relay.directory().join("relay-listen.log");
-        wait_for("the end of a session", NOTICED_WITHIN, || {
-            let log = std::fs::read_to_string(&log).unwrap();
-            let line = log.lines().find(|line| line.contains("session ended"))?;
-            line.split("session=").nth(1)?.split_whitespace().next().map(str::to_owned)
         })
     }
 }
