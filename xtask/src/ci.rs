@@ -4,9 +4,9 @@ use crate::setup::Consent;
 use crate::test::{self, Selection};
 use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
-use crate::{bench, build, terminal, tidy};
+use crate::{bench, build, demo, dist, terminal, tidy};
 
-/// Format, lints, every test and the program's cost, cheapest first.
+/// Format, lints, every test, the packages, the demo and the program's cost, cheapest first.
 ///
 /// # Errors
 /// The first check that failed.
@@ -32,6 +32,12 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
     Tool::new(cargo()).words("check --workspace").in_directory(workspace.root()).stream()?;
 
     test::run_built(workspace, &built, &Selection { nothing_skips: true, ..Selection::default() })?;
+
+    terminal::progress("the packages");
+    dist::run(workspace, Consent::Install)?;
+
+    terminal::progress("the demo");
+    demo::run(&[], None)?;
 
     terminal::progress("the program's cost");
     let cost = bench::Selection { quick: true, check: true, ..bench::Selection::default() };

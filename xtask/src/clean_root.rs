@@ -10,7 +10,7 @@ use crate::tool::Tool;
 use crate::workspace::Workspace;
 
 /// What the commands of `deploy/README.md` need besides a minimal Debian.
-const INCLUDED: &[&str] = &["systemd", "sudo", "nftables", "xz-utils"];
+const INCLUDED: &[&str] = &["systemd", "sudo", "procps", "xz-utils", "nftables"];
 
 /// The folder, if it has been made.
 pub fn find(workspace: &Workspace) -> Option<PathBuf> {

@@ -40,7 +40,7 @@ pub struct Facts {
     pub cpus: usize,
     /// The chains of nftables for packets to this host, or why they cannot be told.
     pub chains: Result<Vec<InputChain>, String>,
-    /// Whether connections to the relay's port are left untracked; none if the rules are not known.
+    /// Whether connections to the relay's port are left untracked; none if the rules are not known or cannot be judged.
     pub untracked: Option<bool>,
     /// ufw is enabled; whether one of its rules names the port.
     pub ufw: Option<bool>,

@@ -104,16 +104,26 @@ impl Ruleset {
         judged.filter(|chain| ["inet", "ip", "ip6"].contains(&&*chain.family)).collect()
     }
 
-    /// Whether a rule keeps connections of newcomers from being tracked.
-    pub fn leaves_untracked(&self, newcomer: Newcomer<'_>) -> bool {
+    /// Whether rules keep connections of newcomers from being tracked, of IPv4 and of IPv6; none if that cannot be told, as of
+    /// rules that iptables has made.
+    pub fn leaves_untracked(&self, newcomer: Newcomer<'_>) -> Option<bool> {
+        match ["ip", "ip6"].map(|family| self.leaves_family_untracked(family, newcomer)) {
+            [Holds::No, _] | [_, Holds::No] => Some(false),
+            [Holds::Yes, Holds::Yes] => Some(true),
+            _ => None,
+        }
+    }
+
+    fn leaves_family_untracked(&self, family: &str, newcomer: Newcomer<'_>) -> Holds {
         let chains =
             self.base_chains("prerouting").filter_map(|chain| Place::of(chain).zip(word(chain, "name")));
-        chains.flat_map(|(place, name)| self.rules(place, name).map(move |rule| (place, rule))).any(
-            |(place, rule)| {
-                rule.iter().any(|part| part.get("notrack").is_some())
-                    && self.holds(rule, newcomer, place) == Holds::Yes
-            },
-        )
+        let chains = chains.filter(|(place, _)| [family, "inet"].contains(&place.family));
+        let rules = chains.flat_map(|(place, name)| self.rules(place, name).map(move |rule| (place, rule)));
+        let does_so = |part: &Value| {
+            part.get("notrack").is_some() || part.get("xt").and_then(|of| word(of, "name")) == Some("CT")
+        };
+        let meant = rules.filter(|(_, rule)| rule.iter().any(does_so));
+        meant.map(|(place, rule)| self.holds(rule, newcomer, place)).max().unwrap_or(Holds::No)
     }
 
     fn base_chains<'r>(&'r self, hook: &'r str) -> impl Iterator<Item = &'r Value> {

@@ -2,7 +2,8 @@
 //!
 //! The documentation names RelayAnnounce, RelayConnect, RelayReady, RelayError and Disconnect without their field
 //! tables; the fields here are our definition. Keys that are ours alone are marked so. They are sent only to agents that
-//! have sent `flow: 1` themselves, and left out (not nil) elsewhere, so that a documented-only peer sees nothing new.
+//! have sent `flow: 1` themselves, or asked by such a key of a Ping, and left out (not nil) elsewhere, so that a documented-only
+//! peer sees nothing new.
 
 use std::fmt;
 use std::net::SocketAddr;

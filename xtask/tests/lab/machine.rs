@@ -49,7 +49,7 @@ impl Machine {
 
     /// Runs what root would type, in the checkout's folder.
     pub fn type_in(&self, line: &str) -> String {
-        self.try_type(line).unwrap_or_else(|error| panic!("{line}: {error:#}\n{}", self.journal()))
+        self.try_type(line).unwrap_or_else(|error| panic!("{line}: {error:#}\n{:?}", self.try_journal()))
     }
 
     /// As [`Machine::type_in`]; a failure is a value.
@@ -105,10 +105,6 @@ impl Machine {
         std::fs::write(self.path(CHECKOUT).join(relative), text).unwrap();
     }
 
-    pub fn read(&self, inside: &str) -> String {
-        std::fs::read_to_string(self.path(inside)).unwrap()
-    }
-
     /// Writes a file anew, whose owner and mode stay.
     pub fn change_file(&self, inside: &str, change: impl FnOnce(&str) -> String) {
         let path = self.path(inside);
@@ -124,13 +120,17 @@ impl Machine {
 
     /// What its services have said.
     pub fn journal(&self) -> String {
-        self.try_type("journalctl --no-pager --output cat --unit 'atlas-*'").unwrap_or_default()
+        self.try_journal().unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    fn try_journal(&self) -> anyhow::Result<String> {
+        self.try_type("journalctl --no-pager --output cat --unit 'atlas-*'")
     }
 
     pub fn wait_until<T>(&self, awaited: &str, attempt: impl FnMut() -> Option<T>) -> T {
         let waited =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait_for(awaited, PATIENCE, attempt)));
-        waited.unwrap_or_else(|_| panic!("{awaited}: {} {}", self.process.said(), self.journal()))
+        waited.unwrap_or_else(|_| panic!("{awaited}: {} {:?}", self.process.said(), self.try_journal()))
     }
 
     /// /proc/PID/status of the first process of its service `unit`.

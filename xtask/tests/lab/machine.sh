@@ -23,7 +23,12 @@ if [ "$1" != inside ]; then
     trap 'kill -KILL $machine' TERM INT
     wait $machine || wait $machine || true
     # What it ran is dying: a group can be removed once it is empty.
-    until find "$own" -depth -type d -exec rmdir {} + 2>/dev/null; do [ -d "$own" ] || break; sleep 0.05; done
+    tries=200
+    until find "$own" -depth -type d -exec rmdir {} + 2>/dev/null; do
+        [ -d "$own" ] && [ $((tries -= 1)) -gt 0 ] || break
+        sleep 0.05
+    done
+    [ ! -d "$own" ]
     exit
 fi
 

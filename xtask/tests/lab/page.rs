@@ -7,7 +7,7 @@ use xtask::workspace::Workspace;
 pub struct Block {
     /// The heading it stands under, without its signs.
     pub heading: String,
-    /// What stands after the fence; empty for commands.
+    /// What stands after the fence; `sh` for commands.
     pub language: String,
     /// Its lines.
     pub lines: Vec<String>,

@@ -23,6 +23,8 @@ fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for
         flooded.world.lab.relay.run(&load).unwrap();
     }
     flooded.assert_untracked();
+    let word = flooded.doctors_word();
+    assert!(word.contains("the port is not tracked"), "{word}");
 }
 
 #[test]
@@ -50,6 +52,8 @@ fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_u
     let status = ufw.run("ufw status verbose");
     assert!(status.contains("Status: active") && status.contains("deny (incoming)"), "{status}");
     flooded.assert_untracked();
+    let word = flooded.doctors_word();
+    assert!(word.contains("which cannot be told"), "nft shows no more of such rules: {word}");
 }
 
 #[test]
@@ -121,6 +125,18 @@ impl Flooded {
         assert!(self.tracked() >= SENDERS, "{} of {SENDERS} senders are tracked", self.tracked());
         self.world.lab.relay.run(&Tool::new("conntrack").arg("--flush")).unwrap();
         assert_eq!(self.tracked(), 0);
+    }
+
+    /// What doctor has found of connection tracking.
+    fn doctors_word(&self) -> String {
+        let relay = &self.world.deployment.relay;
+        let looked =
+            Tool::new("sh").args(["-c", "\"$0\" doctor --json || test $? -le 2"]).arg(&self.world.binary);
+        let said = relay.host().run(&looked.env("ATLAS_ROOT", relay.directory())).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let findings = said["findings"].as_array().unwrap();
+        let finding = findings.iter().find(|finding| finding["check"] == "conntrack").unwrap();
+        finding["found"].as_str().unwrap().to_owned()
     }
 
     /// The agents' own datagrams leave no entry either, and still get through.

@@ -1,6 +1,7 @@
-//! `deploy/README.md` as its reader takes it: on clean machines with a real systemd, every command as it stands there. Only
-//! what the page has in angle brackets is filled in, and what takes the network of the real machine was done before: the
-//! build, and the packages of the clean root.
+//! `deploy/README.md` as its reader takes it: on clean machines with a real systemd, the commands of its blocks as they stand
+//! there. What the page has in angle brackets is filled in. What takes the network of the real machine was done before: builds
+//! (`cargo xtask`), which put their files into the checkout, and packages of Debian, which the clean root has. doctor may warn
+//! of the clock, and `sysctl` cannot write.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,11 +28,13 @@ const UPSTREAM: &str = "upstreams_steps_give_a_relay_with_upstreams_unit_and_wit
 
 /// Who takes the steps of which code block: heading, number of the block below it, test.
 const TAKEN: &[(&str, usize, &str)] = &[
+    ("Deploying a relay", 0, DAILY),
     ("The package", 0, DAILY),
     ("A checkout", 0, DAILY),
     ("The tarball", 0, UPSTREAM),
     ("Does it work", 0, DAILY),
     ("Does it work", 1, DAILY),
+    ("Firewall", 0, DAILY),
     ("Receive buffers", 0, DAILY),
     ("Look", 0, DAILY),
     ("Another port", 0, UPSTREAM),
@@ -105,13 +108,13 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
 
     // The relay.
     let relay = start(lab.relay.host(), "relay");
+    walk.take(&relay, "Deploying a relay", 0);
     walk.take(&relay, "A checkout", 0);
     let [status, doctor, shown] = walk.take(&relay, "Does it work", 0).try_into().unwrap();
     assert!(status.contains("Datapath     : xdp-native"), "{status}");
     assert!(doctor.contains("gives the relay all that the XDP program needs"), "{doctor}");
     let relay_id = node_id_in(&shown);
-    let confined = relay.status_of("atlas-relay");
-    assert!(confined.contains("Seccomp:\t2"), "its system calls are filtered: {confined}");
+    assert_confined(&relay, "atlas-relay");
 
     // Two agents, one from the package, one from the checkout.
     let target = start(lab.agents[1].host(), "target");
@@ -136,6 +139,8 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     walk.take(&connector, "Agents", 4);
     walk.fill("atlas_<id>", &relay_id);
     walk.take(&connector, "Does it work", 1);
+    assert_confined(&target, "atlas-agent");
+    assert_confined(&connector, "atlas-agent");
     copy_through(&lab, "first");
     let session = forwarding_session(&relay);
     let by = |path: fn(&RelaySide) -> u64| session.sides.iter().map(path).sum::<u64>();
@@ -148,6 +153,8 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     // As docs/logs.md and docs/operate.md have it.
     let life = relay.type_in(&format!("journalctl -u atlas-relay | grep session={}", session.session));
     assert!(life.contains("session offered") && life.contains("session paired"), "{life}");
+    let listed = walk.take(&relay, "Firewall", 0).concat();
+    assert!(listed.contains("udp dport 4433 notrack"), "{listed}");
     walk.take(&relay, "Receive buffers", 0);
     walk.take(&relay, "Restart", 0);
     assert_eq!(forwarding_session(&relay).session, session.session);
@@ -284,14 +291,22 @@ impl Walk {
             if let Some((_, awaited)) = LIVE.iter().find(|(live, _)| live == line) {
                 said.push(machine.see(line, awaited));
             } else if line == "sysctl --system" {
-                // These are the real machine's, and a machine only reads them.
-                let settings = machine.read("/etc/sysctl.d/90-atlas-relay.conf");
-                for setting in settings.lines().filter_map(|line| line.split_once(" = ")) {
-                    machine.read(&format!("/proc/sys/{}", setting.0.replace('.', "/")));
+                // A machine only reads the kernel's settings: that they cannot be written is all that goes wrong.
+                let tried = machine.type_in(&format!("{line} 2>&1 || true"));
+                assert!(tried.contains("* Applying /etc/sysctl.d/90-atlas-relay.conf"), "{tried}");
+                assert!(tried.contains("\"net.core.rmem_max\""), "{tried}");
+                let of_ours = tried.lines().filter(|line| line.contains("net.core."));
+                for line in of_ours.filter(|line| line.starts_with("sysctl:")) {
+                    assert!(line.ends_with("Read-only file system"), "{tried}");
                 }
+                said.push(tried);
             } else if line.contains(" atlas doctor") {
-                // It may warn: this machine's clock is nobody's business.
-                said.push(machine.type_in(&format!("{line} || test $? -eq 1")));
+                // It warns of the machine's clock, which is the real one's, and of nothing else.
+                let findings = machine.type_in(&format!("{line} || test $? -eq 1"));
+                let warnings: Vec<&str> =
+                    findings.lines().filter(|line| line.starts_with("warning")).collect();
+                assert!(warnings.iter().all(|line| line.contains(" clock ")), "{findings}");
+                said.push(findings);
             } else if !line.starts_with("cargo xtask ") {
                 said.push(machine.type_in(line));
             }
@@ -316,6 +331,7 @@ fn put_checkout(machine: &Machine, binary: &Path) {
     machine.put(binary, "target/release/atlas-relay");
     for file in [
         "deploy/config.example.toml",
+        "deploy/firewall/nftables.conf",
         "deploy/systemd/atlas-relay.service",
         "deploy/systemd/atlas-agent.service",
     ] {
@@ -335,6 +351,14 @@ fn copy_through(lab: &Lab, name: &str) {
     receiver.wait_success(2 * PATIENCE).unwrap();
     sender.wait_success(PATIENCE).unwrap();
     assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap(), "the file differs");
+}
+
+/// The service runs as its own user, and its system calls are filtered.
+fn assert_confined(machine: &Machine, name: &str) {
+    let user = machine.type_in(&format!("id --user {name}"));
+    let status = machine.status_of(name);
+    assert!(status.contains(&format!("\nUid:\t{}\t", user.trim())), "{status}");
+    assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
 }
 
 /// The session that has carried the most.

@@ -133,7 +133,9 @@ fn conntrack(facts: &Facts, port: (&'static str, &str)) -> Finding {
     let what = match facts.untracked {
         Some(true) => return Check::Conntrack.ok(format!("{used}; the port is not tracked")),
         Some(false) => "each stranger that sends to the port takes one",
-        None => "strangers' packets to the port are tracked unless a rule says notrack",
+        None => {
+            "each stranger that sends to the port takes one unless a rule says notrack, which cannot be told"
+        }
     };
     let level = if full { Level::Warning } else { Level::Note };
     Check::Conntrack.at(level, format!("{used}: {what}"), &[port])
@@ -251,9 +253,13 @@ fn reachable(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
         Ok(CallBack::Answered { at, node }) => {
             Check::Reachable.at(Level::Error, format!("{at}: another node answers there, {node}"), &[port])
         }
-        Ok(CallBack::Silent { at }) => {
-            Check::Reachable.at(Level::Error, format!("{at}: nobody has answered the relay there"), &[port])
-        }
+        Ok(CallBack::Silent { at }) => Check::Reachable.at(
+            Level::Error,
+            format!(
+                "{at}: the relay has heard nobody from there, unless its own firewall keeps it from asking"
+            ),
+            &[port],
+        ),
         Ok(CallBack::Refused) => {
             let found = "cannot tell: the relay connects back to as many as it does; ask again later";
             Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }

@@ -295,7 +295,7 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
             Facts { conntrack: Some((10, 100)), untracked: None, ..host() },
             Check::Conntrack,
             Level::Note,
-            "unless a rule says notrack",
+            "unless a rule says notrack, which cannot be told",
             None,
         ),
         (

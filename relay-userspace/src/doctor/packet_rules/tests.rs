@@ -139,16 +139,27 @@ fn chains_that_lead_in_a_circle_come_to_an_end() {
 }
 
 #[test]
-fn a_rule_that_keeps_connections_from_being_tracked_is_found() {
-    let rules = |parts: Value| {
-        let chain = json!({ "family": "inet", "table": "t", "name": "raw", "hook": "prerouting", "policy": "accept" });
-        let rule = json!({ "family": "inet", "table": "t", "chain": "raw", "expr": parts });
-        let all = json!({ "nftables": [{ "chain": chain }, { "rule": rule }] });
-        Ruleset::parse(&all.to_string()).unwrap()
+fn rules_that_keep_connections_of_both_families_from_being_tracked_are_found() {
+    let untracked = |families: &[&str], parts: Value| {
+        let mut all = Vec::new();
+        for family in families {
+            all.push(
+                json!({ "chain": { "family": family, "table": "t", "name": "raw", "hook": "prerouting" } }),
+            );
+            all.push(json!({ "rule": { "family": family, "table": "t", "chain": "raw", "expr": parts } }));
+        }
+        let all = json!({ "nftables": all });
+        Ruleset::parse(&all.to_string()).unwrap().leaves_untracked(NEWCOMER)
     };
-    assert!(rules(json!([dport(json!(4433)), { "notrack": null }])).leaves_untracked(NEWCOMER));
-    assert!(!rules(json!([dport(json!(443)), { "notrack": null }])).leaves_untracked(NEWCOMER));
-    assert!(!rules(json!([dport(json!(4433)), { "accept": null }])).leaves_untracked(NEWCOMER));
+    let notrack = json!([dport(json!(4433)), { "notrack": null }]);
+    assert_eq!(untracked(&["inet"], notrack.clone()), Some(true));
+    assert_eq!(untracked(&["ip", "ip6"], notrack.clone()), Some(true));
+    assert_eq!(untracked(&["ip"], notrack), Some(false), "IPv6 is tracked");
+    assert_eq!(untracked(&["inet"], json!([dport(json!(443)), { "notrack": null }])), Some(false));
+    assert_eq!(untracked(&["inet"], json!([dport(json!(4433)), { "accept": null }])), Some(false));
+    let of_iptables = json!([dport(json!(4433)), { "xt": { "type": "target", "name": "CT" } }]);
+    assert_eq!(untracked(&["ip", "ip6"], of_iptables.clone()), None, "it is not shown what CT does");
+    assert_eq!(untracked(&["ip"], of_iptables), Some(false));
 }
 
 #[test]

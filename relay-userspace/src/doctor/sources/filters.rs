@@ -13,7 +13,7 @@ use crate::relay::datapath::packet_filter::{Chain, input_chains};
 pub struct Filters {
     /// The chains for packets to this host, or why they cannot be told, for people.
     pub chains: Result<Vec<InputChain>, String>,
-    /// Whether newcomers' connections are left untracked; none if the rules are not known.
+    /// Whether newcomers' connections are left untracked; none if the rules are not known or cannot be judged.
     pub untracked: Option<bool>,
 }
 
@@ -22,7 +22,7 @@ pub fn filters(newcomer: Newcomer<'_>) -> Filters {
     if let Some(rules) = ruleset() {
         return Filters {
             chains: Ok(rules.input_chains(newcomer)),
-            untracked: Some(rules.leaves_untracked(newcomer)),
+            untracked: rules.leaves_untracked(newcomer),
         };
     }
     let by_policy = |Chain { family, table, name, drops }| InputChain {

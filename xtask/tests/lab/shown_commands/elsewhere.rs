@@ -8,8 +8,10 @@ use super::pages::Pages;
 
 /// Who runs a command.
 enum By {
-    /// The test of the lab with this name; this stands in the same file.
+    /// The test of the lab with this name, in which this stands.
     Test(&'static str, &'static str),
+    /// All tests of the lab are run, among them those that it chooses by the beginning of their names.
+    Chosen,
     /// This step of continuous integration, or of the unit that runs under a real systemd there: a file, and what stands in it.
     Step(&'static str, &'static str),
     /// Nobody, since it takes minutes. Whether it would be taken is asked, and tests that it chooses there are.
@@ -35,7 +37,7 @@ const fn by_upstreams_steps(line: &'static str) -> By {
 /// Those of the whole workspace, which those of a package are among.
 const TESTS: By = By::Step("xtask/src/test.rs", "test --workspace --no-fail-fast");
 
-const ELSEWHERE: [(&str, By); 19] = [
+const ELSEWHERE: &[(&str, By)] = &[
     ("cargo xtask build", By::Step("xtask/src/ci.rs", "build::build(workspace, ")),
     ("cargo xtask test", By::Step("xtask/src/ci.rs", "test::run_built(workspace, ")),
     ("cargo xtask bench --quick", By::Step("xtask/src/ci.rs", "bench::run_built(workspace, ")),
@@ -43,21 +45,12 @@ const ELSEWHERE: [(&str, By); 19] = [
     ("cargo test -p relay-userspace --lib", TESTS),
     ("cargo test -p relay-userspace", TESTS),
     ("cargo test -p relay-common-loom", TESTS),
-    (
-        "cargo xtask test -- unpaced_quic",
-        By::Test("unpaced_quic_with_ecn_uses_the_limit_at_40_ms_and_loses_next_to_nothing", ""),
-    ),
+    ("cargo xtask test -- unpaced_quic", By::Chosen),
     ("cargo xtask test --long -- quic_in", By::Hand),
     ("cargo xtask bench", By::Hand),
-    ("cargo xtask demo", DEMO),
+    ("cargo xtask demo", By::Step("xtask/src/ci.rs", "demo::run(&[], None)")),
     ("cargo xtask demo --report FILE", DEMO),
-    (
-        "cargo xtask dist",
-        By::Test(
-            "the_same_program_is_packed_into_the_same_bytes_and_the_tarball_has_upstreams_form",
-            "dist::make(",
-        ),
-    ),
+    ("cargo xtask dist", By::Step("xtask/src/ci.rs", "dist::run(workspace, ")),
     (
         "ExecStop=/usr/local/bin/atlas stop --unless-restarting --unit %n",
         By::Step(
@@ -93,20 +86,26 @@ pub fn note(pages: &mut Pages, root: &Path) {
         pages.is_run_elsewhere(command);
         match by {
             By::Test(name, part) => {
-                let has = |source: &String| {
-                    source.contains(&format!("#[test]\nfn {name}(")) && source.contains(part)
-                };
-                assert!(sources.iter().any(has), "`{command}`: no test {name} runs it");
+                let begin = format!("#[test]\nfn {name}(");
+                let rest = sources.iter().find_map(|source| source.split_once(&begin)).map(|(_, rest)| rest);
+                let body = rest.and_then(|rest| rest.split_once("\n}\n")).map(|(body, _)| body);
+                assert!(body.is_some_and(|body| body.contains(part)), "`{command}`: no test {name} runs it");
             }
             By::Step(file, step) => {
                 let text = std::fs::read_to_string(root.join(file)).unwrap();
                 assert!(text.contains(step), "`{command}`: {file} has no `{step}`");
             }
+            By::Chosen => {
+                let (_, chosen) = command.split_once(" -- ").unwrap();
+                let has = |source: &String| source.contains(&format!("#[test]\nfn {chosen}"));
+                assert!(sources.iter().any(has), "`{command}`: no test begins with {chosen}");
+            }
             By::Hand => {
                 let line = command.strip_prefix("cargo xtask ").unwrap();
-                let (words, chosen) = line.split_once(" -- ").unwrap_or((line, ""));
-                let has = |source: &String| source.contains(&format!("\nfn {chosen}"));
-                assert!(sources.iter().any(has), "`{command}`: no test begins with {chosen}");
+                let (words, chosen) = line.split_once(" -- ").unzip();
+                let has = |chosen| sources.iter().any(|source| source.contains(&format!("\nfn {chosen}")));
+                assert!(chosen.is_none_or(has), "`{command}`: no test begins with {chosen:?}");
+                let words = words.unwrap_or(line);
                 Tool::new(env!("CARGO_BIN_EXE_xtask")).words(words).arg("--help").output().unwrap();
             }
         }
