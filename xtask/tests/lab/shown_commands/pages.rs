@@ -104,7 +104,8 @@ impl Pages {
             .iter()
             .find(|shown| block.is_some() && shown.page == page && shown.block == block && !shown.is_run);
         if let Some(left_out) = left_out {
-            panic!("{page}: `{}` comes before `{command}`", left_out.command);
+            let Shown { line, command: of, .. } = left_out;
+            panic!("{page} line {line}: nothing has run `{of}`, which comes before `{command}`");
         }
         self.shown[at].is_run = true;
         let first = command.split_whitespace().next().unwrap();
