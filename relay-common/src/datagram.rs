@@ -4,6 +4,7 @@
 //! The kernel's verifier follows every path through this for every way into it, so the steps are few and meet again: the rest
 //! comes first, each piece's place is computed from the length alone, and nothing is left to do when the loop ends.
 
+use crate::checksum::folds_to;
 use crate::frame::Frame;
 use crate::header::UDP_LEN;
 
@@ -15,11 +16,22 @@ pub const LONGEST_SUMMED: usize = 1480;
 /// Bytes that are summed at a time, and so looked for at a time.
 const CHUNK: usize = 128;
 
+/// Whether the datagram that begins at `offset` and has so many bytes of `payload` has a checksum that is right, if the words of
+/// its pseudo header have the sum `pseudo`: all of them together come out as zero, which is all ones. False if it is longer than
+/// [`LONGEST_SUMMED`].
+#[inline(always)]
+pub fn verifies<F: Frame>(frame: &F, offset: usize, payload: usize, pseudo: u16) -> bool {
+    match sum(frame, offset, payload) {
+        Some(sum) => folds_to(sum + u64::from(pseudo), 0xffff),
+        None => false,
+    }
+}
+
 /// Adds up, as words, the datagram that begins at `offset` and has so many bytes of `payload`, so that it folds to the sum of
 /// 16-bit words; an odd last byte is taken with a zero after it (RFC 1071 section 4.1). None if it is longer than
 /// [`LONGEST_SUMMED`], or if the frame has not as many bytes there.
 #[inline(always)]
-pub fn sum<F: Frame>(frame: &F, offset: usize, payload: usize) -> Option<u64> {
+fn sum<F: Frame>(frame: &F, offset: usize, payload: usize) -> Option<u64> {
     if payload > LONGEST_SUMMED - UDP_LEN {
         return None;
     }

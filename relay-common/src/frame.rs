@@ -14,8 +14,9 @@ pub trait Frame {
     /// The same, to write.
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 
-    /// The sum of the datagram at `offset`, as [`datagram::sum`](crate::datagram::sum) makes it, unless it is of no use.
-    fn sum(&self, offset: usize, payload: usize) -> Option<u64>;
+    /// Whether the checksum of the datagram at `offset` is right, as [`datagram::verifies`](crate::datagram::verifies) tells,
+    /// and that is all that counts.
+    fn verifies(&self, offset: usize, payload: usize, pseudo: u16) -> bool;
 
     /// Moves the frame's start: `delta` bytes away from it (positive) or in front of it. Whether there was room.
     fn move_start(&mut self, delta: i32) -> bool;
@@ -90,8 +91,8 @@ impl Frame for SliceFrame<'_> {
         self.bytes.get_mut(self.start..)?.get_mut(offset..)?.first_chunk_mut()
     }
 
-    fn sum(&self, offset: usize, payload: usize) -> Option<u64> {
-        crate::datagram::sum(self, offset, payload)
+    fn verifies(&self, offset: usize, payload: usize, pseudo: u16) -> bool {
+        crate::datagram::verifies(self, offset, payload, pseudo)
     }
 
     fn move_start(&mut self, delta: i32) -> bool {

@@ -142,10 +142,9 @@ impl Rewrite for Packet<TupleV6> {
 /// pseudo header (RFC 768, RFC 8200 section 8.1), whose addresses have the sum `addresses`. That is what stands there before
 /// hardware has added the rest.
 ///
-/// One finished checksum of 65536 has that value too, so where it stands the whole is summed: with a finished one the datagram
-/// and its pseudo header come out as zero, which is all ones. An unfinished one for which they do so by chance is finished
-/// already: what hardware puts there is the complement of the sum of pseudo header and rest, and that is zero together with
-/// the value which stands there, so it is that value.
+/// One finished checksum of 65536 has that value too, so where it stands the whole is summed. An unfinished one that verifies by
+/// chance is finished already: what hardware puts there is the complement of the sum of pseudo header and rest, and that is
+/// zero together with the value which stands there, so it is that value.
 #[inline(always)]
 fn finished<const OFFSET: usize, F: Frame, K>(
     frame: &F,
@@ -158,9 +157,10 @@ fn finished<const OFFSET: usize, F: Frame, K>(
         return Ok(());
     }
     // The pseudo header has the sum that stands in the field.
-    match frame.sum(OFFSET + packet.tag.shift(), packet.payload as usize) {
-        Some(sum) if folds_to(sum + u64::from(packet.udp_check), 0xffff) => Ok(()),
-        _ => Err(Reason::UnfinishedChecksum),
+    if frame.verifies(OFFSET + packet.tag.shift(), packet.payload as usize, packet.udp_check) {
+        Ok(())
+    } else {
+        Err(Reason::UnfinishedChecksum)
     }
 }
 

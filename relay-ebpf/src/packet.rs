@@ -65,14 +65,12 @@ fn length(context: &XdpContext) -> u32 {
     unsafe { bpf_xdp_get_buff_len(context.ctx) as u32 }
 }
 
-/// More than any sum.
-const NO_SUM: u64 = u64::MAX;
-
 /// A function of its own: one packet in 65536 needs it, and the others are not to carry its registers.
 #[cold]
 #[inline(never)]
-fn sum(context: *mut xdp_md, offset: usize, payload: usize) -> u64 {
-    datagram::sum(&Packet::new(&XdpContext::new(context)), offset, payload).unwrap_or(NO_SUM)
+fn verifies(context: *mut xdp_md, offset: usize, payload: usize, pseudo: u16) -> bool {
+    kernel::frames_are_bare()
+        && datagram::verifies(&Packet::new(&XdpContext::new(context)), offset, payload, pseudo)
 }
 
 impl Frame for Packet<'_> {
@@ -100,14 +98,8 @@ impl Frame for Packet<'_> {
     }
 
     #[inline(always)]
-    fn sum(&self, offset: usize, payload: usize) -> Option<u64> {
-        if !kernel::frames_are_bare() {
-            return None;
-        }
-        match sum(self.context.ctx, offset, payload) {
-            NO_SUM => None,
-            sum => Some(sum),
-        }
+    fn verifies(&self, offset: usize, payload: usize, pseudo: u16) -> bool {
+        verifies(self.context.ctx, offset, payload, pseudo)
     }
 
     #[inline(always)]
