@@ -150,17 +150,13 @@ fn a_finished_checksum_that_looks_left_to_hardware_is_told_in_the_driver_and_goe
             {
                 let session = lab.session(near, far, PLAIN);
                 for length in [2, 61, 1200, 1452] {
-                    let frame = finished_alike(|word| session.packet(&payload(word, length)));
-                    let payload = &frame[frame.len() - length..];
+                    let frames = [finished_alike(|word| session.packet(&payload(word, length)))];
+                    let payload = &frames[0][frames[0].len() - length..];
                     match hook {
-                        Hook::Native => lab.expect_from_the_kernel(&session, &[frame.clone()], payload),
+                        Hook::Native => lab.expect_from_the_kernel(&session, &frames, payload),
                         Hook::Generic => {
-                            lab.expect_from_userspace(
-                                &session,
-                                Reason::UnfinishedChecksum,
-                                &[frame.clone()],
-                                payload,
-                            );
+                            let reason = Reason::UnfinishedChecksum;
+                            lab.expect_from_userspace(&session, reason, &frames, payload);
                         }
                     }
                     assert!(lab.far.hear(session.target.port(), payload).checksum);
