@@ -8,19 +8,24 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::agent::{dial, initiate};
+use crate::agent::{KnownRelays, dial, initiate};
 use crate::clock::MonoTime;
 use crate::config::RelayAddress;
-use crate::identity::NodeKey;
+use crate::identity::{NodeId, NodeKey};
 use crate::protocol::Message;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Ping, Pong, ProbeOutcome};
 use crate::protocol::frames::{FrameReader, write_frame};
-use crate::protocol::handshake::Initiator;
+use crate::protocol::handshake::{Initiator, printable};
 use crate::tls;
 
 /// Of the whole.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// More than that of what the relay says is not shown.
+const LONGEST_WORDS: usize = 256;
+
+const NONSENSE: &str = "the relay's answer makes no sense";
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,14 +33,14 @@ pub enum CallBack {
     /// Somebody has answered.
     Answered {
         /// Where.
-        at: String,
+        at: SocketAddr,
         /// Who.
-        node: String,
+        node: NodeId,
     },
     /// Nobody has.
     Silent {
         /// Where.
-        at: String,
+        at: SocketAddr,
     },
     /// The relay does not do it for now.
     Refused,
@@ -43,21 +48,28 @@ pub enum CallBack {
     NotKnown,
 }
 
-/// Has `relay` connect to `port` of this host. With `own`, no relay runs here: that port of its is answered on with that key.
+/// Has `relay`, which is the one that it is known as, connect to `port` of this host. With `own`, no relay runs here: that port of its is answered on with that key.
 ///
 /// # Errors
 /// The relay was not asked, and why, for people.
 pub async fn call_back(
     relay: RelayAddress,
+    known: KnownRelays,
     port: u16,
     own: Option<(NodeKey, u16)>,
 ) -> Result<CallBack, String> {
-    let asked = timeout(PATIENCE, ask(relay, port, own)).await;
+    let asked = timeout(PATIENCE, ask(relay, known, port, own)).await;
     asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
 }
 
-async fn ask(relay: RelayAddress, port: u16, own: Option<(NodeKey, u16)>) -> Result<CallBack, String> {
-    let words = |error: &dyn std::fmt::Display| error.to_string();
+async fn ask(
+    relay: RelayAddress,
+    known: KnownRelays,
+    port: u16,
+    own: Option<(NodeKey, u16)>,
+) -> Result<CallBack, String> {
+    // Some of it is what the relay says.
+    let words = |error: &dyn std::fmt::Display| printable(&error.to_string(), LONGEST_WORDS);
     let at = (relay.at.host(), relay.at.port());
     let mut resolved = tokio::net::lookup_host(at).await.map_err(|error| words(&error))?;
     let remote = resolved.next().ok_or("the relay's name has no address")?;
@@ -66,9 +78,7 @@ async fn ask(relay: RelayAddress, port: u16, own: Option<(NodeKey, u16)>) -> Res
     let key = NodeKey::generate().map_err(|error| words(&error))?;
     let (endpoint, connection) = dial(&key, remote).await.map_err(|error| words(&error))?;
     let shown = tls::peer_key(&connection).map_err(|error| words(&error))?;
-    if relay.node.is_some_and(|expected| expected != shown.node_id()) {
-        return Err(format!("{} is at its address", shown.node_id()));
-    }
+    known.check(&relay, shown.node_id()).map_err(|error| words(&error))?;
     let (mut to_relay, from_relay) = connection.open_bi().await.map_err(|error| words(&error))?;
     let mut from_relay = FrameReader::new(from_relay, MAX_CONTROL_PAYLOAD_LEN);
     let now = crate::agent::unix_s();
@@ -79,7 +89,7 @@ async fn ask(relay: RelayAddress, port: u16, own: Option<(NodeKey, u16)>) -> Res
     let outcome = loop {
         match from_relay.next().await.map_err(|error| words(&error))? {
             Some(Message::Pong(pong)) => break outcome(pong),
-            Some(Message::Error(error)) => break Err(error.message),
+            Some(Message::Error(error)) => break Err(words(&error.message)),
             Some(_) => {}
             None => break Err("the relay has closed the connection".to_owned()),
         }
@@ -94,10 +104,16 @@ fn outcome(pong: Pong) -> Result<CallBack, String> {
     Ok(match (probed, probed_at, probed_node) {
         (None, ..) => CallBack::NotKnown,
         (Some(ProbeOutcome::Refused), ..) => CallBack::Refused,
-        (Some(ProbeOutcome::Answered), Some(at), Some(node)) => CallBack::Answered { at, node },
-        (Some(ProbeOutcome::Silent), Some(at), _) => CallBack::Silent { at },
-        _ => return Err("the relay's answer makes no sense".to_owned()),
+        (Some(ProbeOutcome::Answered), Some(at), Some(node)) => {
+            CallBack::Answered { at: address(&at)?, node: node.parse().map_err(|_| NONSENSE)? }
+        }
+        (Some(ProbeOutcome::Silent), Some(at), _) => CallBack::Silent { at: address(&at)? },
+        _ => return Err(NONSENSE.to_owned()),
     })
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| NONSENSE.to_owned())
 }
 
 /// Somebody with a key who answers to QUIC, and no more.
@@ -115,8 +131,10 @@ impl Answering {
             .map_err(|error| format!("UDP {port} cannot be answered on: {error}"))?;
         Ok(Answering(tokio::spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
-                // Who it is does not matter: the relay asks who is here.
-                let _known_or_not = incoming.await;
+                // Who it is does not matter: the relay asks who is here. Another who begins and goes does not keep it waiting.
+                tokio::spawn(async move {
+                    let _known_or_not = incoming.await;
+                });
             }
         })))
     }

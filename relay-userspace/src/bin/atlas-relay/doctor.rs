@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use relay_userspace::agent::KnownRelays;
 use relay_userspace::config::{AtlasRoot, RelayAddress};
 use relay_userspace::doctor::facts::PortState;
 use relay_userspace::doctor::{self, Check, Finding, Level, Question};
@@ -25,7 +26,12 @@ pub fn run(options: args::Doctor) -> anyhow::Result<ExitCode> {
             // Without a relay at the port somebody has to answer there.
             let own = NodeKey::load(&root.node_key()).ok().filter(|_| facts.port_state == PortState::Free);
             let port = facts.advertise.first().map_or(facts.port, std::net::SocketAddr::port);
-            let asking = doctor::call_back(relay.clone(), port, own.map(|key| (key, facts.port)));
+            let asking = doctor::call_back(
+                relay.clone(),
+                KnownRelays::at(root.known_relays()),
+                port,
+                own.map(|key| (key, facts.port)),
+            );
             facts.call_back = Some(runtime()?.block_on(asking));
         }
         facts.peer = Some((relay.to_string(), reached));

@@ -247,7 +247,7 @@ fn reached(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
 fn reachable(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
     let own = facts.identity.as_deref().unwrap_or_default();
     Some(match facts.call_back.as_ref()? {
-        Ok(CallBack::Answered { at, node }) if node == own => {
+        Ok(CallBack::Answered { at, node }) if node.to_string() == own => {
             Check::Reachable.ok(format!("{at}: the relay has connected to this node there"))
         }
         Ok(CallBack::Answered { at, node }) => {
@@ -256,7 +256,7 @@ fn reachable(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
         Ok(CallBack::Silent { at }) => Check::Reachable.at(
             Level::Error,
             format!(
-                "{at}: the relay has heard nobody from there, unless its own firewall keeps it from asking"
+                "{at}: nobody has answered the relay there, unless its own firewall keeps it from asking"
             ),
             &[port],
         ),

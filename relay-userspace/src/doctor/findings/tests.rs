@@ -2,6 +2,7 @@ use super::*;
 use crate::doctor::call_back::CallBack;
 use crate::doctor::facts::{Bpffs, Interface, PortState, Running};
 use crate::doctor::packet_rules::{InputChain, PortFate};
+use crate::identity::NodeKey;
 
 fn interface() -> Interface {
     Interface {
@@ -462,18 +463,21 @@ fn a_host_without_the_unit_is_told_nothing_of_it() {
 
 #[test]
 fn what_the_relay_has_found_that_connected_back_is_told() {
-    let at = || "203.0.113.9:4433".to_owned();
-    let answered = |node: &str| Ok(CallBack::Answered { at: at(), node: node.to_owned() });
+    let at = "203.0.113.9:4433".parse().unwrap();
+    let [own, other] = [1, 2].map(|seed| NodeKey::from_seed(&[seed; 32]).node_id());
+    let answered = |node| Ok(CallBack::Answered { at, node });
+    let other_answers = format!("another node answers there, {other}");
     let rows = [
-        (answered("atlas_1"), Level::Ok, "203.0.113.9:4433: the relay has connected to this node"),
-        (answered("atlas_2"), Level::Error, "another node answers there, atlas_2"),
-        (Ok(CallBack::Silent { at: at() }), Level::Error, "203.0.113.9:4433: nobody has answered"),
+        (answered(own), Level::Ok, "203.0.113.9:4433: the relay has connected to this node"),
+        (answered(other), Level::Error, other_answers.as_str()),
+        (Ok(CallBack::Silent { at }), Level::Error, "203.0.113.9:4433: nobody has answered"),
         (Ok(CallBack::Refused), Level::Note, "ask again later"),
         (Ok(CallBack::NotKnown), Level::Note, "does not know how"),
         (Err("no route".to_owned()), Level::Note, "cannot tell: no route"),
     ];
     for (call_back, level, found) in rows {
-        let finding = one(&Facts { call_back: Some(call_back), ..host() }, Check::Reachable);
+        let facts = Facts { call_back: Some(call_back), identity: Ok(own.to_string()), ..host() };
+        let finding = one(&facts, Check::Reachable);
         assert_eq!(finding.level, level, "{finding:?}");
         assert!(finding.found.contains(found), "{finding:?}");
         let mend = finding.mend.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! A connection after the handshake: messages in and out until it ends.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,8 +35,15 @@ const LOOK_AT_ADDRESS: Duration = Duration::from_secs(1);
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Listener {
-    /// Carries messages both ways until the connection ends. The handshake has taken so long.
-    pub(super) async fn converse(&self, conn: ConnId, introduced: Introduced, handshake: Duration) {
+    /// Carries messages both ways until the connection ends. The handshake was with `from`, which proves that address, and has
+    /// taken so long.
+    pub(super) async fn converse(
+        &self,
+        conn: ConnId,
+        introduced: Introduced,
+        from: SocketAddr,
+        handshake: Duration,
+    ) {
         let Introduced { connection, peer, send, reader, unfinished } = introduced;
         let mut remote = connection.remote_address();
         let (outbox, mut to_agent) = mpsc::channel(OUTBOX_LEN);
@@ -118,7 +126,7 @@ impl Listener {
                 }
                 // One after the other: the next is asked for once this one is answered.
                 Some((stream, ping)) = asked.recv(), if probing.is_empty() => {
-                    let probe = self.probe(&ping, remote, &mut probes_left);
+                    let probe = self.probe(&ping, from, remote, &mut probes_left);
                     if probe.is_none() {
                         self.refused(Refusal::ProbeLimit, Some(peer.node_id), remote).await;
                     }

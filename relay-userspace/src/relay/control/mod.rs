@@ -24,7 +24,7 @@ use quinn::{
     Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, ValidationTokenConfig,
     VarInt,
 };
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -234,7 +234,7 @@ pub async fn serve(
         seats: Seats::new(),
         rates: Arc::default(),
         banned: Mutex::default(),
-        probes: Arc::new(Semaphore::new(probe::AT_ONCE)),
+        probes: Arc::default(),
     });
     let mut connections = JoinSet::new();
     let mut next = 0;
@@ -267,7 +267,7 @@ struct Listener {
     /// How often somebody was banned.
     banned: Mutex<Tally>,
     /// Places of probes under way.
-    probes: Arc<Semaphore>,
+    probes: Arc<Places>,
 }
 
 impl Listener {
@@ -337,7 +337,7 @@ impl Listener {
                 return self.refused(connections_full(full), Some(node), from).await;
             }
         };
-        self.converse(conn, introduced, handshake).await;
+        self.converse(conn, introduced, from, handshake).await;
     }
 
     async fn reject(&self, rejection: Rejection, from: SocketAddr) {

@@ -62,7 +62,7 @@ impl Shares {
     }
 }
 
-/// The places of handshakes under way.
+/// The places of what is under way: handshakes, probes.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     shares: Mutex<Shares>,
@@ -80,6 +80,16 @@ impl Places {
     pub fn taken(&self, prefix: Prefix) -> (usize, usize) {
         let shares = self.lock();
         (shares.all(), shares.of(prefix))
+    }
+
+    /// Takes a place for `prefix` if there is one.
+    pub fn take_within(self: &Arc<Self>, prefix: Prefix, limits: Limits) -> Result<Place, Full> {
+        let mut shares = self.lock();
+        if let Some(full) = shares.full(prefix, limits) {
+            return Err(full);
+        }
+        shares.add(prefix);
+        Ok(Place { places: Arc::clone(self), prefix })
     }
 
     /// Takes a place for `prefix`, whether there is one or not: that is decided before.
