@@ -155,6 +155,9 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     assert!(life.contains("session offered") && life.contains("session paired"), "{life}");
     let listed = walk.take(&relay, "Firewall", 0).concat();
     assert!(listed.contains("udp dport 4433 notrack"), "{listed}");
+    // As a reboot does.
+    relay.type_in("systemctl restart nftables");
+    assert!(relay.type_in("nft list table inet atlas_relay").contains("udp dport 4433 notrack"));
     walk.take(&relay, "Receive buffers", 0);
     walk.take(&relay, "Restart", 0);
     assert_eq!(forwarding_session(&relay).session, session.session);
@@ -224,6 +227,14 @@ fn upstreams_steps_give_a_relay_with_upstreams_unit_and_with_ours() {
     let listening = relay.type_in("sudo -u atlas-relay atlas config show --running");
     assert!(listening.contains("443") && !listening.contains("4433"), "{listening}");
     assert_eq!((status().datapath.as_str(), status().capabilities), ("xdp-native", Some(Vec::new())));
+
+    // As docs/operate.md has it.
+    let id = node_id_in(&relay.type_in("sudo -u atlas-relay atlas id show"));
+    relay.type_in("systemctl stop atlas-relay");
+    relay.type_in("sudo -u atlas-relay atlas id rotate --yes");
+    relay.type_in("systemctl start atlas-relay");
+    assert_ne!(node_id_in(&relay.type_in("sudo -u atlas-relay atlas id show")), id);
+    assert_eq!(status().datapath, "xdp-native");
 
     relay.type_in("systemctl stop atlas-relay");
     relay.type_in("rm -r /etc/systemd/system/atlas-relay.service.d");

@@ -1,8 +1,9 @@
 //! Commands that are run, but not here: by other tests, or by continuous integration itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xtask::tool::Tool;
+use xtask::workspace::cargo;
 
 use super::pages::Pages;
 
@@ -48,6 +49,7 @@ const ELSEWHERE: &[(&str, By)] = &[
     ("cargo xtask test -- unpaced_quic", By::Chosen),
     ("cargo xtask test --long -- quic_in", By::Hand),
     ("cargo xtask bench", By::Hand),
+    ("cargo doc -p relay-userspace --no-deps --open", By::Hand),
     ("cargo xtask demo", By::Step("xtask/src/ci.rs", "demo::run(&[], None)")),
     ("cargo xtask demo --report FILE", DEMO),
     ("cargo xtask dist", By::Step("xtask/src/ci.rs", "dist::run(workspace, ")),
@@ -61,6 +63,11 @@ const ELSEWHERE: &[(&str, By)] = &[
     ("journalctl -u atlas-relay | grep session=<id>", JOURNAL),
     ("journalctl -u atlas-relay | grep session=5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a", JOURNAL),
     ("systemctl stop atlas-relay", by_upstreams_steps("systemctl stop atlas-relay")),
+    ("systemctl start atlas-relay", by_upstreams_steps("systemctl start atlas-relay")),
+    (
+        "sudo -u atlas-relay atlas id rotate --yes",
+        by_upstreams_steps("sudo -u atlas-relay atlas id rotate --yes"),
+    ),
     ("systemctl restart atlas-relay", by_upstreams_steps("systemctl restart atlas-relay")),
     (
         "systemctl reload atlas-relay",
@@ -101,12 +108,16 @@ pub fn note(pages: &mut Pages, root: &Path) {
                 assert!(sources.iter().any(has), "`{command}`: no test begins with {chosen}");
             }
             By::Hand => {
-                let line = command.strip_prefix("cargo xtask ").unwrap();
+                let line = command.strip_prefix("cargo ").unwrap();
+                let (program, line) = match line.strip_prefix("xtask ") {
+                    Some(line) => (PathBuf::from(env!("CARGO_BIN_EXE_xtask")), line),
+                    None => (cargo(), line),
+                };
                 let (words, chosen) = line.split_once(" -- ").unzip();
                 let has = |chosen| sources.iter().any(|source| source.contains(&format!("\nfn {chosen}")));
                 assert!(chosen.is_none_or(has), "`{command}`: no test begins with {chosen:?}");
                 let words = words.unwrap_or(line);
-                Tool::new(env!("CARGO_BIN_EXE_xtask")).words(words).arg("--help").output().unwrap();
+                Tool::new(program).words(words).arg("-h").output().unwrap();
             }
         }
     }

@@ -119,9 +119,12 @@ pub fn operate(stage: &mut Stage, pages: &mut Pages, reader: &Reader) {
     relay.runs(pages, PAGE, "sudo -u atlas-relay atlas bans").says("nobody is banned");
 
     let mut agent = stage.agents_place("reader").shell("operate-agent");
+    // There it is the user's own.
+    agent.fill("sudo -u atlas-agent ", "");
     agent.fill("atlas_<id>", stage.world.deployment.target.id());
-    agent.runs(pages, PAGE, "atlas net connect atlas_<id>").says("via relay");
-    agent.runs(pages, PAGE, "atlas net ping atlas_<id> --count 100 --interval-ms 100").says(" of 100");
+    agent.runs(pages, PAGE, "sudo -u atlas-agent atlas net connect atlas_<id>").says("via relay");
+    let line = "sudo -u atlas-agent atlas net ping atlas_<id> --count 100 --interval-ms 100";
+    agent.runs(pages, PAGE, line).says(" of 100");
 
     relay.fill("atlas_<id>", &reader.id);
     relay.runs(pages, PAGE, "sudo -u atlas-relay atlas net disconnect atlas_<id>").says("Ended    : ");
