@@ -224,7 +224,7 @@ async fn an_announce_in_another_nodes_name_is_refused_with_1004() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_agents_than_are_allowed_are_refused_and_places_become_free_again() {
     let relay = TestRelay::start("max_connections = 1");
-    let first = Agent::connected(&relay, 1).await;
+    let first = Agent::seated(&relay, 1).await;
     Agent::greets(&relay, 2).await.is_refused(3005).await;
     relay.has_refused("connections_full").await;
     first.connection.close(0_u8.into(), b"");
@@ -285,7 +285,7 @@ async fn one_source_cannot_take_every_place() {
     let relay = TestRelay::start("max_connections = 40");
     let mut held = Vec::new();
     for _ in 0..32 {
-        held.push(Agent::connected(&relay, 1).await);
+        held.push(Agent::seated(&relay, 1).await);
     }
     Agent::greets(&relay, 2).await.is_refused(3005).await;
     relay.has_refused("prefix_connections_full").await;
@@ -386,6 +386,14 @@ impl Agent {
     async fn connected(relay: &TestRelay, seed: u8) -> Agent {
         let mut agent = Agent::dialled(relay, seed).await;
         assert!(agent.is_let_in(seed).await);
+        agent
+    }
+
+    /// As [`Agent::connected`], and it has its seat: that is taken after it was let in, and before it is served.
+    async fn seated(relay: &TestRelay, seed: u8) -> Agent {
+        let mut agent = Agent::connected(relay, seed).await;
+        agent.send(&Ping::new(1).into()).await;
+        assert!(matches!(agent.receive().await, Message::Pong(_)));
         agent
     }
 

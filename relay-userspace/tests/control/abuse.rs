@@ -190,7 +190,7 @@ async fn messages_over_the_limit_are_refused_with_4001_and_going_on_with_them_ba
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_comes_back_has_the_seat_it_has_left_and_another_none() {
     let relay = TestRelay::start("max_connections = 1");
-    let left_behind = Agent::connected(&relay, 1).await;
+    let left_behind = Agent::seated(&relay, 1).await;
     Agent::greets(&relay, 2).await.is_refused(3005).await;
     let mut back = Agent::connected(&relay, 1).await;
     let ConnectionError::ApplicationClosed(close) = left_behind.connection.closed().await else { panic!() };
