@@ -323,14 +323,12 @@ pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
         }
         _ => AskError::Io { path: path.to_owned(), source },
     };
-    let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
+    let stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
     // A daemon that is late says so itself.
     stream.set_read_timeout(Some(request.patience() + PATIENCE)).map_err(failed)?;
     let mut line = serde_json::to_string(&request)?;
     line.push('\n');
-    stream.write_all(line.as_bytes()).map_err(failed)?;
-    let mut answer = String::new();
-    io::BufReader::new(stream).read_line(&mut answer).map_err(failed)?;
+    let answer = exchange(stream, &line).map_err(failed)?;
     if answer.is_empty() {
         return Err(AskError::Ended { path: path.to_owned() });
     }
@@ -338,6 +336,18 @@ pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
         Answer::Ok(value) => Ok(value),
         Answer::Error(why) => Err(AskError::Refused(why)),
     }
+}
+
+/// The line that is answered to `question`.
+fn exchange(mut stream: std::os::unix::net::UnixStream, question: &str) -> io::Result<String> {
+    match stream.write_all(question.as_bytes()) {
+        // Who takes no more questions says why before it hangs up.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
+    let mut answer = String::new();
+    io::BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer)
 }
 
 /// Has the relay behind the admin socket at `path` end its sessions and stop, and waits until it has.
@@ -408,7 +418,8 @@ pub enum BindError {
 pub enum AskError {
     /// Nobody is there.
     #[error(
-        "no daemon is running here: nothing answers at {}; if one runs as another user or with another ATLAS_ROOT, ask it \
+        "no daemon is running here: nothing answers at {} (if `[admin] socket` was just changed, the daemon has the old one \
+         until it is restarted); if one runs as another user or with another ATLAS_ROOT, ask it \
          as that user, with `sudo -u atlas-relay` before this command{}",
         path.display(),
         if *start { "; if none does, `atlas-relay net listen` starts one here" } else { "" }
@@ -598,6 +609,15 @@ mod tests {
             BufReader::new(stream).read_line(&mut answer).await.unwrap_or_default();
             assert!(answer.is_empty() || answer.starts_with("{\"error\":\"not a request"), "{answer}");
         }
+    }
+
+    #[test]
+    fn who_is_refused_before_the_question_is_read_hears_why() {
+        let (asker, mut daemon) = std::os::unix::net::UnixStream::pair().unwrap();
+        let refusal = as_line(&Answer::Error("too many are asking".to_owned())).unwrap();
+        daemon.write_all(&refusal).unwrap();
+        drop(daemon);
+        assert_eq!(exchange(asker, "a question\n").unwrap().into_bytes(), refusal);
     }
 
     #[tokio::test]

@@ -24,11 +24,16 @@ impl<'a> Document<'a> {
         let root = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
             path: path.to_owned(),
             line: line_of(text, error.span().unwrap_or_default().start),
-            problem: error.message().replace('\n', ", "),
+            problem: problem(text, &error),
         })?;
         let document = Document { text, path, root: root.into_inner() };
         document.check(&document.root, "")?;
         Ok(document)
+    }
+
+    /// What of the text can be read. Nothing of it is checked.
+    pub fn readable(text: &'a str, path: &'a Path) -> Document<'a> {
+        Document { text, path, root: DeTable::parse_recoverable(text).0.into_inner() }
     }
 
     /// A number.
@@ -215,6 +220,22 @@ impl Table<'_> {
         let word = key.name.rsplit('.').next()?;
         let (key, value) = self.item.get_ref().as_table()?.get_key_value(word)?;
         Some((key.span().start, value))
+    }
+}
+
+/// What the parser says. Of what stands there twice it does not say what that is.
+fn problem(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', ", ");
+    let twice = error.span().filter(|_| message == "duplicate key").and_then(|span| {
+        let line = text.get(..span.start)?.rsplit('\n').next()?;
+        Some((text.get(span)?, line.trim_start().starts_with('[')))
+    });
+    match twice {
+        Some((table, true)) => {
+            format!("duplicate key {table}: put its keys into the table that is there already")
+        }
+        Some((key, false)) => format!("duplicate key {key}: remove one of the two"),
+        None => message,
     }
 }
 

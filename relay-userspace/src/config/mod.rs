@@ -301,6 +301,20 @@ impl Config {
         validate::config(text, path, root)
     }
 
+    /// Where this node's daemon has its admin socket, and what is wrong with the file that may say so: one that runs is found
+    /// whatever the file at `path` has become meanwhile. As far as that cannot be read, it is in the usual place.
+    pub fn admin_socket(path: &Path, root: &AtlasRoot) -> (PathBuf, Option<ConfigError>) {
+        match Config::load(path, root) {
+            Ok(config) => (config.admin.socket, None),
+            Err(ConfigError::Missing { .. }) => (root.admin_socket(), None),
+            Err(error) => {
+                let text = std::fs::read(path).unwrap_or_default();
+                let socket = validate::readable_socket(&String::from_utf8_lossy(&text), path, root);
+                (socket, Some(error))
+            }
+        }
+    }
+
     /// Relay or agent.
     pub fn role(&self) -> Role {
         if self.transport.offer_relay { Role::Relay } else { Role::Agent }

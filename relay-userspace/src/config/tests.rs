@@ -297,6 +297,47 @@ fn what_is_not_toml_names_the_line() {
 }
 
 #[test]
+fn what_stands_there_twice_is_named_with_what_to_do() {
+    let table = "[transport]\nenable_relay = true\n\n[network]\n\n[transport]\nidle_timeout = 60\n";
+    assert_eq!(
+        refusal(table),
+        "config.toml:6: not TOML: duplicate key transport: put its keys into the table that is there already"
+    );
+    assert_eq!(
+        refusal("[network]\nport = 1\nport = 2\n"),
+        "config.toml:3: not TOML: duplicate key port: remove one of the two"
+    );
+}
+
+#[test]
+fn the_admin_socket_is_found_in_a_file_that_is_unsound_and_in_the_usual_place_where_it_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, path) = (AtlasRoot::at(directory.path()), directory.path().join("config.toml"));
+    assert!(matches!(Config::admin_socket(&path, &root), (socket, None) if socket == root.admin_socket()));
+    let named = "[admin]\nsocket = \"/run/relay.sock\"\n";
+    for (unsound, finds_it) in [
+        (format!("{named}[network]\nport = = 3\n"), true),
+        (format!("[network]\nport = = 3\n{named}"), true),
+        (format!("{named}[transport]\noffer_relay = true\n"), true),
+        (format!("{named}colour = 1\n"), true),
+        (format!("[network]\n[network]\n{named}"), true),
+        ("[admin]\nsocket = 3\n".to_owned(), false),
+        ("[admin]\nsocket = \"\"\n".to_owned(), false),
+        ("\u{0}".to_owned(), false),
+    ] {
+        std::fs::write(&path, &unsound).unwrap();
+        let (socket, error) = Config::admin_socket(&path, &root);
+        assert!(error.is_some(), "{unsound}");
+        let expected = if finds_it { "/run/relay.sock".into() } else { root.admin_socket() };
+        assert_eq!(socket, expected, "{unsound}");
+    }
+    std::fs::write(&path, named).unwrap();
+    assert!(
+        matches!(Config::admin_socket(&path, &root), (socket, None) if socket == std::path::Path::new("/run/relay.sock"))
+    );
+}
+
+#[test]
 fn offering_to_relay_without_using_relays_is_refused() {
     let error = refusal("[transport]\noffer_relay = true\n");
     assert_eq!(

@@ -142,6 +142,12 @@ fn admin(document: &Document<'_>, root: &AtlasRoot) -> Result<Admin, ConfigError
     Ok(Admin { socket: PathBuf::from(socket) })
 }
 
+/// Where the admin socket is by a file of which anything may be unsound.
+pub(super) fn readable_socket(text: &str, path: &Path, root: &AtlasRoot) -> PathBuf {
+    let document = Document::readable(text, path);
+    admin(&document, root).map_or_else(|_| root.admin_socket(), |admin| admin.socket)
+}
+
 fn metrics(document: &Document<'_>) -> Result<Metrics, ConfigError> {
     let hosts: Vec<HostName> = document.list(&keys::METRICS_HOSTS)?;
     Ok(Metrics {

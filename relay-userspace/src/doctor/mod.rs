@@ -59,7 +59,7 @@ pub fn look(question: &Question) -> Facts {
         [] => datapath.as_ref().map(|datapath| datapath.interfaces.clone()).unwrap_or_default(),
         _ => interfaces.clone(),
     };
-    let socket = config.as_ref().map_or_else(|| root.admin_socket(), |config| config.admin.socket.clone());
+    let (socket, _) = Config::admin_socket(&config_path, root);
     let (running, attached) = match running(&socket) {
         Some((running, attached)) => (Some(running), attached),
         None => (None, Vec::new()),

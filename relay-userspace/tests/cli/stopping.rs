@@ -32,22 +32,25 @@ fn an_agent_is_neither_stopped_nor_drained_by_a_relays_commands() {
     assert_eq!(wait(&mut running, PATIENCE), Some(0));
 }
 
+/// What a unit's ExecStop= comes to where systemctl is this script.
+fn exec_stop(node: &Node, systemctl: &str) -> Finished {
+    let directory = node.path("bin");
+    fs::create_dir_all(&directory).unwrap();
+    let program = Path::new(&directory).join("systemctl");
+    fs::write(&program, format!("#!/bin/sh\n{systemctl}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = node.command();
+    command.env("PATH", format!("{directory}:{}", std::env::var("PATH").unwrap()));
+    command.args(["stop", "--unless-restarting", "--unit", "relay.service"]);
+    Finished::of(command.output().unwrap())
+}
+
 #[test]
 fn a_units_exec_stop_stops_the_relay_when_the_unit_stops_and_leaves_it_alone_otherwise() {
     let node = Node::relay();
     let mut running = node.start(LISTEN);
     node.until_it_answers("net peers");
-    let exec_stop = |systemctl: &str| {
-        let directory = node.path("bin");
-        fs::create_dir_all(&directory).unwrap();
-        let program = Path::new(&directory).join("systemctl");
-        fs::write(&program, format!("#!/bin/sh\n{systemctl}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let mut command = node.command();
-        command.env("PATH", format!("{directory}:{}", std::env::var("PATH").unwrap()));
-        command.args(["stop", "--unless-restarting", "--unit", "relay.service"]);
-        Finished::of(command.output().unwrap())
-    };
+    let exec_stop = |systemctl: &str| exec_stop(&node, systemctl);
     for (systemctl, said) in [
         ("echo '7 relay.service restart running'", "relay.service restarts: its sessions go on"),
         ("echo '7 other.service stop running'", "cannot tell whether relay.service stops or restarts"),
@@ -63,7 +66,28 @@ fn a_units_exec_stop_stops_the_relay_when_the_unit_stops_and_leaves_it_alone_oth
     assert_eq!((stopped.code, stopped.stdout.as_str()), (0, "Stopped\n"), "{stopped:?}");
     assert_eq!(wait(&mut running, PATIENCE), Some(0));
     let gone = exec_stop(stop);
-    assert_eq!((gone.code, gone.stdout.as_str()), (0, "no relay is running\n"), "{gone:?}");
+    let nobody = format!("no relay is running: nothing answers at {}\n", node.path("state/admin.sock"));
+    assert_eq!((gone.code, gone.stdout.as_str()), (0, nobody.as_str()), "{gone:?}");
+}
+
+#[test]
+fn a_relay_whose_configuration_has_become_unsound_is_found_by_every_command_and_stopped() {
+    let node = Node::relay();
+    let mut running = node.start(LISTEN);
+    node.until_it_answers("net peers");
+    let path = node.path("state/config.toml");
+    let sound = fs::read_to_string(&path).unwrap();
+    for unsound in [format!("{sound}\n[transport]\n"), "[network]\nport = \"none\"\n".to_owned()] {
+        fs::write(&path, unsound).unwrap();
+        for words in ["xdp status", "net peers", "net sessions", "bans", "config show --running"] {
+            let answered = node.run(words);
+            let warned = answered.stderr.starts_with(&format!("warning: {path}:"));
+            assert!(answered.code == 0 && warned && !answered.stdout.is_empty(), "{words}: {answered:?}");
+        }
+    }
+    let stopped = exec_stop(&node, "echo '7 relay.service stop running'");
+    assert_eq!((stopped.code, stopped.stdout.as_str()), (0, "Stopped\n"), "{stopped:?}");
+    assert_eq!(wait(&mut running, PATIENCE), Some(0));
 }
 
 #[test]

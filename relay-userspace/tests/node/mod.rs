@@ -108,12 +108,13 @@ impl Finished {
         }
     }
 
-    /// It exited with 1 and wrote one line with all of `parts` to stderr, warnings in the log aside, and nothing to
+    /// It exited with 1 and wrote one line with all of `parts` to stderr, warnings aside, and nothing to
     /// stdout.
     pub fn fails_with(&self, parts: &[&str]) {
         assert_eq!(self.code, 1, "{self:?}");
         assert_eq!(self.stdout, "", "{self:?}");
-        assert_eq!(self.stderr.lines().filter(|line| !line.contains(" WARN ")).count(), 1, "{self:?}");
+        let is_warning = |line: &&str| line.contains(" WARN ") || line.starts_with("warning: ");
+        assert_eq!(self.stderr.lines().filter(|line| !is_warning(line)).count(), 1, "{self:?}");
         for part in parts {
             assert!(self.stderr.contains(part), "{part:?} is missing: {self:?}");
         }

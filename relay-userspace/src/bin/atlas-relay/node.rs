@@ -1,7 +1,8 @@
 //! The node whose files are in the Atlas root: what most commands begin with.
 
 use std::fmt;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -14,6 +15,8 @@ use relay_userspace::privilege::file_access::{self, Places, Restricted};
 use relay_userspace::relay::keeper;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::output;
 
 /// Key, configuration and profile of this node.
 pub struct Node {
@@ -67,14 +70,23 @@ pub fn check_agent(config: &Config, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the running daemon's admin socket is. A node without a configuration file has it in the usual place.
-pub fn admin_socket() -> anyhow::Result<std::path::PathBuf> {
+/// Where the running daemon's admin socket is. A node without a configuration file has it in the usual place; one whose file
+/// has become unsound has a daemon all the same.
+pub fn admin_socket() -> anyhow::Result<PathBuf> {
     let root = AtlasRoot::from_env()?;
-    match Config::load(&root.config(), &root) {
-        Ok(config) => Ok(config.admin.socket),
-        Err(ConfigError::Missing { .. }) => Ok(root.admin_socket()),
-        Err(error) => Err(error.into()),
+    match Config::admin_socket(&root.config(), &root) {
+        (socket, None) => Ok(socket),
+        // Who may not read the file is told as whom to ask.
+        (_, Some(error)) if is_refused(&error) => Err(error.into()),
+        (socket, Some(error)) => {
+            output::warning(format_args!("{error}; the daemon is looked for at {}", socket.display()));
+            Ok(socket)
+        }
     }
+}
+
+fn is_refused(error: &ConfigError) -> bool {
+    matches!(error, ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Whether a daemon of this node runs.

@@ -65,6 +65,11 @@ pub fn failure(error: &anyhow::Error) {
     let _nobody_reads = writeln!(io::stderr().lock(), "error: {}", text.replace('\n', " "));
 }
 
+/// Prints what is wrong, though the command goes on: one line.
+pub fn warning(text: impl std::fmt::Display) {
+    let _nobody_reads = writeln!(io::stderr().lock(), "warning: {}", text.to_string().replace('\n', " "));
+}
+
 /// Whole seconds as people read them: `42 s`, `3 min`, `5 h`.
 pub fn seconds(count: u64) -> String {
     match count {

@@ -1,6 +1,5 @@
 //! `stop`: has the running relay end its sessions and stop.
 
-use std::path::Path;
 use std::process::Command;
 
 use relay_userspace::admin::{self, AskError};
@@ -8,11 +7,11 @@ use relay_userspace::admin::{self, AskError};
 use crate::{args, node, output, xdp};
 
 pub fn run(options: &args::Stop) -> anyhow::Result<()> {
-    let socket = node::admin_socket()?;
     if options.unless_restarting {
-        unless_restarting(&socket, &options.unit);
+        unless_restarting(&options.unit);
         return Ok(());
     }
+    let socket = node::admin_socket()?;
     match admin::stop(&socket) {
         Ok(()) => output::line("Stopped"),
         // One that was killed has left what it forwarded with.
@@ -30,15 +29,21 @@ pub fn run(options: &args::Stop) -> anyhow::Result<()> {
 }
 
 /// For a unit's ExecStop=. Whatever it comes to, systemd goes on with SIGTERM; so nothing here is a failure.
-fn unless_restarting(socket: &Path, unit: &str) {
+fn unless_restarting(unit: &str) {
     match running_job(unit) {
         Ok(Job::Restart) => output::line(format_args!("{unit} restarts: its sessions go on")),
-        Ok(Job::Stop) => match admin::stop(socket) {
-            Ok(()) => output::line("Stopped"),
-            // It has stopped by itself, and its agents know.
-            Err(AskError::NotRunning { .. }) => output::line("no relay is running"),
-            Err(error) => output::line(format_args!("the relay was not told to end its sessions: {error}")),
-        },
+        Ok(Job::Stop) => {
+            let stopped = node::admin_socket().and_then(|socket| match admin::stop(&socket) {
+                Ok(()) => Ok("Stopped".to_owned()),
+                // It has stopped by itself, and its agents know.
+                Err(AskError::NotRunning { path, .. }) => {
+                    Ok(format!("no relay is running: nothing answers at {}", path.display()))
+                }
+                Err(error) => Err(error.into()),
+            });
+            let not_told = |error| format!("the relay was not told to end its sessions: {error}");
+            output::line(stopped.unwrap_or_else(not_told));
+        }
         Err(why) => output::line(format_args!(
             "cannot tell whether {unit} stops or restarts ({why}): the relay is not told to end its sessions"
         )),
