@@ -64,12 +64,13 @@ fn a_message_goes_by_itself_or_through_the_daemon_with_the_documented_lines() {
     asked.until_logged(id);
     let log = fs::read_to_string(asked.path("log")).unwrap();
     let line = log.lines().find(|line| line.contains(id)).unwrap();
-    for part in [&asking.id(), "topic=\"tasks\"", r#"{\"question\":42}"#] {
+    for part in [&asking.id(), "topic=\"tasks\"", "body_bytes=15"] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    assert!(!log.contains("question"), "what it says is not in the log: {log}");
 
     let _daemon = net.listen(&asking);
-    let sent = asking.run_words(&["net", "send", &to, "two\nlines\u{1b}[2J\u{202e}"]);
+    let sent = asking.run_words(&["net", "send", &to, "{}", "--topic", "two\nlines\u{1b}[2J\u{202e}"]);
     let lines: Vec<&str> = sent.stdout.lines().collect();
     let [id, target, ack] = lines[..] else { panic!("{sent:?}") };
     assert_eq!((target, ack), (&*format!("Target   : {whom}"), "Ack      : accepted"));
@@ -171,8 +172,14 @@ fn a_drain_tells_the_agents_shows_what_is_left_and_ends_at_the_deadline_with_wha
     let _listening = net.listen(&asked);
     let mut forward = Forward::start(&asking, &asked, echo, "");
     forward.until("session");
+    assert!(!net.relay.run("xdp status").stdout.contains("Draining"));
+    let mut earlier = net.relay.start("drain --deadline 10m");
+    net.relay.until_logged("draining: no new sessions from now on");
+    let status = net.relay.run("xdp status");
+    assert!(status.stdout.contains("\nDraining     : 1 session left; it stops in "), "{status:?}");
     let drained = net.relay.run("drain --deadline 2s");
     assert_eq!(drained.code, 0, "{drained:?}");
+    assert_eq!(wait(&mut earlier, PATIENCE), Some(0), "the later deadline counts");
     let lines: Vec<&str> = drained.stdout.lines().collect();
     let first = "Draining : 1 session left; it stops in 2 s at the latest";
     assert_eq!((lines[0], lines[lines.len() - 1]), (first, "Drained  : the relay has stopped"));
@@ -270,7 +277,11 @@ fn an_identity_is_rotated_only_when_that_is_meant_and_the_old_key_is_kept() {
 
     let running = Daemon(agent.start("net listen"));
     agent.until_it_answers("net peers");
-    agent.run("id rotate --yes").fails_with(&["a daemon runs with this key", "--force"]);
+    agent.run("id rotate --yes").fails_with(&[
+        "a daemon runs with this key",
+        "a service: `systemctl stop`",
+        "--force",
+    ]);
     assert_eq!(agent.id(), old);
     let rotated = read(&agent.run("id rotate --yes --force --json"));
     assert_eq!((&rotated["old_node_id"], &rotated["node_id"]), (&json!(old), &json!(agent.id())));

@@ -26,6 +26,7 @@ use super::stopping::{Stopper, Stopping};
 use crate::admin::{self, Asked};
 use crate::clock::MonoTime;
 use crate::config::Reading;
+use crate::identity::NodeId;
 use crate::protocol::Message;
 use crate::protocol::message::{Ping, Pong};
 
@@ -44,6 +45,8 @@ pub struct Inputs {
 
 /// The loop's state.
 pub struct Driver {
+    /// This relay.
+    node: NodeId,
     rendezvous: Rendezvous,
     packets: PacketPath,
     splicer: Splicer,
@@ -73,8 +76,10 @@ impl Driver {
         stopper: Stopper,
     ) -> Driver {
         let mut randomness = SystemRandomness;
+        let node = settings.key.node_id();
         let rendezvous = Rendezvous::new(settings, &mut randomness, MonoTime::now());
         Driver {
+            node,
             rendezvous,
             packets,
             splicer: Splicer::new(),

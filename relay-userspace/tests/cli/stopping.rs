@@ -26,7 +26,7 @@ fn an_agent_is_neither_stopped_nor_drained_by_a_relays_commands() {
     agent.configure(&format!("{relays}[transport]\nenable_relay = true\n"));
     let mut running = agent.start("net listen");
     agent.until_it_answers("net peers");
-    agent.run("stop").fails_with(&["this daemon is an agent", "SIGTERM"]);
+    agent.run("stop").fails_with(&["this daemon is an agent", "SIGTERM", "systemctl stop atlas-agent"]);
     agent.run("drain").fails_with(&["this daemon is an agent"]);
     terminate(&running);
     assert_eq!(wait(&mut running, PATIENCE), Some(0));
@@ -96,6 +96,9 @@ fn a_relay_that_nobody_uses_is_drained_at_once_and_ends_without_a_fault() {
         let node = Node::relay();
         let mut running = node.start(LISTEN);
         node.until_it_answers("net peers");
+        let itself = format!("{}@192.0.2.1:4433", node.id());
+        node.run(&format!("drain --hint {itself}")).fails_with(&[&itself, "is this relay itself"]);
+        assert_eq!(node.run("net sessions").stdout, "the running daemon has no sessions\n");
         let hint = format!("{OTHER}@192.0.2.1:4433");
         let drained = node.run(&format!("drain --deadline 10m --hint {hint}{format}"));
         assert_eq!(drained.code, 0, "{drained:?}");

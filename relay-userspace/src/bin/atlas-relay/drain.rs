@@ -21,7 +21,9 @@ pub fn run(options: args::Drain) -> anyhow::Result<()> {
     loop {
         match format.json {
             true => output::json_line(&DrainProgress { drain: drain.clone(), stopped: false })?,
-            false if shown.replace(drain.sessions) != Some(drain.sessions) => output::line(left(&drain)),
+            false if shown.replace(drain.sessions) != Some(drain.sessions) => {
+                output::line(format_args!("Draining : {}", progress(&drain)))
+            }
             false => {}
         }
         match look(&socket)? {
@@ -38,11 +40,12 @@ pub fn run(options: args::Drain) -> anyhow::Result<()> {
     }
 }
 
-fn left(drain: &Drain) -> String {
+/// What is left, and for how long at most.
+pub fn progress(drain: &Drain) -> String {
     let sessions = drain.sessions;
     let s = if sessions == 1 { "" } else { "s" };
     let until = drain.left_s.map(|left| format!("; it stops in {} at the latest", output::seconds(left)));
-    format!("Draining : {sessions} session{s} left{}", until.unwrap_or_default())
+    format!("{sessions} session{s} left{}", until.unwrap_or_default())
 }
 
 /// After a moment, how far the relay is; None once it has stopped.

@@ -24,7 +24,8 @@ pub fn run(root: &AtlasRoot, options: &Rotate) -> anyhow::Result<()> {
     }
     if running && !options.force {
         bail!(
-            "a daemon runs with this key and would go on with it: stop it first, or add --force and restart it afterwards"
+            "a daemon runs with this key and would go on with it: stop it first (a service: `systemctl stop`, or it is started \
+             again), or add --force and restart it afterwards"
         );
     }
     if !running && role == Some(Role::Relay) {
@@ -66,7 +67,7 @@ fn breaks(old: NodeId, role: Option<Role>, running: bool) -> Vec<String> {
         breaks.push("its sessions cannot be bound again and end".to_owned());
     }
     if running {
-        breaks.push("the daemon that runs keeps the old key until it is restarted: end it by `atlas-relay stop`, so that nothing of the old id stays attached".to_owned());
+        breaks.push("the daemon that runs keeps the old key until it is restarted: end it by `atlas-relay stop` (a service: `systemctl stop`), so that nothing of the old id stays attached".to_owned());
     }
     breaks
 }

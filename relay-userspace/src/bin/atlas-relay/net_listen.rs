@@ -170,7 +170,7 @@ fn log_restricted(files: Restricted) {
     tracing::info!(restricted = %files, "files that the daemon does not need are out of its reach");
 }
 
-/// One line of the log for each.
+/// One line of the log for each. What it says is nobody's but the peers' unless it is asked for.
 fn log_message(message: &IncomingMessage) {
     let IncomingMessage { id, from, path, reply_to, topic, body, .. } = message;
     let shown = |text: &Option<String>| text.as_deref().map(|text| printable(text, 64)).unwrap_or_default();
@@ -180,13 +180,13 @@ fn log_message(message: &IncomingMessage) {
         %path,
         topic = shown(topic),
         reply_to = shown(reply_to),
-        body = printable(body.as_str(), SHOWN_CHARS),
         body_bytes = body.as_str().len(),
         "a message has come"
     );
+    tracing::debug!(id, body = printable(body.as_str(), SHOWN_CHARS), "what the message says");
 }
 
-/// Characters of a message's body that the log shows.
+/// Characters of a message's body that the log shows at level `debug`.
 const SHOWN_CHARS: usize = 256;
 
 /// What an agent's admin socket is answered with.
@@ -233,7 +233,10 @@ impl Answers {
             Request::Status | Request::Drain { .. } | Request::Explain { .. } => {
                 Err("this daemon is an agent: it relays nothing".to_owned())
             }
-            Request::Stop => Err("this daemon is an agent: SIGTERM stops it".to_owned()),
+            Request::Stop => {
+                Err("this daemon is an agent: SIGTERM stops it, as a service `systemctl stop atlas-agent`"
+                    .to_owned())
+            }
             Request::Reload => return self.readings.ask(answer),
             Request::Bans | Request::AddBan { .. } | Request::LiftBan { .. } => {
                 Err("this daemon is an agent: it bans nobody".to_owned())

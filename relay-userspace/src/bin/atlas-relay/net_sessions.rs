@@ -9,8 +9,11 @@ use serde::Deserialize;
 use crate::args::Format;
 use crate::{node, output};
 
-const NONE: &str = "the running daemon has no sessions; net forward, net ping and net connect have sessions of their own, \
-                    seen at the relay and at the peer";
+const NONE: &str = "the running daemon has no sessions";
+
+/// Of an agent, whose commands do not use its daemon.
+const NONE_OF_AGENT: &str = "the running daemon has no sessions; net forward, net ping and net connect have sessions of their own, \
+                             seen at the relay and at the peer";
 
 /// What an agent answers.
 #[derive(Deserialize)]
@@ -119,5 +122,5 @@ fn agent_table(sessions: &[AgentSession]) {
             session.limited_bytes.to_string(),
         ]
     });
-    output::table(titles, rows, NONE);
+    output::table(titles, rows, NONE_OF_AGENT);
 }

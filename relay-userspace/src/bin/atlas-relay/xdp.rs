@@ -11,7 +11,7 @@ use relay_userspace::relay::report::Status;
 
 use crate::args::{Format, XdpCommand, XdpMode};
 use crate::node::Node;
-use crate::{node, output};
+use crate::{drain, node, output};
 
 pub fn run(command: XdpCommand) -> anyhow::Result<()> {
     match command {
@@ -79,6 +79,9 @@ fn status(format: Format) -> anyhow::Result<()> {
         table.bytes as f64 / f64::from(1 << 20)
     ));
     output::line(format_args!("Kept by      : {}", status.kept_by));
+    if let Some(drain) = &status.drain {
+        output::line(format_args!("Draining     : {}", drain::progress(drain)));
+    }
     let capabilities = match status.capabilities.as_deref() {
         None => "not known: there is no /proc".to_owned(),
         Some([]) => "none".to_owned(),

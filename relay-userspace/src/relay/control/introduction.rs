@@ -185,7 +185,8 @@ impl Listener {
             Some((Refusal::BannedPrefix, left))
         };
         let (refusal, left) = of_node.or_else(of_prefix)?;
-        let text = format!("banned for {} s more", left.as_secs().max(1));
+        let text =
+            format!("banned for {} s more; the operator of this relay lifts it", left.as_secs().max(1));
         Some(TurnedAway { refusal, code: ErrorCode::RateLimited, text })
     }
 }

@@ -41,6 +41,9 @@ impl Driver {
                 let (flows, now) = (&mut self.packets.flows, MonoTime::now());
                 json(&report::Ended { sessions: self.rendezvous.end_all_by_operator(&node, flows, now) })
             }
+            Request::Drain { hint: Some(hint), .. } if hint.node == self.node => {
+                Err(format!("{hint} is this relay itself: name the one that its agents are to move to"))
+            }
             Request::Drain { deadline_s, hint } => {
                 let to = hint.as_ref().map(tracing::field::display);
                 tracing::info!(deadline_s, to, "draining: no new sessions from now on");

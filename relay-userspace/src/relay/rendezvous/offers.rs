@@ -197,14 +197,10 @@ impl Rendezvous {
                 ErrorCode::TargetUnknown,
                 "no such agent is announced here, or it does not accept this source",
             ),
-            Refusal::Draining => (
-                ErrorCode::Draining,
-                "this relay is about to stop and takes no new sessions: use another one",
-            ),
-            Refusal::TotalLimit => (
-                ErrorCode::Limited,
-                "this relay carries as much as it may: try again later, or use another one",
-            ),
+            Refusal::Draining => {
+                (ErrorCode::Draining, "this relay is about to stop and takes no new sessions")
+            }
+            Refusal::TotalLimit => (ErrorCode::Limited, "this relay carries as much as it may"),
             Refusal::SourceOffers => {
                 (ErrorCode::Limited, "too many offers of this agent are open: wait 10 s")
             }
