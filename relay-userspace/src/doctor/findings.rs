@@ -32,7 +32,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         Ok(role) => {
             let found =
                 format!("{}: it makes {role}; what follows is about a relay here", facts.config.display());
-            Check::Configuration.at(Level::Note, found, &[])
+            Finding { mend: None, ..Check::Configuration.at(Level::Note, found, &[]) }
         }
         Err(ref why) => Check::Configuration.at(Level::Error, why, &[]),
     });
@@ -78,15 +78,14 @@ fn if_program(facts: &Facts, worst: Level) -> Level {
 fn datapath(facts: &Facts) -> Finding {
     if let Some(running) = &facts.running {
         let found = format!("{}: the running relay's: {}", running.datapath, running.why);
-        let level = match (running.datapath.as_str(), running.why.as_str()) {
-            ("xdp-native", _) => Level::Ok,
-            (_, "asked for") => Level::Note,
-            _ => Level::Warning,
+        return match (running.datapath.as_str(), running.why.as_str()) {
+            ("xdp-native", _) => Check::Datapath.ok(found),
+            (_, "asked for") => asked_for(found),
+            _ => Check::Datapath.at(Level::Warning, found, &[]),
         };
-        return Check::Datapath.at(level, found, &[]);
     }
     if !wants_program(facts) {
-        return Check::Datapath.at(Level::Note, "userspace: asked for by datapath.mode", &[]);
+        return asked_for("userspace: asked for by datapath.mode".to_owned());
     }
     if let Some(obstacle) = obstacle(facts) {
         return Check::Datapath.at(Level::Warning, format!("userspace: {obstacle}"), &[]);
@@ -95,11 +94,7 @@ fn datapath(facts: &Facts) -> Finding {
     let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
     let names = names.join(" and ");
     if facts.mode == DatapathMode::XdpGeneric {
-        return Check::Datapath.at(
-            Level::Note,
-            format!("xdp-generic on {names}: asked for by datapath.mode"),
-            &[],
-        );
+        return asked_for(format!("xdp-generic on {names}: asked for by datapath.mode"));
     }
     match interfaces.iter().find(|interface| !interface::may_be_native(interface)) {
         Some(slow) => {
@@ -113,6 +108,12 @@ fn datapath(facts: &Facts) -> Finding {
         ),
         None => Check::Datapath.ok(format!("xdp-native on {names}: nothing stands in its way")),
     }
+}
+
+/// Another datapath than the best, by choice: no other finding is about that.
+fn asked_for(found: String) -> Finding {
+    let mend = "none is needed; for another, change what asks for it: `datapath.mode` or `--datapath`";
+    Finding { mend: Some(mend.to_owned()), ..Check::Datapath.at(Level::Note, found, &[]) }
 }
 
 /// What keeps the program from being loaded or attached at all.

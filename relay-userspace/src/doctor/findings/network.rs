@@ -1,5 +1,6 @@
 //! What is to be said of the way to the relay's port: filters, tracking, addresses, the port itself; and of clock and buffers.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Check, Facts, Finding, Level};
@@ -138,7 +139,14 @@ fn conntrack(facts: &Facts, port: (&'static str, &str)) -> Finding {
         }
     };
     let level = if full { Level::Warning } else { Level::Note };
-    Check::Conntrack.at(level, format!("{used}: {what}"), &[port])
+    let finding = Check::Conntrack.at(level, format!("{used}: {what}"), &[port]);
+    Finding { mend: finding.mend.map(|mend| without_idle_sed(&mend)), ..finding }
+}
+
+/// The command as it is for the port that the file has anyway.
+fn without_idle_sed(mend: &str) -> String {
+    let same = mend.strip_prefix("sed s/4433/4433/ ").and_then(|rest| rest.split_once(" | nft -f -"));
+    same.map_or_else(|| mend.to_owned(), |(file, rest)| format!("nft -f {file}{rest}"))
 }
 
 fn receive_buffer(facts: &Facts) -> Finding {
@@ -168,7 +176,9 @@ fn advertise(facts: &Facts, port: (&'static str, &str)) -> Finding {
     let config = facts.config.display().to_string();
     let values = [port, ("config", config.as_str())];
     let list = |addresses: &[String]| addresses.join(", ");
-    let own: Vec<String> = facts.addresses.iter().map(ToString::to_string).collect();
+    // Two interfaces may have the same.
+    let own: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
+    let own: Vec<String> = own.iter().map(ToString::to_string).collect();
     if facts.advertise.is_empty() {
         return match facts.addresses.iter().any(is_public) {
             true => Check::Advertise.ok("agents use the address that they reach this host at"),

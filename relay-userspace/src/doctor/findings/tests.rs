@@ -135,7 +135,7 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
             Check::Configuration,
             Level::Note,
             "makes an agent",
-            Some("atlas-relay config check"),
+            None,
         ),
         (
             Facts { has_program: false, ..host() },
@@ -289,7 +289,16 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
             Level::Note,
             "10 of 100 connections: each stranger",
             Some(
-                "sed s/4433/4433/ /usr/share/doc/atlas-relay/deploy/firewall/nftables.conf | nft -f -   # deploy/firewall/nftables.conf",
+                "nft -f /usr/share/doc/atlas-relay/deploy/firewall/nftables.conf   # deploy/firewall/nftables.conf",
+            ),
+        ),
+        (
+            Facts { conntrack: Some((10, 100)), port: 443, ..host() },
+            Check::Conntrack,
+            Level::Note,
+            "10 of 100 connections: each stranger",
+            Some(
+                "sed s/4433/443/ /usr/share/doc/atlas-relay/deploy/firewall/nftables.conf | nft -f -   # deploy/firewall/nftables.conf",
             ),
         ),
         (
@@ -345,7 +354,7 @@ fn each_fault_is_told_with_its_level_and_what_mends_it() {
             None,
         ),
         (
-            Facts { addresses: vec!["10.0.0.4".parse().unwrap()], ..host() },
+            Facts { addresses: vec!["10.0.0.4".parse().unwrap(); 2], ..host() },
             Check::Advertise,
             Level::Note,
             "private addresses only (10.0.0.4)",
@@ -507,6 +516,8 @@ fn the_datapath_is_foreseen_with_its_reason() {
     for (facts, level, found) in rows {
         let finding = one(&facts, Check::Datapath);
         assert_eq!(finding.level, level, "{finding:?}");
+        let by_choice = finding.mend.as_deref().is_some_and(|mend| mend.contains("datapath.mode"));
+        assert_eq!(by_choice, found.contains("asked for"), "{finding:?}");
         assert!(finding.found.contains(found), "{finding:?}");
     }
 }
@@ -519,7 +530,9 @@ fn a_relay_that_runs_says_itself_what_it_has() {
         Facts { running: Some(running), port_state: PortState::Taken, ..host() }
     };
     assert_eq!(one(&running("xdp-native", "the best there is"), Check::Datapath).level, Level::Ok);
-    assert_eq!(one(&running("userspace", "asked for"), Check::Datapath).level, Level::Note);
+    let chosen = one(&running("userspace", "asked for"), Check::Datapath);
+    assert_eq!(chosen.level, Level::Note);
+    assert!(chosen.mend.is_some_and(|mend| mend.contains("`datapath.mode` or `--datapath`")));
     let refused = one(&running("xdp-generic", "attaching to eth0: no"), Check::Datapath);
     assert_eq!((refused.level, refused.found.contains("attaching to eth0")), (Level::Warning, true));
     let facts = running("xdp-native", "the best there is");

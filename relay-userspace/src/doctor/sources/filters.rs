@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::kernel::number;
+use super::program::said;
 use crate::doctor::packet_rules::{InputChain, Newcomer, PortFate, Ruleset};
 use crate::relay::datapath::packet_filter::{Chain, input_chains};
 
@@ -36,11 +37,7 @@ pub fn filters(newcomer: Newcomer<'_>) -> Filters {
 
 /// All rules, if nft is here and may read them.
 fn ruleset() -> Option<Ruleset> {
-    let said = Command::new("nft").args(["--json", "list", "ruleset"]).output().ok()?;
-    if !said.status.success() {
-        return None;
-    }
-    Ruleset::parse(&String::from_utf8_lossy(&said.stdout)).ok()
+    Ruleset::parse(&said(Command::new("nft").args(["--json", "list", "ruleset"]))?).ok()
 }
 
 fn chains() -> Result<Vec<Chain>, String> {

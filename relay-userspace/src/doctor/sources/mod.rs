@@ -6,4 +6,5 @@ pub mod host_clock;
 pub mod interfaces;
 pub mod kernel;
 pub mod port;
+mod program;
 pub mod unit;

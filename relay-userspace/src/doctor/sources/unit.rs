@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use super::program::said;
+
 /// Its name.
 const UNIT: &str = "atlas-relay";
 
@@ -9,8 +11,7 @@ const UNIT: &str = "atlas-relay";
 pub fn capabilities() -> Option<Vec<String>> {
     let mut ask = Command::new("systemctl");
     ask.args(["show", UNIT, "--property=LoadState", "--property=AmbientCapabilities"]);
-    let said = ask.output().ok().filter(|said| said.status.success())?;
-    parse(&String::from_utf8_lossy(&said.stdout))
+    parse(&said(&mut ask)?)
 }
 
 fn parse(said: &str) -> Option<Vec<String>> {

@@ -195,13 +195,16 @@ impl Answers {
             Fault::Malformed => Answer::new(400, "not an HTTP/1.1 request with one Host field\n"),
             Fault::TooLarge => Answer::new(431, format!("a request may have {MAX_HEAD_LEN} bytes\n")),
             Fault::Method => Answer::new(405, "only GET is answered here\n"),
-            Fault::Host => Answer::new(
-                421,
-                format!(
-                    "this is not the host that was asked for: ask for {local} or {}, or put the name into metrics.hosts\n",
-                    self.hosts.listen
-                ),
-            ),
+            Fault::Host => {
+                let (local, listen) = (local.to_string(), self.hosts.listen.to_string());
+                let names = if local == listen { local } else { format!("{local} or {listen}") };
+                Answer::new(
+                    421,
+                    format!(
+                        "this is not the host that was asked for: ask for {names}, or put the name into metrics.hosts\n"
+                    ),
+                )
+            }
             Fault::Path => Answer::new(404, "here are /metrics, /livez and /readyz\n"),
         }
     }
@@ -319,6 +322,7 @@ mod tests {
         let refused = say(at, "GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
         assert!(refused.starts_with("HTTP/1.1 421 Misdirected Request\r\n"), "{refused}");
         assert!(refused.contains("metrics.hosts"), "{refused}");
+        assert_eq!(refused.matches(&at.to_string()).count(), 1, "{refused}");
         let refused =
             say(at, &format!("POST /metrics HTTP/1.1\r\nHost: {at}\r\nContent-Length: 1\r\n\r\nx")).await;
         assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("\r\nAllow: GET\r\n"), "{refused}");
