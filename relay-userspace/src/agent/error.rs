@@ -198,6 +198,12 @@ pub enum LinkError {
         super::link::IDLE_TIMEOUT.as_secs()
     )]
     Lost,
+    /// The relay answers, and takes no connection from here.
+    #[error(
+        "the relay takes no connection from this address: it may be banned there, or the relay is full; ask the relay's \
+         operator, who sees it by `atlas bans`"
+    )]
+    TurnedAway,
     /// QUIC failed.
     #[error("{0}")]
     Quic(String),
@@ -233,6 +239,23 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// What QUIC says; some of it may be the relay's words.
+    pub(super) fn quic(error: impl std::fmt::Display) -> Self {
+        LinkError::Quic(printable(&error.to_string(), 256))
+    }
+
+    /// Why there is no connection, or no more.
+    pub(super) fn of(error: &quinn::ConnectionError) -> Self {
+        match error {
+            quinn::ConnectionError::ConnectionClosed(close)
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                LinkError::TurnedAway
+            }
+            other => LinkError::quic(other),
+        }
+    }
+
     /// The end of a connection that a relay's Disconnect tells.
     pub(super) fn told(Disconnect { reason, note, .. }: &Disconnect) -> Self {
         match reason.as_str() {
@@ -268,4 +291,33 @@ fn refusal_hint(code: u32) -> &'static str {
 
 fn in_parentheses(note: &Option<String>) -> String {
     note.as_deref().filter(|note| !note.is_empty()).map(|note| format!(" ({note})")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_relay_says_when_it_closes_controls_no_terminal() {
+        let reason = "\u{1b}[2Jbye\nerror: \u{202e}x".into();
+        let close = quinn::ApplicationClose { error_code: 1_u8.into(), reason };
+        let told = LinkError::of(&quinn::ConnectionError::ApplicationClosed(close)).to_string();
+        assert!(told.contains("[2Jbyeerror: x"), "{told:?}");
+        assert!(!told.chars().any(|c| c.is_control() || c == '\u{202e}'), "{told:?}");
+    }
+
+    #[test]
+    fn who_is_turned_away_is_told_whom_to_ask() {
+        let close = |error_code| {
+            quinn::ConnectionError::ConnectionClosed(quinn::ConnectionClose {
+                error_code,
+                frame_type: None,
+                reason: Default::default(),
+            })
+        };
+        let refused = LinkError::of(&close(quinn::TransportErrorCode::CONNECTION_REFUSED)).to_string();
+        assert!(refused.contains("banned") && refused.contains("operator"), "{refused}");
+        let other = LinkError::of(&close(quinn::TransportErrorCode::INTERNAL_ERROR));
+        assert!(matches!(other, LinkError::Quic(_)), "{other}");
+    }
 }

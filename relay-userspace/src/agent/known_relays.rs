@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use crate::config::RelayAddress;
@@ -93,7 +94,10 @@ impl KnownRelays {
     /// so waiting for it takes no longer.
     fn lock(&self) -> io::Result<File> {
         fs::create_dir_all(whole_file::directory(&self.path))?;
-        let file = File::options().create(true).append(true).open(self.beside(".lock"))?;
+        let mut options = File::options();
+        // Root may come here for a node whose user could have put a link there.
+        options.create(true).append(true).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(self.beside(".lock"))?;
         file.lock()?;
         Ok(file)
     }
@@ -176,6 +180,20 @@ mod tests {
         }
         known.check(&"relay.example.org:443".parse().unwrap(), id(2)).unwrap();
         known.check(&address, id(1)).unwrap();
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_or_the_file_makes_nothing_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (directory.path().join("known_relays"), directory.path().join("elsewhere"));
+        let check = || KnownRelays::at(&path).check(&"192.0.2.1:4433".parse().unwrap(), id(1));
+        std::os::unix::fs::symlink(&elsewhere, directory.path().join("known_relays.lock")).unwrap();
+        let refused = check().unwrap_err();
+        assert!(matches!(refused, PinError::File { doing: "lock", .. }), "{refused}");
+        fs::remove_file(directory.path().join("known_relays.lock")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        check().unwrap();
+        assert!(!elsewhere.exists() && path.symlink_metadata().unwrap().is_file());
     }
 
     #[test]

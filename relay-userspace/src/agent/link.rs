@@ -184,13 +184,11 @@ pub async fn dial(
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).ok());
     config.transport_config(Arc::new(transport));
-    let connecting = endpoint
-        .connect_with(config, remote, tls::SERVER_NAME)
-        .map_err(|error| LinkError::Quic(error.to_string()))?;
+    let connecting = endpoint.connect_with(config, remote, tls::SERVER_NAME).map_err(LinkError::quic)?;
     let connection = tokio::time::timeout(DIAL_TIMEOUT, connecting)
         .await
         .map_err(|_| LinkError::DialTimeout)?
-        .map_err(|error| LinkError::Quic(error.to_string()))?;
+        .map_err(|error| LinkError::of(&error))?;
     Ok((endpoint, connection))
 }
 
@@ -214,8 +212,7 @@ async fn verify(
         drained(&endpoint).await;
         return Err(error.into());
     }
-    let (mut to_relay, from_relay) =
-        connection.open_bi().await.map_err(|e| LinkError::Quic(e.to_string()))?;
+    let (mut to_relay, from_relay) = connection.open_bi().await.map_err(|error| LinkError::of(&error))?;
     let mut from_relay = FrameReader::new(from_relay, MAX_CONTROL_PAYLOAD_LEN);
     let initiator = Initiator::new(&settings.key, &settings.name, key, MonoTime::now(), unix_s());
     match initiate(initiator, &mut to_relay, &mut from_relay).await {
@@ -266,8 +263,8 @@ impl Connected {
                         return match self.connection.close_reason() {
                             Some(quinn::ConnectionError::TimedOut) => LinkError::Lost,
                             Some(quinn::ConnectionError::Reset) => LinkError::Forgotten,
-                            Some(reason) => LinkError::Quic(reason.to_string()),
-                            None => LinkError::Quic(error.to_string()),
+                            Some(reason) => LinkError::of(&reason),
+                            None => LinkError::quic(error),
                         };
                     }
                 }

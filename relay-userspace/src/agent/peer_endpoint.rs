@@ -13,6 +13,7 @@ use super::session::Session;
 use super::virtual_socket::VirtualSocket;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::SessionId;
+use crate::protocol::handshake::printable;
 use crate::tls::{self, TlsError};
 
 /// QUIC to and from one peer, on its virtual socket.
@@ -112,9 +113,9 @@ impl PeerEndpoint {
                 IDLE_TIMEOUT.as_secs()
             ),
             quinn::ConnectionError::ApplicationClosed(close) => {
-                format!("the peer has closed the connection: {close}")
+                printable(&format!("the peer has closed the connection: {close}"), 256)
             }
-            other => other.to_string(),
+            other => printable(&other.to_string(), 256),
         }
     }
 }

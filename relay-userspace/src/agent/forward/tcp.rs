@@ -10,6 +10,7 @@ use super::peer_line::PeerLine;
 use super::{ForwardEvent, TCP_TOPIC, ask_for};
 use crate::agent::request::Accepted;
 use crate::config::HostPort;
+use crate::protocol::handshake::printable;
 
 /// Documented: dialling one address takes at most this long.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,7 +101,7 @@ pub async fn splice(
     };
     let done = tokio::select! {
         done = async { tokio::try_join!(out, back) } => done.map(|_| ()),
-        error = connection.closed() => Err(error.to_string()),
+        error = connection.closed() => Err(printable(&error.to_string(), 256)),
     };
     match done {
         Ok(()) => {
