@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 /// One that takes longer says nothing.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What `command` writes to stdout; none if it cannot be run, fails, or takes too long.
 pub fn said(command: &mut Command) -> Option<String> {
