@@ -5,8 +5,11 @@
 //! comes first, each piece's place is computed from the length alone, and nothing is left to do when the loop ends.
 
 use crate::checksum::folds_to;
-use crate::frame::Frame;
-use crate::header::UDP_LEN;
+use crate::frame::{Frame, field};
+use crate::header::{
+    ETH_LEN, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_VLAN, UDP_CHECK, UDP_LEN, UDP_LENGTH, V4_UDP, V6_UDP,
+};
+use crate::vlan::Tag;
 
 /// The longest datagram that is summed, in bytes with its header: the longest in an IPv4 packet of the usual MTU, 1500.
 ///
@@ -16,26 +19,40 @@ pub const LONGEST_SUMMED: usize = 1480;
 /// Bytes that are summed at a time, and so looked for at a time.
 const CHUNK: usize = 128;
 
-/// Whether the datagram that begins at `offset` and has so many bytes of `payload` has a checksum that is right, if the words of
-/// its pseudo header have the sum `pseudo`: all of them together come out as zero, which is all ones. False if it is longer than
-/// [`LONGEST_SUMMED`].
+/// Whether the UDP checksum of a frame that [looks unfinished](crate::rewrite::Rewrite::looks_unfinished) is right: it is the
+/// sum of the pseudo header, so taken twice, together with the rest, it comes out as zero, which is all ones. False if the
+/// datagram is longer than [`LONGEST_SUMMED`].
 #[inline(always)]
-pub fn verifies<F: Frame>(frame: &F, offset: usize, payload: usize, pseudo: u16) -> bool {
-    match sum(frame, offset, payload) {
+pub fn verifies<F: Frame>(frame: &F) -> bool {
+    let Some((offset, header)) = udp(frame) else { return false };
+    let length = usize::from(u16::from_be_bytes(field::<UDP_LENGTH, 2, _>(&header)));
+    let pseudo = u16::from_ne_bytes(field::<UDP_CHECK, 2, _>(&header));
+    match sum(frame, offset, length) {
         Some(sum) => folds_to(sum + u64::from(pseudo), 0xffff),
         None => false,
     }
 }
 
-/// Adds up, as words, the datagram that begins at `offset` and has so many bytes of `payload`, so that it folds to the sum of
-/// 16-bit words; an odd last byte is taken with a zero after it (RFC 1071 section 4.1). None if it is longer than
-/// [`LONGEST_SUMMED`], or if the frame has not as many bytes there.
+/// Where the UDP header begins, behind an IP header without options, and the header itself.
 #[inline(always)]
-fn sum<F: Frame>(frame: &F, offset: usize, payload: usize) -> Option<u64> {
-    if payload > LONGEST_SUMMED - UDP_LEN {
+fn udp<F: Frame>(frame: &F) -> Option<(usize, [u8; UDP_LEN])> {
+    let mut ether_type = u16::from_ne_bytes(field::<ETH_TYPE, 2, _>(frame.window::<ETH_LEN>(0)?));
+    let mut tag = Tag::NONE;
+    if ether_type == ETHER_TYPE_VLAN {
+        (tag, ether_type) = Tag::read(frame).ok()?;
+    }
+    let offset = tag.shift() + if ether_type == ETHER_TYPE_IPV4 { V4_UDP } else { V6_UDP };
+    Some((offset, *frame.window::<UDP_LEN>(offset)?))
+}
+
+/// Adds up, as words, the datagram that begins at `offset` and has so many bytes in all, so that it folds to the sum of 16-bit
+/// words; an odd last byte is taken with a zero after it (RFC 1071 section 4.1). None if it is longer than [`LONGEST_SUMMED`],
+/// or if the frame has not as many bytes there.
+#[inline(always)]
+fn sum<F: Frame>(frame: &F, offset: usize, length: usize) -> Option<u64> {
+    if length > LONGEST_SUMMED {
         return None;
     }
-    let length = UDP_LEN + payload;
     let rest = piece::<64, F>(frame, offset, length)?
         + piece::<32, F>(frame, offset, length)?
         + piece::<16, F>(frame, offset, length)?
@@ -121,13 +138,13 @@ mod tests {
             frame.append(&mut bytes);
             frame.resize(before + length + behind, 0xee);
             let frame = SliceFrame::new(&mut frame, 0, 1);
-            prop_assert_eq!(sum(&frame, before, length - UDP_LEN).map(fold_wide), Some(expected));
+            prop_assert_eq!(sum(&frame, before, length).map(fold_wide), Some(expected));
         }
 
         #[test]
         fn what_is_not_all_there_has_no_sum(length in UDP_LEN..=LONGEST_SUMMED, missing in 1..=LONGEST_SUMMED) {
             let mut bytes = std::vec![1; length.saturating_sub(missing)];
-            prop_assert_eq!(sum(&SliceFrame::new(&mut bytes, 0, 1), 0, length - UDP_LEN), None);
+            prop_assert_eq!(sum(&SliceFrame::new(&mut bytes, 0, 1), 0, length), None);
         }
     }
 
@@ -137,8 +154,8 @@ mod tests {
         let expected: Vec<u16> = (0..=LONGEST_SUMMED).map(|length| by_words(&bytes[..length])).collect();
         let frame = SliceFrame::new(&mut bytes, 0, 1);
         for (length, expected) in expected.into_iter().enumerate().skip(UDP_LEN) {
-            assert_eq!(sum(&frame, 0, length - UDP_LEN).map(fold_wide), Some(expected), "{length} bytes");
+            assert_eq!(sum(&frame, 0, length).map(fold_wide), Some(expected), "{length} bytes");
         }
-        assert_eq!(sum(&frame, 0, LONGEST_SUMMED + 1 - UDP_LEN), None);
+        assert_eq!(sum(&frame, 0, LONGEST_SUMMED + 1), None);
     }
 }

@@ -49,8 +49,10 @@ fn relay<F: Frame, T: Tables, K: Tuple>(
 where
     Packet<K>: Rewrite,
 {
+    // Here and not where it is needed: before the look-up little is known yet that a call would have to keep.
+    let unfinished = packet.looks_unfinished() && !frame.verifies();
     let flow = look_up(tables, &packet.tuple)?;
-    packet.suits(frame, &flow.route)?;
+    packet.suits(&flow.route, unfinished)?;
     let hop = egress(tables, flow.route.hop, packet.length_after(&flow.route), packet.tag)?;
     let mark = flow.admit(packet.payload, packet.markable(), now())?;
     if mark {

@@ -14,9 +14,9 @@ pub trait Frame {
     /// The same, to write.
     fn window_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 
-    /// Whether the checksum of the datagram at `offset` is right, as [`datagram::verifies`](crate::datagram::verifies) tells,
+    /// Whether its UDP checksum, which looks unfinished, is right, as [`datagram::verifies`](crate::datagram::verifies) tells,
     /// and that is all that counts.
-    fn verifies(&self, offset: usize, payload: usize, pseudo: u16) -> bool;
+    fn verifies(&self) -> bool;
 
     /// Moves the frame's start: `delta` bytes away from it (positive) or in front of it. Whether there was room.
     fn move_start(&mut self, delta: i32) -> bool;
@@ -91,8 +91,8 @@ impl Frame for SliceFrame<'_> {
         self.bytes.get_mut(self.start..)?.get_mut(offset..)?.first_chunk_mut()
     }
 
-    fn verifies(&self, offset: usize, payload: usize, pseudo: u16) -> bool {
-        crate::datagram::verifies(self, offset, payload, pseudo)
+    fn verifies(&self) -> bool {
+        crate::datagram::verifies(self)
     }
 
     fn move_start(&mut self, delta: i32) -> bool {

@@ -59,11 +59,14 @@ pub(crate) const V6_DESTINATION: usize = ETH_LEN + offset_of!(Ipv6Hdr, dst_addr)
 pub(crate) const V6_EXTRA: u32 = (V6_LEN - V4_LEN) as u32;
 
 pub(crate) const UDP_LEN: usize = UdpHdr::LEN;
+pub(crate) const UDP_LENGTH: usize = offset_of!(UdpHdr, len);
+pub(crate) const UDP_CHECK: usize = offset_of!(UdpHdr, check);
+
 pub(crate) const V4_UDP: usize = ETH_LEN + V4_LEN;
 pub(crate) const V4_UDP_SOURCE: usize = V4_UDP + offset_of!(UdpHdr, src);
 pub(crate) const V4_UDP_DESTINATION: usize = V4_UDP + offset_of!(UdpHdr, dst);
-pub(crate) const V4_UDP_LENGTH: usize = V4_UDP + offset_of!(UdpHdr, len);
-pub(crate) const V4_UDP_CHECK: usize = V4_UDP + offset_of!(UdpHdr, check);
+pub(crate) const V4_UDP_LENGTH: usize = V4_UDP + UDP_LENGTH;
+pub(crate) const V4_UDP_CHECK: usize = V4_UDP + UDP_CHECK;
 
 /// Ethernet, IPv4 without options and UDP: the bytes one look at an IPv4 packet needs.
 pub(crate) const V4_HEADERS: usize = V4_UDP + UDP_LEN;
@@ -71,8 +74,8 @@ pub(crate) const V4_HEADERS: usize = V4_UDP + UDP_LEN;
 pub(crate) const V6_UDP: usize = ETH_LEN + V6_LEN;
 pub(crate) const V6_UDP_SOURCE: usize = V6_UDP + offset_of!(UdpHdr, src);
 pub(crate) const V6_UDP_DESTINATION: usize = V6_UDP + offset_of!(UdpHdr, dst);
-pub(crate) const V6_UDP_LENGTH: usize = V6_UDP + offset_of!(UdpHdr, len);
-pub(crate) const V6_UDP_CHECK: usize = V6_UDP + offset_of!(UdpHdr, check);
+pub(crate) const V6_UDP_LENGTH: usize = V6_UDP + UDP_LENGTH;
+pub(crate) const V6_UDP_CHECK: usize = V6_UDP + UDP_CHECK;
 
 /// Ethernet, IPv6 and UDP.
 pub(crate) const V6_HEADERS: usize = V6_UDP + UDP_LEN;

@@ -10,9 +10,8 @@ use crate::frame::{Frame, field, set_field};
 use crate::header::{
     ECN_MASK, ETH_TYPE, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TAGGED_ETH_LEN, UDP_LEN, V4_CHECK, V4_DESTINATION,
     V4_DONT_FRAGMENT, V4_FRAGMENT, V4_HEADERS, V4_ID, V4_LEN, V4_PROTOCOL, V4_SOURCE, V4_TOS, V4_TOTAL_LEN,
-    V4_TTL, V4_UDP, V4_UDP_CHECK, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN, V6_DESTINATION, V6_EXTRA,
-    V6_HEADERS, V6_HOP_LIMIT, V6_NEXT_HEADER, V6_PAYLOAD_LEN, V6_SOURCE, V6_UDP, V6_UDP_CHECK, V6_UDP_SOURCE,
-    V6_VERSION,
+    V4_TTL, V4_UDP_CHECK, V4_UDP_SOURCE, V4_VERSION, V4_VERSION_PLAIN, V6_DESTINATION, V6_EXTRA, V6_HEADERS,
+    V6_HOP_LIMIT, V6_NEXT_HEADER, V6_PAYLOAD_LEN, V6_SOURCE, V6_UDP_CHECK, V6_UDP_SOURCE, V6_VERSION,
 };
 use crate::next_hop::Hop;
 use crate::parse::Packet;
@@ -26,12 +25,20 @@ pub trait Rewrite {
     /// Bytes of the IP packet after the rewrite by `route`.
     fn length_after(&self, route: &Route) -> u32;
 
-    /// Whether the packet can become what `route` makes of it.
+    /// Whether its UDP checksum is no more than the sum of its pseudo header (RFC 768, RFC 8200 section 8.1). That is what
+    /// stands there before hardware has added the rest.
+    ///
+    /// One finished checksum of 65536 has that value too, so such a packet is summed. An unfinished one that verifies by chance
+    /// is finished already: what hardware puts there is the complement of the sum of pseudo header and rest, and that is zero
+    /// together with the value which stands there, so it is that value.
+    fn looks_unfinished(&self) -> bool;
+
+    /// Whether the packet can become what `route` makes of it, if its UDP checksum is `unfinished` or is not.
     ///
     /// # Errors
     /// [`Reason::ZeroChecksum`]: an IPv4 packet without UDP checksum cannot become IPv6.
     /// [`Reason::UnfinishedChecksum`]: what is to be finished yet cannot be changed like a finished one.
-    fn suits<F: Frame>(&self, frame: &F, route: &Route) -> Result<(), Reason>;
+    fn suits(&self, route: &Route, unfinished: bool) -> Result<(), Reason>;
 
     /// Sends the frame on its way: link-layer addresses, addresses, ports, TTL less one, checksums, and the CE mark if
     /// `mark` is set.
@@ -51,13 +58,17 @@ impl Rewrite for Packet<TupleV4> {
     }
 
     #[inline(always)]
-    fn suits<F: Frame>(&self, frame: &F, route: &Route) -> Result<(), Reason> {
+    fn looks_unfinished(&self) -> bool {
+        let addresses = u64::from(self.tuple.source) + u64::from(self.tuple.destination);
+        self.udp_check_is_of_pseudo_header(addresses)
+    }
+
+    #[inline(always)]
+    fn suits(&self, route: &Route, unfinished: bool) -> Result<(), Reason> {
         match route.onward {
             Onward::V6 { .. } if self.udp_check == 0 => Err(Reason::ZeroChecksum),
-            _ => {
-                let addresses = u64::from(self.tuple.source) + u64::from(self.tuple.destination);
-                finished::<V4_UDP, _, _>(frame, self, addresses)
-            }
+            _ if unfinished => Err(Reason::UnfinishedChecksum),
+            _ => Ok(()),
         }
     }
 
@@ -104,10 +115,15 @@ impl Rewrite for Packet<TupleV6> {
     }
 
     #[inline(always)]
-    fn suits<F: Frame>(&self, frame: &F, _: &Route) -> Result<(), Reason> {
+    fn looks_unfinished(&self) -> bool {
         let ([a, b, c, d], [e, f, g, h]) = (self.tuple.source, self.tuple.destination);
         let [a, b, c, d, e, f, g, h] = [a, b, c, d, e, f, g, h].map(u64::from);
-        finished::<V6_UDP, _, _>(frame, self, a + b + c + d + e + f + g + h)
+        self.udp_check_is_of_pseudo_header(a + b + c + d + e + f + g + h)
+    }
+
+    #[inline(always)]
+    fn suits(&self, _: &Route, unfinished: bool) -> Result<(), Reason> {
+        if unfinished { Err(Reason::UnfinishedChecksum) } else { Ok(()) }
     }
 
     #[inline(always)]
@@ -138,29 +154,13 @@ impl Rewrite for Packet<TupleV6> {
     }
 }
 
-/// Whether a packet's UDP checksum, of a datagram that begins at `OFFSET` in a frame without tag, is more than the sum of its
-/// pseudo header (RFC 768, RFC 8200 section 8.1), whose addresses have the sum `addresses`. That is what stands there before
-/// hardware has added the rest.
-///
-/// One finished checksum of 65536 has that value too, so where it stands the whole is summed. An unfinished one that verifies by
-/// chance is finished already: what hardware puts there is the complement of the sum of pseudo header and rest, and that is
-/// zero together with the value which stands there, so it is that value.
-#[inline(always)]
-fn finished<const OFFSET: usize, F: Frame, K>(
-    frame: &F,
-    packet: &Packet<K>,
-    addresses: u64,
-) -> Result<(), Reason> {
-    let length = ((packet.payload + UDP_LEN as u32) as u16).to_be_bytes();
-    let rest = u16::from_ne_bytes(length) as u64 + u16::from_ne_bytes([0, IpProto::Udp as u8]) as u64;
-    if !folds_to(addresses + rest, packet.udp_check) {
-        return Ok(());
-    }
-    // The pseudo header has the sum that stands in the field.
-    if frame.verifies(OFFSET + packet.tag.shift(), packet.payload as usize, packet.udp_check) {
-        Ok(())
-    } else {
-        Err(Reason::UnfinishedChecksum)
+impl<K> Packet<K> {
+    /// Whether the UDP checksum is the sum of a pseudo header whose addresses have the sum `addresses`.
+    #[inline(always)]
+    fn udp_check_is_of_pseudo_header(&self, addresses: u64) -> bool {
+        let length = ((self.payload + UDP_LEN as u32) as u16).to_be_bytes();
+        let rest = u16::from_ne_bytes(length) as u64 + u16::from_ne_bytes([0, IpProto::Udp as u8]) as u64;
+        folds_to(addresses + rest, self.udp_check)
     }
 }
 

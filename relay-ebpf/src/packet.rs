@@ -68,9 +68,8 @@ fn length(context: &XdpContext) -> u32 {
 /// A function of its own: one packet in 65536 needs it, and the others are not to carry its registers.
 #[cold]
 #[inline(never)]
-fn verifies(context: *mut xdp_md, offset: usize, payload: usize, pseudo: u16) -> bool {
-    kernel::frames_are_bare()
-        && datagram::verifies(&Packet::new(&XdpContext::new(context)), offset, payload, pseudo)
+fn verifies(context: *mut xdp_md) -> bool {
+    kernel::frames_are_bare() && datagram::verifies(&Packet::new(&XdpContext::new(context)))
 }
 
 impl Frame for Packet<'_> {
@@ -98,8 +97,8 @@ impl Frame for Packet<'_> {
     }
 
     #[inline(always)]
-    fn verifies(&self, offset: usize, payload: usize, pseudo: u16) -> bool {
-        verifies(self.context.ctx, offset, payload, pseudo)
+    fn verifies(&self) -> bool {
+        verifies(self.context.ctx)
     }
 
     #[inline(always)]
