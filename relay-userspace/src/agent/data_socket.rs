@@ -231,7 +231,7 @@ impl DataSocket {
                 heard |= meta.len > 0;
             }
             if heard {
-                lock(&self.bind).note_heard();
+                lock(&self.bind).note_heard(MonoTime::now());
                 return Poll::Ready(Ok(count));
             }
         }

@@ -24,6 +24,10 @@ pub const FLOW: u32 = 1;
 /// Consent: a side's proof of its tuple is good for this long unless RelayReady says otherwise.
 pub const DEFAULT_CONSENT: Duration = Duration::from_secs(75);
 
+/// A relay's kernel part goes on for so long after a side's last proof while no daemon is there to ask for another: what a dead
+/// daemon leaves behind stops by itself.
+pub const LEASE: Duration = Duration::from_secs(300);
+
 /// A bind for consent's sake is due after this long unless RelayReady says otherwise.
 pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(30);
 

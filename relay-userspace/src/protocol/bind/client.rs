@@ -10,7 +10,7 @@ use super::datagram::{BindDatagram, BindFault, BindKind, PairState, SessionId, U
 use super::path_health::{PathHealth, PathWatch};
 use super::secrets::{BindKey, BindMagic, Cookie};
 use crate::clock::MonoTime;
-use crate::protocol::flow_terms::FlowTerms;
+use crate::protocol::flow_terms::{FlowTerms, LEASE};
 
 /// Proves one side's data tuple, again and again, for as long as the session lives.
 ///
@@ -46,6 +46,7 @@ pub struct BindClient {
     /// Since when data has been sent without any being heard.
     unheard_since: Option<MonoTime>,
     unheard_patience: Duration,
+    heard_at: Option<MonoTime>,
     /// Of a paired session.
     path: PathWatch,
     events: VecDeque<BindEvent>,
@@ -82,7 +83,7 @@ pub enum BindEvent {
     },
     /// The path of the paired session does better or worse than before.
     Path(PathHealth),
-    /// No proof was accepted for as long as consent lasts: the relay forwards nothing any more. Final.
+    /// No proof was accepted for as long as consent lasts, and data does not show that the relay forwards all the same. Final.
     Lost,
 }
 
@@ -108,6 +109,10 @@ impl BindClient {
     /// Data sent for this long without any heard makes the agent bind anew.
     pub const UNHEARD: Duration = Duration::from_secs(1);
 
+    /// Data heard so lately shows that the relay forwards, though nobody there takes proofs: longer than an idle connection of
+    /// the agents waits with its sign of life (8 s), and once more for a lost one.
+    pub const FORWARDS: Duration = Duration::from_secs(20);
+
     /// A client for the session and side of `terms`.
     pub fn new(terms: &FlowTerms, now: MonoTime) -> Self {
         BindClient {
@@ -131,6 +136,7 @@ impl BindClient {
             data_sent_at: now,
             unheard_since: None,
             unheard_patience: Self::UNHEARD,
+            heard_at: None,
             path: PathWatch::new(),
             events: VecDeque::new(),
         }
@@ -139,7 +145,7 @@ impl BindClient {
     /// What is to be done next. `unix_us` is the agent's wall clock, in microseconds since the Unix epoch: the counter
     /// is taken from it, so that it rises over restarts of the agent too.
     pub fn poll(&mut self, now: MonoTime, unix_us: u64) -> BindOutput {
-        if self.phase != Phase::Lost && now >= self.proved_at + self.consent {
+        if self.phase != Phase::Lost && now >= self.lost_at() {
             self.phase = Phase::Lost;
             self.proof = None;
             self.events.push_back(BindEvent::Lost);
@@ -162,7 +168,7 @@ impl BindClient {
         }
         let due = self.next_bind(now);
         if due > now {
-            return BindOutput::Idle(Some(due.min(self.proved_at + self.consent)));
+            return BindOutput::Idle(Some(due.min(self.lost_at())));
         }
         if self.unheard_since.is_some_and(|since| now >= since + self.unheard_patience) {
             // Whoever streams to a silent peer need not bind every second.
@@ -214,7 +220,8 @@ impl BindClient {
     }
 
     /// Data was heard on the data socket.
-    pub fn note_heard(&mut self) {
+    pub fn note_heard(&mut self, now: MonoTime) {
+        self.heard_at = Some(now);
         self.path.heard();
         self.unheard_since = None;
         self.unheard_patience = Self::UNHEARD;
@@ -282,6 +289,20 @@ impl BindClient {
         }
     }
 
+    /// When the session is given up, if nothing comes.
+    ///
+    /// A relay that runs has ended it when consent has run out. One without a daemon goes on, and what is heard shows that, but no
+    /// longer than for a lease: so nobody can keep up with forged datagrams what is over.
+    fn lost_at(&self) -> MonoTime {
+        let consent = self.proved_at + self.consent;
+        match self.heard_at {
+            Some(heard_at) if self.phase == Phase::Paired => {
+                consent.max((heard_at + Self::FORWARDS).min(self.proved_at + LEASE))
+            }
+            _ => consent,
+        }
+    }
+
     fn next_bind(&self, now: MonoTime) -> MonoTime {
         let Some(bind_sent_at) = self.bind_sent_at else { return now };
         if self.bind_now {
@@ -342,7 +363,7 @@ mod tests {
         let mut busy = 0;
         for _ in 0..600 {
             pair.client.note_sent(pair.now);
-            pair.client.note_heard();
+            pair.client.note_heard(pair.now);
             busy += pair.binds_within(Duration::from_millis(100));
         }
         assert_eq!(busy, 2);
@@ -359,7 +380,7 @@ mod tests {
             }
         }
         assert_eq!(at, [0, 2, 6, 14, 30], "seconds after which a bind was sent");
-        pair.client.note_heard();
+        pair.client.note_heard(pair.now);
         pair.client.note_sent(pair.now);
         assert_eq!(pair.binds_within(Duration::from_secs(1)), 1);
     }
@@ -401,6 +422,28 @@ mod tests {
         }
         assert_eq!(events, [BindEvent::Lost]);
         assert_eq!(pair.client.poll(pair.now, 0), BindOutput::Idle(None));
+    }
+
+    #[test]
+    fn a_session_whose_data_still_comes_without_a_daemon_is_held_until_it_stops_but_not_beyond_the_lease() {
+        let lost_after = |heard_for: Duration| {
+            let mut pair = Pair::paired();
+            let paired_at = pair.now;
+            pair.relay.deaf_answers = usize::MAX;
+            loop {
+                if pair.now < paired_at + heard_for {
+                    pair.client.note_heard(pair.now);
+                }
+                if pair.pass(Duration::from_secs(1)).contains(&BindEvent::Lost) {
+                    return pair.now.since(paired_at);
+                }
+            }
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(lost_after(seconds(0)), terms().consent);
+        assert_eq!(lost_after(terms().consent - BindClient::FORWARDS), terms().consent);
+        assert_eq!(lost_after(seconds(100)), seconds(99) + BindClient::FORWARDS);
+        assert_eq!(lost_after(10 * LEASE), LEASE);
     }
 
     #[test]

@@ -43,6 +43,7 @@ use std::time::Duration;
 use relay_common::BIND_LEN;
 use relay_common::siphash::SipKey;
 
+pub use crate::protocol::flow_terms::LEASE;
 pub use agents::{Authenticated, ConnId};
 pub use counts::{Counts, Restrained};
 pub use draining::{Drain, DrainStatus};
@@ -83,9 +84,6 @@ pub const CONSENT: Duration = Duration::from_secs(73);
 
 /// Agents prove their tuples again after this.
 pub const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// Each proof extends a side's flow by this: what a dead daemon leaves behind stops by itself.
-pub const LEASE: Duration = Duration::from_secs(300);
 
 /// Offers a node may have open to one target. One more takes the place of the older of them.
 pub const MAX_OFFERS_PER_PAIR: usize = 2;
