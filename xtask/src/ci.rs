@@ -6,7 +6,7 @@ use crate::tool::Tool;
 use crate::workspace::{Workspace, cargo};
 use crate::{bench, build, demo, dist, terminal, tidy};
 
-/// Format, lints, every test, the packages, the demo and the program's cost, cheapest first.
+/// Format, lints, pages of the library, every test, the packages, the demo, the program's cost and the benchmark, cheapest first.
 ///
 /// # Errors
 /// The first check that failed.
@@ -31,7 +31,18 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
     terminal::progress("the build without the BPF program");
     Tool::new(cargo()).words("check --workspace").in_directory(workspace.root()).stream()?;
 
+    terminal::progress("the library's pages");
+    Tool::new(cargo())
+        .words("doc -p relay-userspace --no-deps --open")
+        .in_directory(workspace.root())
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .env("BROWSER", "true") // looks at nothing, and says that it has
+        .stream()?;
+
     test::run_built(workspace, &built, &Selection { nothing_skips: true, ..Selection::default() })?;
+    // Of the long tests those that a page shows.
+    let shown = Selection { long: true, filter: Some("quic_in".to_owned()), nothing_skips: true };
+    test::run_built(workspace, &built, &shown)?;
 
     terminal::progress("the packages");
     dist::run(workspace, Consent::Install)?;
@@ -41,5 +52,10 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
 
     terminal::progress("the program's cost");
     let cost = bench::Selection { quick: true, check: true, ..bench::Selection::default() };
-    bench::run_built(workspace, &built, &cost)
+    bench::run_built(workspace, &built, &cost)?;
+
+    // Whether all of it can be measured. What comes out fails nothing, on a machine that others use as well.
+    terminal::progress("the benchmark");
+    let whole = bench::Selection::default();
+    bench::run(workspace, Consent::Install, &whole)
 }

@@ -1,6 +1,6 @@
 //! Every command that README.md, docs and the help texts show is run, here as it stands there but for what is the reader's to
-//! fill in, or by who is named in `elsewhere.rs`; two that take minutes are not. `sudo`, `journalctl` and `cargo` are
-//! stand-ins here (`stage.rs`), since these hosts have no services; `walk.rs` has machines with the real ones.
+//! fill in, or by who is named in `elsewhere.rs`. `sudo`, `journalctl` and `cargo` are stand-ins here (`stage.rs`), since these
+//! hosts have no services; `walk.rs` has machines with the real ones.
 
 mod checkout;
 mod elsewhere;

@@ -1,9 +1,6 @@
 //! Commands that are run, but not here: by other tests, or by continuous integration itself.
 
-use std::path::{Path, PathBuf};
-
-use xtask::tool::Tool;
-use xtask::workspace::cargo;
+use std::path::Path;
 
 use super::pages::Pages;
 
@@ -11,12 +8,9 @@ use super::pages::Pages;
 enum By {
     /// The test of the lab with this name, in which this stands.
     Test(&'static str, &'static str),
-    /// All tests of the lab are run, among them those that it chooses by the beginning of their names.
-    Chosen,
     /// This step of continuous integration, or of the unit that runs under a real systemd there: a file, and what stands in it.
+    /// Where the command chooses tests of the lab, by the beginning of their names, there are such.
     Step(&'static str, &'static str),
-    /// Nobody, since it takes minutes. Whether it would be taken is asked, and tests that it chooses there are.
-    Hand,
 }
 
 const DEMO: By = By::Test(
@@ -41,15 +35,21 @@ const TESTS: By = By::Step("xtask/src/test.rs", "test --workspace --no-fail-fast
 const ELSEWHERE: &[(&str, By)] = &[
     ("cargo xtask build", By::Step("xtask/src/ci.rs", "build::build(workspace, ")),
     ("cargo xtask test", By::Step("xtask/src/ci.rs", "test::run_built(workspace, ")),
-    ("cargo xtask bench --quick", By::Step("xtask/src/ci.rs", "bench::run_built(workspace, ")),
+    ("cargo xtask test -- unpaced_quic", TESTS),
+    (
+        "cargo xtask test --long -- quic_in",
+        By::Step("xtask/src/ci.rs", "Selection { long: true, filter: Some(\"quic_in\""),
+    ),
+    ("cargo xtask bench --quick", By::Step("xtask/src/ci.rs", "bench::Selection { quick: true, ")),
+    ("cargo xtask bench", By::Step("xtask/src/ci.rs", "bench::run(workspace, Consent::Install, &whole)")),
     ("cargo test -p relay-common", TESTS),
     ("cargo test -p relay-userspace --lib", TESTS),
     ("cargo test -p relay-userspace", TESTS),
     ("cargo test -p relay-common-loom", TESTS),
-    ("cargo xtask test -- unpaced_quic", By::Chosen),
-    ("cargo xtask test --long -- quic_in", By::Hand),
-    ("cargo xtask bench", By::Hand),
-    ("cargo doc -p relay-userspace --no-deps --open", By::Hand),
+    (
+        "cargo doc -p relay-userspace --no-deps --open",
+        By::Step("xtask/src/ci.rs", "words(\"doc -p relay-userspace --no-deps --open\")"),
+    ),
     ("cargo xtask demo", By::Step("xtask/src/ci.rs", "demo::run(&[], None)")),
     ("cargo xtask demo --report FILE", DEMO),
     ("cargo xtask dist", By::Step("xtask/src/ci.rs", "dist::run(workspace, ")),
@@ -101,23 +101,9 @@ pub fn note(pages: &mut Pages, root: &Path) {
             By::Step(file, step) => {
                 let text = std::fs::read_to_string(root.join(file)).unwrap();
                 assert!(text.contains(step), "`{command}`: {file} has no `{step}`");
-            }
-            By::Chosen => {
-                let (_, chosen) = command.split_once(" -- ").unwrap();
-                let has = |source: &String| source.contains(&format!("#[test]\nfn {chosen}"));
-                assert!(sources.iter().any(has), "`{command}`: no test begins with {chosen}");
-            }
-            By::Hand => {
-                let line = command.strip_prefix("cargo ").unwrap();
-                let (program, line) = match line.strip_prefix("xtask ") {
-                    Some(line) => (PathBuf::from(env!("CARGO_BIN_EXE_xtask")), line),
-                    None => (cargo(), line),
-                };
-                let (words, chosen) = line.split_once(" -- ").unzip();
+                let chosen = command.split_once(" -- ").map(|(_, chosen)| chosen);
                 let has = |chosen| sources.iter().any(|source| source.contains(&format!("\nfn {chosen}")));
                 assert!(chosen.is_none_or(has), "`{command}`: no test begins with {chosen:?}");
-                let words = words.unwrap_or(line);
-                Tool::new(program).words(words).arg("-h").output().unwrap();
             }
         }
     }
