@@ -7,6 +7,8 @@ use xtask::workspace::Workspace;
 pub struct Block {
     /// The heading it stands under, without its signs.
     pub heading: String,
+    /// Where on the page it begins.
+    pub line: usize,
     /// What stands after the fence; `sh` for commands.
     pub language: String,
     /// Its lines.
@@ -24,16 +26,17 @@ pub fn blocks_of(path: &str) -> Vec<Block> {
     blocks_in(&std::fs::read_to_string(Workspace::find().unwrap().root().join(path)).unwrap())
 }
 
-fn blocks_in(text: &str) -> Vec<Block> {
+/// The code blocks of a page of that text.
+pub fn blocks_in(text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut heading = String::new();
     let mut open: Option<Block> = None;
-    for line in text.lines() {
+    for (number, line) in (1..).zip(text.lines()) {
         match (line.strip_prefix("```"), &mut open) {
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (Some(language), None) => {
                 let (heading, language) = (heading.clone(), language.to_owned());
-                open = Some(Block { heading, language, lines: Vec::new() });
+                open = Some(Block { heading, line: number, language, lines: Vec::new() });
             }
             (None, Some(block)) => block.lines.push(line.to_owned()),
             (None, None) if line.starts_with('#') => heading = line.trim_start_matches(['#', ' ']).to_owned(),
@@ -46,13 +49,14 @@ fn blocks_in(text: &str) -> Vec<Block> {
 
 #[test]
 fn code_blocks_are_found_by_their_heading() {
-    let block = |heading: &str, language: &str, line: &str| Block {
+    let block = |heading: &str, line: usize, language: &str, text: &str| Block {
         heading: heading.to_owned(),
+        line,
         language: language.to_owned(),
-        lines: vec![line.to_owned()],
+        lines: vec![text.to_owned()],
     };
     assert_eq!(
         blocks_in("# One\n```\n# no heading\n```\ntext\n### Two three\n```toml\na = 1\n```\n"),
-        [block("One", "", "# no heading"), block("Two three", "toml", "a = 1")]
+        [block("One", 2, "", "# no heading"), block("Two three", 7, "toml", "a = 1")]
     );
 }

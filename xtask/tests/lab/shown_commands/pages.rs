@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{Event, Options, Parser, Tag};
 use xtask::tool::Tool;
+
+use super::super::page::blocks_in;
 
 /// What a command in the text of a page begins with. In a block that is marked `sh` everything is one.
 const PROGRAMS: [&str; 13] = [
@@ -143,36 +145,25 @@ impl Pages {
 
 /// The commands on a page, in its order.
 fn shown_on(page: &str, text: &str) -> Result<Vec<Shown>, String> {
-    let line_of = |at: usize| text.get(..at).unwrap().matches('\n').count() + 1;
     let mut shown = Vec::new();
-    let mut block: Option<(usize, String)> = None;
-    let mut blocks = 0;
+    let blocks = blocks_in(text);
+    for (number, block) in (1..).zip(&blocks) {
+        let first = block.line;
+        if block.language.is_empty() {
+            return Err(format!(
+                "{page} line {first}: mark the block: `sh` if it has commands, `text` if what is printed"
+            ));
+        }
+        let commands = if block.language == "sh" { command_lines(&block.text()) } else { Vec::new() };
+        shown.extend(commands.iter().map(|(line, of)| Shown::new(page, first + line, Some(number), of)));
+    }
     for (event, range) in Parser::new_ext(text, Options::ENABLE_TABLES).into_offset_iter() {
-        let line = line_of(range.start);
+        let line = text.get(..range.start).unwrap().matches('\n').count() + 1;
         match event {
-            Event::Start(Tag::CodeBlock(kind)) => {
-                let CodeBlockKind::Fenced(language) = kind else {
-                    return Err(format!("{page} line {line}: a block without a fence: `sh`, `text`?"));
-                };
-                if language.is_empty() {
-                    return Err(format!(
-                        "{page} line {line}: mark the block: `sh` if it has commands, `text` if what is printed"
-                    ));
-                }
-                blocks += 1;
-                block = (&*language == "sh").then(|| (line + 1, String::new()));
-            }
-            Event::End(TagEnd::CodeBlock) => {
-                let (first, commands) = block.take().unwrap_or_default();
-                let lines = command_lines(&commands);
-                shown.extend(
-                    lines.iter().map(|(line, of)| Shown::new(page, first + line - 1, Some(blocks), of)),
-                );
-            }
-            Event::Text(part) => {
-                if let Some((_, commands)) = &mut block {
-                    commands.push_str(&part);
-                }
+            Event::Start(Tag::CodeBlock(_)) if !blocks.iter().any(|block| block.line == line) => {
+                return Err(format!(
+                    "{page} line {line}: a block in a list, or without a fence: `sh`, `text`?"
+                ));
             }
             Event::Code(code) if is_command(&code) => {
                 let words: Vec<&str> = code.split_whitespace().collect();
@@ -181,6 +172,7 @@ fn shown_on(page: &str, text: &str) -> Result<Vec<Shown>, String> {
             _ => {}
         }
     }
+    shown.sort_by_key(|shown| shown.line);
     Ok(shown)
 }
 
