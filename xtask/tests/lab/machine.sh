@@ -49,6 +49,13 @@ ln -s /dev/null etc/systemd/system/console-getty.service # there is no console
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
+# What its files and the page have `sysctl` set is set in memory. Both sizes begin as a kernel's own, so that a change is seen.
+for setting in $(sed -n 's/^\([a-z][a-z0-9_.]*\) *=.*/\1/p' usr/lib/sysctl.d/*.conf) net.core.rmem_max net.core.wmem_max; do
+    file=proc/sys/$(echo "$setting" | tr . /)
+    cat "$file" > "../$setting"
+    mount --bind "../$setting" "$file"
+done
+echo 212992 | tee ../net.core.rmem_max > ../net.core.wmem_max
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev

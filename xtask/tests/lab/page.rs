@@ -19,6 +19,26 @@ impl Block {
     pub fn text(&self) -> String {
         self.lines.iter().flat_map(|line| [line, "\n"]).collect()
     }
+
+    /// What is typed: its lines, those of a here-document with the command that they are for.
+    pub fn commands(&self) -> Vec<String> {
+        let mut commands: Vec<String> = Vec::new();
+        let mut end = None;
+        for line in &self.lines {
+            match commands.last_mut().filter(|_| end.is_some()) {
+                Some(command) => {
+                    *command += &format!("\n{line}");
+                    end = end.filter(|end| end != line);
+                }
+                None => {
+                    let word = line.split_once("<<'").and_then(|(_, rest)| rest.split_once('\''));
+                    end = word.map(|(word, _)| word.to_owned());
+                    commands.push(line.clone());
+                }
+            }
+        }
+        commands
+    }
 }
 
 /// The code blocks of a page in the checkout, in their order.
@@ -59,4 +79,10 @@ fn code_blocks_are_found_by_their_heading() {
         blocks_in("# One\n```\n# no heading\n```\ntext\n### Two three\n```toml\na = 1\n```\n"),
         [block("One", 2, "", "# no heading"), block("Two three", 7, "toml", "a = 1")]
     );
+}
+
+#[test]
+fn the_lines_of_a_here_document_are_typed_with_their_command() {
+    let [block] = blocks_in("```sh\na\ncat > b <<'END'\nc = \"d\"\nEND\ne\n```\n").try_into().unwrap();
+    assert_eq!(block.commands(), ["a", "cat > b <<'END'\nc = \"d\"\nEND", "e"]);
 }

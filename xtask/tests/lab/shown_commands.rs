@@ -1,6 +1,7 @@
-//! Every command that README.md, docs and the help texts show is run, here as it stands there but for what is the reader's to
-//! fill in, or by who is named in `elsewhere.rs`. `sudo`, `journalctl` and `cargo` are stand-ins here (`stage.rs`), since these
-//! hosts have no services; `walk.rs` has machines with the real ones.
+//! Every command that the pages of README.md, docs and deploy and the help texts show is run, here as it stands there but for
+//! what is the reader's to fill in, or by who is named in `elsewhere.rs`. `sudo`, `journalctl` and `cargo` are stand-ins here
+//! (`stage.rs`), since these hosts have no services; `walk.rs` has machines with the real ones, and types the blocks of
+//! deploy/README.md.
 
 mod checkout;
 mod elsewhere;
@@ -18,8 +19,8 @@ use self::stage::Stage;
 use super::world::World;
 
 #[test]
-fn every_command_that_readme_docs_and_help_show_is_run() {
-    let name = "every_command_that_readme_docs_and_help_show_is_run";
+fn every_command_that_pages_and_help_show_is_run() {
+    let name = "every_command_that_pages_and_help_show_is_run";
     let Some(world) = World::new(name) else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut pages = Pages::read(root);

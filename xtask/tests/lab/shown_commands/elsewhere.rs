@@ -18,11 +18,12 @@ const DEMO: By = By::Test(
     "demo(folder.path()).arg(\"--report\")",
 );
 
-/// On a machine with a real journal.
-const JOURNAL: By = By::Test(
-    "who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_after_it",
-    "journalctl -u atlas-relay | grep session={}",
-);
+const JOURNAL: By = by_who_has_the_page("journalctl -u atlas-relay | grep session={}");
+
+/// On machines with a real systemd.
+const fn by_who_has_the_page(line: &'static str) -> By {
+    By::Test("who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_after_it", line)
+}
 
 /// On a machine with a real systemd.
 const fn by_upstreams_steps(line: &'static str) -> By {
@@ -62,6 +63,27 @@ const ELSEWHERE: &[(&str, By)] = &[
     ),
     ("journalctl -u atlas-relay | grep session=<id>", JOURNAL),
     ("journalctl -u atlas-relay | grep session=5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a", JOURNAL),
+    (
+        "apt-get purge --yes atlas-relay",
+        By::Test(
+            "a_newer_package_goes_on_with_the_sessions_of_an_older_one_and_a_removed_one_leaves_state_alone",
+            "apt-get purge --yes atlas-relay",
+        ),
+    ),
+    (
+        "ufw allow 4433/udp",
+        By::Test(
+            "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw",
+            "ufw allow 4433/udp",
+        ),
+    ),
+    (
+        "systemd-analyze security --offline=yes deploy/systemd/atlas-relay.service",
+        by_who_has_the_page("systemd-analyze security --offline=yes deploy/systemd/atlas-relay.service"),
+    ),
+    ("systemctl restart atlas-agent", by_who_has_the_page("systemctl restart atlas-agent")),
+    ("systemctl stop atlas-agent", by_who_has_the_page("systemctl stop atlas-agent")),
+    ("systemctl edit atlas-relay", by_upstreams_steps("systemctl edit atlas-relay")),
     ("systemctl stop atlas-relay", by_upstreams_steps("systemctl stop atlas-relay")),
     ("systemctl start atlas-relay", by_upstreams_steps("systemctl start atlas-relay")),
     (

@@ -7,9 +7,11 @@ use pulldown_cmark::{Event, Options, Parser, Tag};
 use xtask::tool::Tool;
 
 use super::super::page::blocks_in;
+use super::super::walk;
 
 /// What a command in the text of a page begins with. In a block that is marked `sh` everything is one.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 17] = [
+    "apt-get",
     "atlas",
     "atlas-relay",
     "cargo",
@@ -18,10 +20,13 @@ const PROGRAMS: [&str; 13] = [
     "ethtool",
     "ip",
     "journalctl",
+    "mount",
     "nsenter",
     "sudo",
     "sysctl",
     "systemctl",
+    "systemd-analyze",
+    "ufw",
     "uname",
 ];
 
@@ -52,16 +57,19 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Those of README.md and docs.
+    /// Those of README.md, docs and deploy/README.md; what is typed in the blocks of the last is run, as a test of `walk.rs` says.
     pub fn read(root: &Path) -> Pages {
         let names =
             |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
         let docs: BTreeSet<String> = std::fs::read_dir(root.join("docs")).unwrap().map(names).collect();
         let docs = docs.iter().filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}"));
         let mut pages = Pages { shown: Vec::new() };
-        for page in ["README.md".to_owned()].into_iter().chain(docs) {
+        for page in ["README.md", walk::PAGE].map(str::to_owned).into_iter().chain(docs) {
             let text = std::fs::read_to_string(root.join(&page)).unwrap();
             pages.shown.extend(shown_on(&page, &text).unwrap_or_else(|error| panic!("{error}")));
+        }
+        for shown in pages.shown.iter_mut().filter(|shown| shown.page == walk::PAGE) {
+            shown.is_run = shown.block.is_some();
         }
         pages
     }
