@@ -16,6 +16,7 @@ mod explained;
 mod namespaces;
 #[path = "../skipping/mod.rs"]
 mod skipping;
+mod unusual;
 mod wire;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -36,6 +37,7 @@ use relay_userspace::relay::datapath::{
 use relay_userspace::relay::forwarder::{Forwarder, Merging, RelayPort};
 
 use namespaces::{Inside, addr, in_namespace, ip, run, until_counted};
+use unusual::{in_fragments, set_ip_checksum, with_extension, with_options, without_checksum};
 use wire::{Heard, Wire};
 
 const MAGIC: [u8; 8] = [0x2a, 1, 2, 3, 4, 5, 6, 7];
@@ -480,49 +482,4 @@ impl Session {
             .unwrap();
         frame
     }
-}
-
-/// An IPv4 packet as two, the first with 1024 bytes behind its header.
-fn in_fragments(frame: &[u8]) -> [Vec<u8>; 2] {
-    let (headers, data) = frame.split_at(34);
-    let part = |data: &[u8], flags_and_offset: u16| {
-        let mut part = [headers, data].concat();
-        part[16..18].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
-        part[20..22].copy_from_slice(&flags_and_offset.to_be_bytes());
-        set_ip_checksum(&mut part);
-        part
-    };
-    [part(&data[..1024], 0x2000), part(&data[1024..], 1024 / 8)]
-}
-
-/// An IPv4 packet with a word of options that do nothing.
-fn with_options(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame[14] = 0x46;
-    frame.splice(34..34, [1; 4]);
-    let length = u16::from_be_bytes([frame[16], frame[17]]) + 4;
-    frame[16..18].copy_from_slice(&length.to_be_bytes());
-    set_ip_checksum(&mut frame);
-    frame
-}
-
-/// An IPv6 packet with an extension header of this kind, whose eight bytes follow the kind.
-fn with_extension(frame: &[u8], [kind, header @ ..]: [u8; 9]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame[20] = kind;
-    frame.splice(54..54, header);
-    let length = u16::from_be_bytes([frame[18], frame[19]]) + 8;
-    frame[18..20].copy_from_slice(&length.to_be_bytes());
-    frame
-}
-
-fn without_checksum(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame[40..42].fill(0);
-    frame
-}
-
-fn set_ip_checksum(frame: &mut [u8]) {
-    let (header, _) = Ipv4Header::from_slice(&frame[14..]).unwrap();
-    frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
 }

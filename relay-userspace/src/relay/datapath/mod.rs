@@ -3,6 +3,7 @@
 //! [`Flows`] is what the rendezvous asks for, [`FlowTable`] does it, [`Tables`] is the memory that it writes and that the
 //! XDP program (loaded by [`Program`]) and the userspace forwarder read. [`Selection`] says which of them runs.
 
+mod attach_fault;
 mod backing;
 pub mod descriptors;
 mod explain;
