@@ -84,6 +84,11 @@ pub enum Request {
         /// What it is like.
         packet: AskedPacket,
     },
+    /// A relay has a connected agent connect to it anew, and tell who answers (`doctor --from`).
+    Probe {
+        /// Which agent.
+        agent: NodeId,
+    },
     /// A relay ends its sessions, tells its agents and stops (`stop`). It is done when the connection ends.
     Stop,
     /// Who may not connect (`bans`).
@@ -186,6 +191,8 @@ impl Request {
         match self {
             // A relay may have to be dialled, a session paired, the peer connected to, and it has to answer.
             Request::Send { .. } => Duration::from_secs(40),
+            // The agent has its time for it.
+            Request::Probe { .. } => Duration::from_secs(10),
             // Agents hear of it, and may be slow.
             Request::Stop => Duration::from_secs(20),
             _ => PATIENCE,

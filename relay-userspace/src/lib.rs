@@ -14,6 +14,7 @@ pub mod doctor;
 mod file_owner;
 pub mod identity;
 pub mod privilege;
+pub mod probe;
 pub mod protocol;
 pub mod refusals;
 pub mod relay;

@@ -6,6 +6,8 @@
 mod abuse;
 #[path = "control/amplification.rs"]
 mod amplification;
+#[path = "control/probes.rs"]
+mod probes;
 mod relay_on_loopback;
 #[path = "control/reload.rs"]
 mod reload;

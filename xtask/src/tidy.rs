@@ -36,6 +36,7 @@ const TOP_LEVEL: &[&str] = &[
 const FORBIDDEN_IMPORTS: &[(&str, &[&str])] = &[
     ("protocol", &["agent", "relay", "config", "admin"]),
     ("refusals", &["agent", "relay"]),
+    ("probe", &["agent", "relay"]),
     ("agent", &["relay"]),
     ("relay", &["agent"]),
 ];

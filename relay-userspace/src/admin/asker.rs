@@ -103,6 +103,7 @@ mod tests {
             Request::Stop,
             Request::Drain { deadline_s: None, hint: None },
             Request::EndSessionsOf { node },
+            Request::Probe { agent: node },
             Request::Explain {
                 source: "192.0.2.1:1".parse().unwrap(),
                 destination: "192.0.2.2:4433".parse().unwrap(),

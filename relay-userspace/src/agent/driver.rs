@@ -23,6 +23,7 @@ use super::live_session::LiveSession;
 use super::peer::EndToEndPath;
 use super::peer_endpoint::PeerEndpoint;
 use super::permitted::Permitted;
+use super::probe::Probes;
 use super::raw::RawSession;
 use super::refusal::{Refusal, RefusalLog};
 use super::serving::Serving;
@@ -56,6 +57,7 @@ pub(super) struct Driver {
     /// For the links of relays that are named while the agent runs.
     link_events_in: mpsc::Sender<LinkEvent>,
     known_relays: KnownRelays,
+    probes: Probes,
     /// What ends the links of such relays.
     named: BTreeMap<RelayIndex, CancellationToken>,
     links: Vec<Option<UpLink>>,
@@ -99,6 +101,7 @@ impl Driver {
         let (events, link_events) = mpsc::channel(64);
         let mut link_tasks = JoinSet::new();
         let known_relays = KnownRelays::at(&settings.known_relays);
+        let probes = Probes::new(refusals.clone());
         for (at, address) in settings.relays.iter().enumerate() {
             let link = LinkSettings {
                 key: settings.key.clone(),
@@ -106,6 +109,7 @@ impl Driver {
                 address: address.clone(),
                 named_at: None,
                 known_relays: known_relays.clone(),
+                probes: probes.clone(),
             };
             link_tasks.spawn(link::keep_connected(RelayIndex(at), link, events.clone(), stop.clone()));
         }
@@ -150,6 +154,7 @@ impl Driver {
             link_events,
             link_events_in: events,
             known_relays,
+            probes,
             named: BTreeMap::new(),
             news,
             sessions: HashMap::new(),
@@ -350,6 +355,7 @@ impl Driver {
             address: hint.into(),
             named_at: Some(named_at),
             known_relays: self.known_relays.clone(),
+            probes: self.probes.clone(),
         };
         let (stop, events) = (self.stop.child_token(), self.link_events_in.clone());
         self.named.insert(relay, stop.clone());

@@ -12,6 +12,7 @@ use super::backoff::{self, Backoff};
 use super::data_address::is_sound;
 use super::error::LinkError;
 use super::known_relays::KnownRelays;
+use super::probe::{Probes, RelayProbes};
 use super::state::RelayIndex;
 use super::verification::{initiate, unix_s};
 use crate::clock::MonoTime;
@@ -22,7 +23,7 @@ use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{Disconnect, disconnect_reason};
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::{HandshakeError, Initiator, Peer};
-use crate::protocol::message::Message;
+use crate::protocol::message::{Message, Ping};
 use crate::tls;
 
 /// Documented: dialling one address takes at most this long.
@@ -89,6 +90,8 @@ pub struct LinkSettings {
     pub named_at: Option<SocketAddr>,
     /// The keys of relays seen before.
     pub known_relays: KnownRelays,
+    /// What relays may have this agent try.
+    pub probes: Probes,
 }
 
 /// Keeps one relay connected until `stop`.
@@ -98,7 +101,7 @@ pub async fn keep_connected(
     events: mpsc::Sender<LinkEvent>,
     stop: CancellationToken,
 ) {
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut probes) = (Backoff::default(), settings.probes.of_relay());
     while !stop.is_cancelled() {
         let connected = tokio::select! {
             () = stop.cancelled() => return,
@@ -107,7 +110,7 @@ pub async fn keep_connected(
         let error = match connected {
             Ok(link) => {
                 let since = Instant::now();
-                let error = link.serve(relay, &events, &stop).await;
+                let error = link.serve(relay, &mut probes, &events, &stop).await;
                 backoff.lasted(since.elapsed());
                 error
             }
@@ -230,14 +233,16 @@ impl Connected {
     async fn serve(
         mut self,
         relay: RelayIndex,
+        probes: &mut RelayProbes,
         events: &mpsc::Sender<LinkEvent>,
         stop: &CancellationToken,
     ) -> LinkError {
         let (outgoing, mut to_send) = mpsc::channel(64);
+        let (address, answers) = (self.connection.remote_address(), outgoing.downgrade());
         let address_changed = Arc::new(Notify::new());
         let up = LinkChange::Up {
             peer: self.peer.clone(),
-            address: self.connection.remote_address(),
+            address,
             round_trip: self.connection.rtt(),
             address_changed: address_changed.clone(),
             outgoing,
@@ -251,6 +256,9 @@ impl Connected {
                 match self.from_relay.next().await {
                     Ok(Some(Message::Disconnect(told))) if ends_connection(&told) => {
                         return LinkError::told(&told);
+                    }
+                    Ok(Some(Message::Ping(Ping { ts, probe: Some(port) }))) => {
+                        probes.ask(port, address, ts, &answers);
                     }
                     Ok(Some(message)) => {
                         let event = LinkEvent { relay, what: LinkChange::Message(message) };
@@ -290,7 +298,7 @@ impl Connected {
                 }
             }
         };
-        let following = follow_address(&self.endpoint, self.connection.remote_address(), &address_changed);
+        let following = follow_address(&self.endpoint, address, &address_changed);
         let error = tokio::select! {
             error = reading => error,
             // The driver is gone, and stops everything.

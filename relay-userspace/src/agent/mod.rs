@@ -36,6 +36,7 @@ mod peer;
 mod peer_address;
 mod peer_endpoint;
 mod permitted;
+mod probe;
 mod raw;
 mod reached;
 mod refusal;

@@ -37,6 +37,7 @@ reasons! {
         RelayHandshake = "relay_handshake": "A relay whose handshake does not hold.",
         RelayTerms = "relay_terms": "A session whose terms from the relay cannot be used.",
         ReadableRelay = "readable_relay": "A session that the relay could read, without `[agent] allow_readable_relay`.",
+        ProbeLimit = "probe_limit": "A relay that has this agent connect to it anew too often, while another one does, or at port 0.",
         ForeignMagic = "foreign_magic": "A session whose bind magic does not follow from the relay's key.",
     }
 }

@@ -1,52 +1,35 @@
-//! Whether this host is reached from outside: another relay is asked to connect back to the address that it sees us at.
+//! Whether this host is reached from outside: another relay is asked to connect back to the address that it sees us at, or an
+//! agent of the relay here to connect to that one anew.
 //!
-//! If no relay runs here, its port is answered on for that while.
+//! If no relay runs here, its port is answered on for that while, and no agent can be asked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::admin::{self, AskError, Request};
 use crate::agent::{KnownRelays, dial, initiate};
 use crate::clock::MonoTime;
 use crate::config::RelayAddress;
 use crate::identity::{NodeId, NodeKey};
+use crate::probe::Probed;
 use crate::protocol::Message;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
-use crate::protocol::flow_terms::{Ping, Pong, ProbeOutcome};
+use crate::protocol::flow_terms::Ping;
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::{Initiator, printable};
 use crate::tls;
 
-/// Of the whole.
+/// Of the whole, where a relay is asked.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// More than that of what the relay says is not shown.
 const LONGEST_WORDS: usize = 256;
 
 const NONSENSE: &str = "the relay's answer makes no sense";
-
-/// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CallBack {
-    /// Somebody has answered.
-    Answered {
-        /// Where.
-        at: SocketAddr,
-        /// Who.
-        node: NodeId,
-    },
-    /// Nobody has.
-    Silent {
-        /// Where.
-        at: SocketAddr,
-    },
-    /// The relay does not do it for now.
-    Refused,
-    /// The relay does not know how to.
-    NotKnown,
-}
 
 /// Has `relay`, which is the one that it is known as, connect to `port` of this host. With `own`, no relay runs here: that port of its is answered on with that key.
 ///
@@ -57,9 +40,23 @@ pub async fn call_back(
     known: KnownRelays,
     port: u16,
     own: Option<(NodeKey, u16)>,
-) -> Result<CallBack, String> {
+) -> Result<Probed, String> {
     let asked = timeout(PATIENCE, ask(relay, known, port, own)).await;
     asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+}
+
+/// Has the relay behind the admin socket at `socket` ask `agent` to connect to it anew.
+///
+/// # Errors
+/// The agent was not asked or gave no answer, and why, for people.
+pub fn call_back_by_agent(socket: &Path, agent: NodeId) -> Result<Probed, String> {
+    match admin::ask(socket, Request::Probe { agent }) {
+        Ok(answer) => serde_json::from_value(answer).map_err(|error| AskError::from(error).to_string()),
+        Err(error @ AskError::NotRunning { .. }) => Err(format!(
+            "an agent is asked by the relay that it is connected to, and {error}; without a relay here, another one can be asked: --from NODE@HOST:PORT"
+        )),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 async fn ask(
@@ -67,7 +64,7 @@ async fn ask(
     known: KnownRelays,
     port: u16,
     own: Option<(NodeKey, u16)>,
-) -> Result<CallBack, String> {
+) -> Result<Probed, String> {
     // Some of it is what the relay says.
     let words = |error: &dyn std::fmt::Display| printable(&error.to_string(), LONGEST_WORDS);
     let at = (relay.at.host(), relay.at.port());
@@ -88,7 +85,7 @@ async fn ask(
     write_frame(&mut to_relay, &ping.into()).await.map_err(|error| words(&error))?;
     let outcome = loop {
         match from_relay.next().await.map_err(|error| words(&error))? {
-            Some(Message::Pong(pong)) => break outcome(pong),
+            Some(Message::Pong(pong)) => break Probed::told(&pong).ok_or_else(|| NONSENSE.to_owned()),
             Some(Message::Error(error)) => break Err(words(&error.message)),
             Some(_) => {}
             None => break Err("the relay has closed the connection".to_owned()),
@@ -97,23 +94,6 @@ async fn ask(
     connection.close(0_u8.into(), b"");
     endpoint.wait_idle().await;
     outcome
-}
-
-fn outcome(pong: Pong) -> Result<CallBack, String> {
-    let Pong { probed, probed_at, probed_node, .. } = pong;
-    Ok(match (probed, probed_at, probed_node) {
-        (None, ..) => CallBack::NotKnown,
-        (Some(ProbeOutcome::Refused), ..) => CallBack::Refused,
-        (Some(ProbeOutcome::Answered), Some(at), Some(node)) => {
-            CallBack::Answered { at: address(&at)?, node: node.parse().map_err(|_| NONSENSE)? }
-        }
-        (Some(ProbeOutcome::Silent), Some(at), _) => CallBack::Silent { at: address(&at)? },
-        _ => return Err(NONSENSE.to_owned()),
-    })
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| NONSENSE.to_owned())
 }
 
 /// Somebody with a key who answers to QUIC, and no more.

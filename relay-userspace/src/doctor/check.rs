@@ -158,7 +158,8 @@ checks! {
     /// The relay named by --from, seen from here: QUIC and the handshake, an announcement, a pairing, binding and one datagram.
     Peer = "peer", Error, "two agents started here exchange a datagram through it",
         "atlas-relay doctor   # on the relay's host";
-    /// Whether the relay named by --from reaches this relay: it is asked to connect back to the address that it sees.
+    /// Whether who is named by --from reaches this relay: another relay is asked to connect back to the address that it sees, an
+    /// agent to open a new connection to where it has one.
     Reachable = "reachable", Error, "this node answers at its UDP port, as seen from there",
         "let UDP {port} in to this host wherever it is kept out on the way: a provider's firewall, a router's port forwarding";
     /// One datagram through the real hook, between two virtual interfaces made for it.

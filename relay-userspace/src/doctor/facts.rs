@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::DatapathMode;
-use crate::doctor::call_back::CallBack;
 use crate::doctor::packet_rules::InputChain;
+use crate::identity::NodeId;
+use crate::probe::Probed;
 
 /// All that is known. `None`, and the words of an error, say that something cannot be told.
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct Facts {
     pub root: PathBuf,
     /// The configuration file.
     pub config: PathBuf,
+    /// The admin socket of the daemon that it is for.
+    pub socket: PathBuf,
     /// This node's id, or why there is none.
     pub identity: Result<String, String>,
     /// What it makes of this node (`a relay`), or what is wrong with it.
@@ -60,8 +63,8 @@ pub struct Facts {
     pub self_test: SelfTest,
     /// What became of an attempt through the relay named by --from.
     pub peer: Option<(String, Result<String, String>)>,
-    /// What it said when it was asked to connect back here.
-    pub call_back: Option<Result<CallBack, String>>,
+    /// What was said by who is named by --from, when that one was asked to connect here.
+    pub call_back: Option<CallBack>,
 }
 
 /// The kernel.
@@ -145,6 +148,24 @@ pub struct Running {
     pub why: String,
     /// Where agents are connected from.
     pub agents: Vec<SocketAddr>,
+}
+
+/// What came of asking somebody to connect here.
+#[derive(Clone, Debug)]
+pub struct CallBack {
+    /// Who was asked.
+    pub by: Caller,
+    /// What came of it, or why it cannot be told.
+    pub outcome: Result<Probed, String>,
+}
+
+/// Who can be asked to connect here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Another relay.
+    Relay,
+    /// An agent that is connected to the relay here.
+    Agent(NodeId),
 }
 
 /// What the self-test came to.

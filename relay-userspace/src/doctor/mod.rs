@@ -15,9 +15,9 @@ mod wire;
 
 use std::path::PathBuf;
 
-pub use call_back::{CallBack, call_back};
+pub use call_back::{call_back, call_back_by_agent};
 pub use check::{Check, Finding, Level};
-pub use facts::{Facts, SelfTest};
+pub use facts::{CallBack, Caller, Facts, SelfTest};
 pub use findings::findings;
 pub use reach::reach;
 
@@ -75,6 +75,7 @@ pub fn look(question: &Question) -> Facts {
     Facts {
         root: root.path().to_owned(),
         config: config_path,
+        socket,
         identity: NodeKey::load(&root.node_key())
             .map(|key| key.node_id().to_string())
             .map_err(|error| error.to_string()),

@@ -345,7 +345,8 @@ pub mod disconnect_reason {
 pub struct Ping {
     /// The sender's clock, in seconds since the Unix epoch.
     pub ts: i64,
-    /// Ours, agent to relay: connect to this UDP port of the address that you see me at, and tell in Pong who answers.
+    /// Ours: connect to this UDP port of the address that you see me at, and tell in Pong who answers. A relay sends it to agents
+    /// that said `flow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<u16>,
 }
@@ -360,7 +361,7 @@ pub struct Pong {
     /// Ours: what came of the Ping's `probe`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed: Option<ProbeOutcome>,
-    /// Ours: where the relay has connected to, `ADDRESS:PORT`.
+    /// Ours: where that was connected to, `ADDRESS:PORT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed_at: Option<String>,
     /// Ours: the node id of who has answered there.
@@ -389,7 +390,7 @@ wire_word! {
         Answered = "answered",
         /// Nobody has within 3 s.
         Silent = "silent",
-        /// The relay has not tried: it was asked too often, or is trying as many as it does.
+        /// Not tried: it was asked too often, or as many as may be are being tried.
         Refused = "refused",
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The only place that reads the clock for the rendezvous.
 
+mod agent_probes;
 mod answers;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use self::agent_probes::AgentProbes;
 use super::bans::{BanStatus, BanSubject};
 use super::control::{ControlEvent, ControlPolicy, Held, Rules, ToAgent, unix_seconds};
 use super::datapath::Inheritance;
@@ -62,6 +64,9 @@ pub struct Driver {
     /// What has happened.
     events: EventCounts,
     log: EventLog,
+    /// The port that it listens on.
+    port: u16,
+    agent_probes: AgentProbes,
     /// Where messages for each connection go. Dropping one gives the connection up.
     outboxes: BTreeMap<ConnId, mpsc::Sender<ToAgent>>,
 }
@@ -70,6 +75,7 @@ impl Driver {
     /// A driver of a new rendezvous over `packets`.
     pub fn new(
         settings: Settings,
+        port: u16,
         packets: PacketPath,
         rules: Arc<Rules>,
         reconfiguration: Reconfiguration,
@@ -88,6 +94,8 @@ impl Driver {
             stopper,
             awaiting_end: Vec::new(),
             randomness,
+            port,
+            agent_probes: AgentProbes::default(),
             outboxes: BTreeMap::new(),
             adopted: BTreeMap::new(),
             events: EventCounts::default(),
@@ -212,6 +220,9 @@ impl Driver {
                 self.rendezvous.connected(agent, now);
             }
             ControlEvent::Message { conn, stream, message, held } => {
+                if let Message::Pong(pong) = &message {
+                    self.agent_probes.pong(conn, pong);
+                }
                 let (end, banned) = (StreamEnd { conn, stream }, self.asks_for_banned(&message, now));
                 let Driver { rendezvous, packets, randomness, .. } = self;
                 match message {
@@ -232,6 +243,7 @@ impl Driver {
             ControlEvent::Moved { conn, remote } => self.rendezvous.moved(conn, remote),
             ControlEvent::Closed { conn, reason } => {
                 self.outboxes.remove(&conn);
+                self.agent_probes.closed(conn);
                 self.rendezvous.closed(conn, &reason);
             }
             ControlEvent::Refused { refusal, node, from } => {
@@ -253,6 +265,8 @@ impl Driver {
         while let Some(output) = self.rendezvous.next_output() {
             let (conn, message) = match output {
                 Output::Send { conn, message } => (conn, message),
+                // A Ping is out already that asks for more.
+                Output::Ping { conn } if self.agent_probes.waits(conn) => continue,
                 Output::Ping { conn } => (conn, Ping::new(unix_seconds()).into()),
                 Output::Pong { conn, echo } => (conn, Pong::new(unix_seconds(), echo).into()),
                 Output::Close { conn, code, reason, blamed } => {

@@ -160,7 +160,14 @@ impl Relay {
         let stopper = Stopper::default();
         let announcer = supervision.announcer();
         let reconfiguration = Reconfiguration::new(config, source, announcer.clone());
-        let mut driver = Driver::new(settings, packets, Arc::clone(&rules), reconfiguration, stopper.clone());
+        let mut driver = Driver::new(
+            settings,
+            address.port(),
+            packets,
+            Arc::clone(&rules),
+            reconfiguration,
+            stopper.clone(),
+        );
         driver.succeed(&left, predecessor);
         let at_sigterm = driver.at_sigterm();
         let reloads = Reloader { asked: asked.clone() };

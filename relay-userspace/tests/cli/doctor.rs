@@ -69,6 +69,31 @@ fn a_relay_that_runs_in_userspace_is_examined_and_found_to_have_its_port() {
     let mut other_running = other.start("net listen");
     other.until_it_answers("net peers");
     assert_eq!(one(&examined(&other, &from), &Check::Reachable)["found"], connected_back.as_str());
+
+    // And it has an agent of its own connect to it anew.
+    let agent = Node::with_identity();
+    agent.configure(&format!(
+        "[network]\nrelays = [\"127.0.0.1:{of_other}\"]\n[transport]\nenable_relay = true\n"
+    ));
+    let mut agent_running = agent.start("net listen");
+    agent.until_logged("announced: other agents can find this one there");
+    let from = format!("--from {}", agent.id());
+    let report = examined(&other, &from);
+    let connected = format!("127.0.0.1:{of_other}: the agent has connected to this node there");
+    assert_eq!(one(&report, &Check::Reachable)["found"], connected.as_str());
+    assert!(!report.contains_key(Check::Peer.name()), "no relay was asked: {report:?}");
+    let absent = examined(&other, &format!("--from {OTHER}"));
+    let absent = one(&absent, &Check::Reachable);
+    assert!(
+        absent["found"].as_str().unwrap().contains(&format!("no agent {OTHER} is connected")),
+        "{absent}"
+    );
+    assert!(absent["mend"].as_str().unwrap().starts_with("atlas-relay net peers"), "{absent}");
+    let no_relay = examined(&agent, &from);
+    let no_relay = one(&no_relay, &Check::Reachable)["found"].as_str().unwrap();
+    assert!(no_relay.contains("this daemon is an agent"), "{no_relay}");
+    terminate(&agent_running);
+    assert_eq!(wait(&mut agent_running, Duration::from_secs(5)), Some(0));
     terminate(&other_running);
     assert_eq!(wait(&mut other_running, Duration::from_secs(5)), Some(0));
     terminate(&running);
@@ -100,6 +125,12 @@ fn what_is_wrong_is_told_with_what_mends_it() {
         one(&taken, &Check::Port)["mend"],
         format!("ss --udp --listening --numeric --processes 'sport = :{port}'")
     );
+
+    let nobodys = examined(&relay, &format!("--from {OTHER}"));
+    let nobodys = one(&nobodys, &Check::Reachable);
+    assert_eq!(nobodys["level"], "note");
+    let found = nobodys["found"].as_str().unwrap();
+    assert!(found.contains("no daemon is running here") && found.contains("NODE@HOST:PORT"), "{found}");
 
     let other = format!("--from {OTHER}@127.0.0.1:{}", free_port());
     let peer = examined(&relay, &other);

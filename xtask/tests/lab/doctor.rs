@@ -9,7 +9,7 @@ use xtask::deployment::relay_configuration_with;
 use xtask::interrupt;
 use xtask::tool::Tool;
 
-use super::world::World;
+use super::world::{NATIVE, RELAY, World, wait_for};
 
 /// A chain that drops what no rule accepts, as hosts have it.
 const RULES: &str = "table inet filter {
@@ -69,6 +69,37 @@ fn a_port_that_is_tracked_is_found_and_the_rules_that_are_told_of_leave_it_alone
     assert!(untracked["found"].ends_with("the port is not tracked"), "{untracked:?}");
 }
 
+#[test]
+fn a_firewall_that_lets_in_only_who_is_connected_is_found_by_an_agent_and_the_command_that_is_told_opens_it()
+{
+    let name = "a_firewall_that_lets_in_only_who_is_connected_is_found_by_an_agent_and_the_command_that_is_told_opens_it";
+    let Some(world) = World::new(name) else { return };
+    let _relay = world.deployment.start_relay(None, NATIVE).unwrap();
+    let _agent = world.deployment.start_target().unwrap();
+    let from = format!("--from {}", world.deployment.target.id());
+    // The agent does one at a time, and one that nobody answers takes ten seconds altogether.
+    let reachable = || {
+        wait_for("the agent's answer", Duration::from_secs(60), || {
+            let finding = finding_of(&world, &from, "reachable");
+            (!finding["found"].contains("ask again")).then_some(finding)
+        })
+    };
+    let open = reachable();
+    let connected = format!("{RELAY}: the agent has connected to this node there");
+    assert_eq!((&*open["level"], &*open["found"]), ("ok", &*connected));
+
+    let file = world.lab.directory().join("rules.nft");
+    std::fs::write(&file, RULES).unwrap();
+    run(&world, &format!("nft -f {}", file.display()));
+    let closed = reachable();
+    assert_eq!(closed["level"], "error", "{closed:?}");
+    assert!(closed["found"].starts_with(&format!("{RELAY}: nobody has answered the agent")), "{closed:?}");
+
+    run(&world, &closed["mend"]);
+    let open = reachable();
+    assert_eq!((&*open["level"], &*open["found"]), ("ok", &*connected));
+}
+
 /// Runs a command line on the relay's host.
 fn run(world: &World, line: &str) {
     world.deployment.relay.host().run(&Tool::new("sh").args(["-ec", line])).unwrap();
@@ -76,8 +107,13 @@ fn run(world: &World, line: &str) {
 
 /// What `doctor` says there of one check: its texts by their names.
 fn finding(world: &World, check: &str) -> BTreeMap<String, String> {
+    finding_of(world, "", check)
+}
+
+/// The same, of `doctor` with more options.
+fn finding_of(world: &World, options: &str, check: &str) -> BTreeMap<String, String> {
     // It exits with the code of the worst finding, whichever that is.
-    let mut doctor = world.deployment.relay.start("doctor --json").unwrap();
+    let mut doctor = world.deployment.relay.start(&format!("doctor --json {options}")).unwrap();
     interrupt::wait_for("the report", Duration::from_secs(60), || doctor.ended()).unwrap();
     // Earlier runs have written there as well.
     let said = doctor.output();

@@ -19,7 +19,7 @@ use crate::protocol::bind::{
 };
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::{
-    Disconnect, FlowTerms, ReadyStatus, RelayError, RelayReady, disconnect_reason,
+    Disconnect, FlowTerms, Pong, ReadyStatus, RelayError, RelayReady, disconnect_reason,
 };
 use crate::protocol::frames::{FrameReader, write_frame};
 use crate::protocol::handshake::Responder;
@@ -47,6 +47,7 @@ pub struct RelayState {
     pub announces: usize,
     pub paired: u8,
     pub goodbyes: usize,
+    pub pongs: Vec<Pong>,
     pub disconnected: Vec<SessionId>,
     pub announced: HashMap<NodeId, (mpsc::UnboundedSender<Message>, Vec<String>)>,
     pub connections: HashMap<NodeId, (quinn::Connection, mpsc::UnboundedSender<Message>)>,
@@ -239,6 +240,7 @@ fn take_message(
         }
         Message::Disconnect(Disconnect { session: Some(session), .. }) => state.disconnected.push(session),
         Message::Disconnect(_) => state.goodbyes += 1,
+        Message::Pong(pong) => state.pongs.push(pong),
         other => panic!("a relay does not expect {other:?}"),
     }
 }

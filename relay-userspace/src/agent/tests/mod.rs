@@ -4,6 +4,7 @@ mod connections;
 mod fake_relay;
 mod forwards;
 mod messages;
+mod probes;
 mod raw_sessions;
 mod replaced;
 mod restarts;

@@ -10,6 +10,8 @@ use super::{Network, key, node};
 use crate::agent::error::LinkError;
 use crate::agent::known_relays::KnownRelays;
 use crate::agent::link::{LinkChange, LinkEvent, LinkSettings, keep_connected};
+use crate::agent::probe::Probes;
+use crate::agent::refusal::RefusalLog;
 use crate::agent::state::RelayIndex;
 use crate::protocol::flow_terms::{Disconnect, RelayAnnounce, disconnect_reason};
 
@@ -22,6 +24,7 @@ async fn an_agent_that_is_told_that_it_was_replaced_does_not_fight_back() {
         name: "agent 1".to_owned(),
         address: net.relay.control.to_string().parse().unwrap(),
         known_relays: KnownRelays::at(net.known_relays(1)),
+        probes: Probes::new(RefusalLog::default()),
     };
     let (events, mut changes) = mpsc::channel(64);
     let link = tokio::spawn(keep_connected(RelayIndex(0), settings, events, CancellationToken::new()));

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use relay_userspace::config::{RelayAddress, RelayHint};
+use relay_userspace::config::RelayHint;
 use relay_userspace::relay::bans::BanSubject;
 use relay_userspace::relay::datapath::OBJECT;
+
+use crate::doctor::Peer;
 
 pub use net::{Connect, Disconnect, Ended, Forward, Listen, NetCommand, Ping, Send, Top};
 
@@ -108,6 +110,7 @@ Example:
   atlas-relay doctor
   atlas-relay doctor --interface eth0 --json
   atlas-relay doctor --from atlas_70b499d0...@198.51.100.7:4433
+  atlas-relay doctor --from atlas_70b499d0...
   atlas-relay doctor --list
 
 Each finding has a level: ok; note, worth knowing; warning, the relay works, and not as well as it could; error, it does not
@@ -117,10 +120,14 @@ The exit code is that of the worst finding: 0 for ok and note, 1 for warning, 2 
 The self-test needs root: it makes two virtual interfaces in a network namespace of its own, attaches the program to them in
 their driver, sends one datagram through and computes the checksums of what comes out. It changes nothing outside.
 
---from has two agents, with keys of the moment, connect to another relay, be paired and exchange a datagram through it. It
+--from NODE@HOST:PORT has two agents, with keys of the moment, connect to another relay, be paired and exchange a datagram through it. It
 shows that this relay is reachable from here. On a relay's host it then asks that relay to connect back to the address that it
 sees, at this relay's port, and to say which node answers (`reachable`): so this host is reachable from outside. If no relay
 runs here, doctor answers at the port meanwhile.
+
+--from NODE has the relay that runs here ask an agent that is connected to it (`net peers`) to connect to it anew, from another
+port, and to say which node answers: so `reachable` tells whether this relay lets new connections in, and not only those from
+before. An agent does so three times for a relay, then once a minute. Ask as the relay's user or as root.
 
 With --json: worst, and findings with check, level, interface, found, expected and mend; the names are those of --list.";
 
@@ -284,9 +291,10 @@ pub struct Doctor {
     /// An interface to look at, instead of datapath.interfaces. May be given several times.
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
-    /// Another relay: whether it is reachable from here and, on a relay's host, whether this one is from there.
-    #[arg(long, value_name = "RELAY")]
-    pub from: Option<RelayAddress>,
+    /// Another relay: whether it is reachable from here and, on a relay's host, whether this one is from there. Or an agent
+    /// that is connected to the relay here, by its node id: whether this relay is reachable from there.
+    #[arg(long, value_name = "PEER")]
+    pub from: Option<Peer>,
     /// List all that is looked at, with the worst level, what is expected and what mends it.
     #[arg(long)]
     pub list: bool,

@@ -1,12 +1,13 @@
 //! `doctor`: what this host is like for a relay, what is wrong with it, and what mends that.
 
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use relay_userspace::agent::KnownRelays;
-use relay_userspace::config::{AtlasRoot, RelayAddress};
+use relay_userspace::config::{AddressError, AtlasRoot, RelayAddress};
 use relay_userspace::doctor::facts::PortState;
-use relay_userspace::doctor::{self, Check, Finding, Level, Question};
-use relay_userspace::identity::NodeKey;
+use relay_userspace::doctor::{self, CallBack, Caller, Check, Facts, Finding, Level, Question};
+use relay_userspace::identity::{NodeId, NodeKey};
 use serde::Serialize;
 
 use crate::node::runtime;
@@ -20,21 +21,13 @@ pub fn run(options: args::Doctor) -> anyhow::Result<ExitCode> {
     }
     let root = AtlasRoot::from_env()?;
     let mut facts = doctor::look(&Question { root: root.clone(), interfaces: interface });
-    if let Some(relay) = from {
-        let reached = reach(relay.clone(), &root)?;
-        if reached.is_ok() && facts.configuration == Ok("a relay") {
-            // Without a relay at the port somebody has to answer there.
-            let own = NodeKey::load(&root.node_key()).ok().filter(|_| facts.port_state == PortState::Free);
-            let port = facts.advertise.first().map_or(facts.port, std::net::SocketAddr::port);
-            let asking = doctor::call_back(
-                relay.clone(),
-                KnownRelays::at(root.known_relays()),
-                port,
-                own.map(|key| (key, facts.port)),
-            );
-            facts.call_back = Some(runtime()?.block_on(asking));
+    match from {
+        Some(Peer::Agent(agent)) => {
+            let outcome = doctor::call_back_by_agent(&facts.socket, agent);
+            facts.call_back = Some(CallBack { by: Caller::Agent(agent), outcome });
         }
-        facts.peer = Some((relay.to_string(), reached));
+        Some(Peer::Relay(relay)) => from_relay(relay, &root, &mut facts)?,
+        None => {}
     }
     let findings = doctor::findings(&facts);
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
@@ -45,8 +38,46 @@ pub fn run(options: args::Doctor) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(worst.exit_code()))
 }
 
-fn reach(relay: RelayAddress, root: &AtlasRoot) -> anyhow::Result<Result<String, String>> {
-    Ok(runtime()?.block_on(doctor::reach(relay, root.known_relays())))
+/// Who is asked with --from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Another relay.
+    Relay(RelayAddress),
+    /// An agent of the relay here.
+    Agent(NodeId),
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Peer, String> {
+        match text.parse() {
+            Ok(agent) => Ok(Peer::Agent(agent)),
+            Err(_) => text.parse().map(Peer::Relay).map_err(|error: AddressError| {
+                format!("{error}; or an agent's node id alone (atlas_ and 64 hexadecimal digits)")
+            }),
+        }
+    }
+}
+
+/// Whether `relay` is reached from here and, on a relay's host, whether that one reaches this.
+fn from_relay(relay: RelayAddress, root: &AtlasRoot, facts: &mut Facts) -> anyhow::Result<()> {
+    let reached = runtime()?.block_on(doctor::reach(relay.clone(), root.known_relays()));
+    if reached.is_ok() && facts.configuration == Ok("a relay") {
+        // Without a relay at the port somebody has to answer there.
+        let own = NodeKey::load(&root.node_key()).ok().filter(|_| facts.port_state == PortState::Free);
+        let port = facts.advertise.first().map_or(facts.port, std::net::SocketAddr::port);
+        let asking = doctor::call_back(
+            relay.clone(),
+            KnownRelays::at(root.known_relays()),
+            port,
+            own.map(|key| (key, facts.port)),
+        );
+        let outcome = runtime()?.block_on(asking);
+        facts.call_back = Some(CallBack { by: Caller::Relay, outcome });
+    }
+    facts.peer = Some((relay.to_string(), reached));
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -108,6 +139,17 @@ fn show_list(format: args::Format) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_id_alone_is_an_agents_and_with_an_address_a_relays() {
+        let node = NodeKey::from_seed(&[1; 32]).node_id();
+        assert_eq!(node.to_string().parse(), Ok(Peer::Agent(node)));
+        for relay in ["192.0.2.1:4433".to_owned(), format!("{node}@[2001:db8::1]:4433")] {
+            assert_eq!(relay.parse(), Ok(Peer::Relay(relay.parse().unwrap())));
+        }
+        let error = "atlas_70b4".parse::<Peer>().unwrap_err();
+        assert!(error.contains("HOST:PORT") && error.contains("64 hexadecimal digits"), "{error}");
+    }
 
     #[test]
     fn what_is_to_be_mended_is_told_with_its_command_and_the_rest_in_a_line() {

@@ -230,7 +230,7 @@ impl Answers {
             Request::Peers => json(&self.agent.peers().await),
             Request::Sessions => json(&self.agent.sessions().await),
             Request::Settings => json(&self.present.settings()),
-            Request::Status | Request::Drain { .. } | Request::Explain { .. } => {
+            Request::Status | Request::Drain { .. } | Request::Explain { .. } | Request::Probe { .. } => {
                 Err("this daemon is an agent: it relays nothing".to_owned())
             }
             Request::Stop => {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Check, Facts, Finding, Level};
-use crate::doctor::call_back::CallBack;
-use crate::doctor::facts::PortState;
+use crate::doctor::facts::{CallBack, Caller, PortState};
 use crate::doctor::packet_rules::{InputChain, PortFate};
+use crate::probe::Probed;
 use crate::relay::forwarder::BUFFER_BYTES;
 
 /// A table of connections that is as full as this has room for little.
@@ -48,7 +48,8 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         }
     });
     all.extend(reached(facts, port));
-    all.extend(reachable(facts, port));
+    let reachable = reachable(facts, port, &all);
+    all.extend(reachable);
     all
 }
 
@@ -253,34 +254,60 @@ fn reached(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
     }
 }
 
-/// What the relay named by --from has found when it connected back.
-fn reachable(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
+/// What who is named by --from has found on connecting here. What was found `before` tells of this
+/// host's firewalls.
+fn reachable(facts: &Facts, port: (&'static str, &str), before: &[Finding]) -> Option<Finding> {
+    let CallBack { by, outcome } = facts.call_back.as_ref()?;
     let own = facts.identity.as_deref().unwrap_or_default();
-    Some(match facts.call_back.as_ref()? {
-        Ok(CallBack::Answered { at, node }) if node.to_string() == own => {
-            Check::Reachable.ok(format!("{at}: the relay has connected to this node there"))
+    let caller = match by {
+        Caller::Relay => "the relay",
+        Caller::Agent(_) => "the agent",
+    };
+    let untold = |why: &str| Finding {
+        mend: None,
+        ..Check::Reachable.at(Level::Note, format!("cannot tell: {why}"), &[port])
+    };
+    Some(match (outcome, by) {
+        (Ok(Probed::Answered { at, node }), _) if node.to_string() == own => {
+            Check::Reachable.ok(format!("{at}: {caller} has connected to this node there"))
         }
-        Ok(CallBack::Answered { at, node }) => {
+        (Ok(Probed::Answered { at, node }), _) => {
             Check::Reachable.at(Level::Error, format!("{at}: another node answers there, {node}"), &[port])
         }
-        Ok(CallBack::Silent { at }) => Check::Reachable.at(
-            Level::Error,
-            format!(
-                "{at}: nobody has answered the relay there, unless its own firewall keeps it from asking"
-            ),
-            &[port],
+        (Ok(Probed::Silent { at }), _) => {
+            let but = match by {
+                Caller::Relay => "",
+                Caller::Agent(_) => "; its connection from before is let through",
+            };
+            let found = format!(
+                "{at}: nobody has answered {caller} there, unless its own firewall keeps it from asking{but}"
+            );
+            let finding = Check::Reachable.at(Level::Error, found, &[port]);
+            Finding { mend: opening(before).or(finding.mend), ..finding }
+        }
+        (Ok(Probed::Refused), _) => untold(&format!(
+            "{caller} does not connect now: it does so a few times for each and for few at once; ask again later"
+        )),
+        (Ok(Probed::NotKnown | Probed::NotConnected), Caller::Relay) => {
+            untold("the relay does not know how to connect back")
+        }
+        (Ok(Probed::NotKnown), Caller::Agent(_)) => untold(
+            "the agent does not know how to: it is of an earlier version or another make, or only a command that dials",
         ),
-        Ok(CallBack::Refused) => {
-            let found = "cannot tell: the relay connects back to as many as it does; ask again later";
-            Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }
+        (Ok(Probed::NotConnected), Caller::Agent(agent)) => {
+            let finding = untold(&format!("no agent {agent} is connected to the relay here"));
+            Finding { mend: Some(CONNECTED_AGENTS.to_owned()), ..finding }
         }
-        Ok(CallBack::NotKnown) => {
-            let found = "cannot tell: the relay does not know how to connect back";
-            Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }
-        }
-        Err(why) => {
-            let found = format!("cannot tell: {why}");
-            Finding { mend: None, ..Check::Reachable.at(Level::Note, found, &[port]) }
-        }
+        (Err(why), _) => untold(why),
     })
+}
+
+/// What lists the agents that can be asked.
+const CONNECTED_AGENTS: &str = "atlas-relay net peers   # then name one of them";
+
+/// The command that opens the port, if a firewall of this host is found to keep it out.
+fn opening(findings: &[Finding]) -> Option<String> {
+    let firewalls = [Check::Firewall, Check::Ufw, Check::Firewalld].map(Check::name);
+    let closed = |finding: &&Finding| finding.level == Level::Warning && firewalls.contains(&finding.check);
+    findings.iter().find(closed)?.mend.clone()
 }

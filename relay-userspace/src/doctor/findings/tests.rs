@@ -1,8 +1,8 @@
 use super::*;
-use crate::doctor::call_back::CallBack;
-use crate::doctor::facts::{Bpffs, Interface, PortState, Running};
+use crate::doctor::facts::{Bpffs, CallBack, Caller, Interface, PortState, Running};
 use crate::doctor::packet_rules::{InputChain, PortFate};
-use crate::identity::NodeKey;
+use crate::identity::{NodeId, NodeKey};
+use crate::probe::Probed;
 
 fn interface() -> Interface {
     Interface {
@@ -23,6 +23,7 @@ fn host() -> Facts {
     Facts {
         root: "/var/lib/atlas-relay/.atlas".into(),
         config: "/var/lib/atlas-relay/.atlas/state/config.toml".into(),
+        socket: "/var/lib/atlas-relay/.atlas/run/admin.sock".into(),
         identity: Ok("atlas_1".to_owned()),
         configuration: Ok("a relay"),
         mode: DatapathMode::Auto,
@@ -471,27 +472,57 @@ fn a_host_without_the_unit_is_told_nothing_of_it() {
 }
 
 #[test]
-fn what_the_relay_has_found_that_connected_back_is_told() {
+fn what_they_have_found_who_were_asked_to_connect_is_told() {
     let at = "203.0.113.9:4433".parse().unwrap();
     let [own, other] = [1, 2].map(|seed| NodeKey::from_seed(&[seed; 32]).node_id());
-    let answered = |node| Ok(CallBack::Answered { at, node });
+    let agent = Caller::Agent(NodeKey::from_seed(&[3; 32]).node_id());
+    let answered = |node| Ok(Probed::Answered { at, node });
     let other_answers = format!("another node answers there, {other}");
     let rows = [
-        (answered(own), Level::Ok, "203.0.113.9:4433: the relay has connected to this node"),
-        (answered(other), Level::Error, other_answers.as_str()),
-        (Ok(CallBack::Silent { at }), Level::Error, "203.0.113.9:4433: nobody has answered"),
-        (Ok(CallBack::Refused), Level::Note, "ask again later"),
-        (Ok(CallBack::NotKnown), Level::Note, "does not know how"),
-        (Err("no route".to_owned()), Level::Note, "cannot tell: no route"),
+        (Caller::Relay, answered(own), Level::Ok, "203.0.113.9:4433: the relay has connected to this node"),
+        (agent, answered(own), Level::Ok, "203.0.113.9:4433: the agent has connected to this node"),
+        (Caller::Relay, answered(other), Level::Error, other_answers.as_str()),
+        (agent, answered(other), Level::Error, other_answers.as_str()),
+        (
+            Caller::Relay,
+            Ok(Probed::Silent { at }),
+            Level::Error,
+            "203.0.113.9:4433: nobody has answered the relay",
+        ),
+        (agent, Ok(Probed::Silent { at }), Level::Error, "its connection from before is let through"),
+        (Caller::Relay, Ok(Probed::Refused), Level::Note, "ask again later"),
+        (agent, Ok(Probed::Refused), Level::Note, "the agent does not connect now"),
+        (Caller::Relay, Ok(Probed::NotKnown), Level::Note, "does not know how"),
+        (agent, Ok(Probed::NotKnown), Level::Note, "of an earlier version"),
+        (Caller::Relay, Err("no route".to_owned()), Level::Note, "cannot tell: no route"),
+        (agent, Err("no relay".to_owned()), Level::Note, "cannot tell: no relay"),
     ];
-    for (call_back, level, found) in rows {
-        let facts = Facts { call_back: Some(call_back), identity: Ok(own.to_string()), ..host() };
-        let finding = one(&facts, Check::Reachable);
+    for (by, outcome, level, found) in rows {
+        let finding = reachable(CallBack { by, outcome }, &own);
         assert_eq!(finding.level, level, "{finding:?}");
         assert!(finding.found.contains(found), "{finding:?}");
         let mend = finding.mend.unwrap_or_default();
         assert_eq!(mend.starts_with("let UDP 4433 in "), level == Level::Error, "{mend}");
     }
+    let absent = reachable(CallBack { by: agent, outcome: Ok(Probed::NotConnected) }, &own);
+    assert_eq!(absent.level, Level::Note);
+    assert!(absent.mend.is_some_and(|mend| mend.starts_with("atlas-relay net peers ")));
+}
+
+fn reachable(call_back: CallBack, own: &NodeId) -> Finding {
+    one(&Facts { call_back: Some(call_back), identity: Ok(own.to_string()), ..host() }, Check::Reachable)
+}
+
+#[test]
+fn where_a_firewall_of_this_host_keeps_the_port_out_its_command_mends_that_nobody_has_answered() {
+    let at = "203.0.113.9:4433".parse().unwrap();
+    let call_back = Some(CallBack { by: Caller::Relay, outcome: Ok(Probed::Silent { at }) });
+    let chains = Ok(vec![chain("inet", "filter", "input", PortFate::Dropped)]);
+    let facts = Facts { call_back: call_back.clone(), chains, ..host() };
+    let [reachable, firewall] = [Check::Reachable, Check::Firewall].map(|check| one(&facts, check).mend);
+    assert!(reachable.is_some() && reachable == firewall, "{reachable:?}");
+    let facts = Facts { call_back, ufw: Some(false), ..host() };
+    assert_eq!(one(&facts, Check::Reachable).mend.unwrap(), "ufw allow 4433/udp");
 }
 
 #[test]

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::frames::{LAST_WORDS, Reader, frame_refusal, refusal_code};
 use super::introduction::Introduced;
 use super::message_rate::{MessageRates, MessageVerdict};
-use super::probe::{MOST_PER_CONNECTION, refusal};
-use super::{ControlEvent, Held, Listener, RECEIVE_WINDOW, Rules, ToAgent, lock};
+use super::{ControlEvent, Held, Listener, RECEIVE_WINDOW, Rules, ToAgent, lock, unix_seconds};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
+use crate::probe::{MOST_PER_CONNECTION, refusal};
 use crate::protocol::flow_terms::{ErrorMessage, FLOW, Ping};
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
@@ -133,7 +133,7 @@ impl Listener {
                     probing.spawn(async move {
                         match probe {
                             Some(probe) => (stream, probe.run().await),
-                            None => (stream, refusal(&ping)),
+                            None => (stream, refusal(unix_seconds(), ping.ts)),
                         }
                     });
                 }

@@ -18,6 +18,7 @@ impl Driver {
     /// Does what is asked for, and answers; at once, but where something has to be waited for.
     pub(super) fn answer(&mut self, Asked { request, answer }: Asked) {
         let value = match request {
+            Request::Probe { agent } => return self.probe_from(agent, answer),
             Request::Reload => return self.reconfiguration.begin(answer),
             Request::Stop => {
                 tracing::info!("stopping: told by a command");
@@ -113,6 +114,6 @@ impl Driver {
     }
 }
 
-fn json(value: &impl Serialize) -> Result<Value, String> {
+pub(super) fn json(value: &impl Serialize) -> Result<Value, String> {
     serde_json::to_value(value).map_err(|error| error.to_string())
 }

@@ -35,7 +35,7 @@ fn driver(config: &Config, source: Option<ConfigSource>) -> Driver {
     };
     let rules = Arc::new(Rules::new(ControlPolicy::of(config)));
     let reconfiguration = Reconfiguration::new(config, source, Announcer::default());
-    Driver::new(settings, packets, rules, reconfiguration, Stopper::default())
+    Driver::new(settings, 4433, packets, rules, reconfiguration, Stopper::default())
 }
 
 #[tokio::test]

@@ -39,6 +39,19 @@ pub struct Authenticated {
     pub relay: Option<IpAddr>,
 }
 
+/// A connection on which an agent is to be asked something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskedOn {
+    /// Which.
+    pub conn: ConnId,
+    /// Where it comes from.
+    pub remote: SocketAddr,
+    /// Whether more than the documented messages may be sent on it.
+    pub speaks_flow: bool,
+    /// Whether a Pong is still to come that has nothing to do with it.
+    pub owes_pong: bool,
+}
+
 /// An agent is asked for a sign of life this often.
 const PING_EVERY: Duration = Duration::from_secs(60);
 
@@ -211,6 +224,19 @@ impl Rendezvous {
             self.event(Event::Closed { node, reason: reason.to_owned() });
             self.forget(conn);
         }
+    }
+
+    /// Where a node is to be asked something: on the connection that others reach it by, else on its newest.
+    pub fn asked_on(&self, node: &NodeId) -> Option<AskedOn> {
+        let announced = self.nodes.by_id(node)?.announcement.as_ref().map(|announcement| announcement.conn);
+        let conn = announced.or_else(|| self.nodes.newest(node))?;
+        let agent = self.agents.get(conn)?;
+        Some(AskedOn {
+            conn,
+            remote: agent.remote,
+            speaks_flow: agent.speaks_flow && !agent.gave_first_stream,
+            owes_pong: agent.unanswered_pings > 0,
+        })
     }
 
     /// RelayAnnounce: the agent can be reached. The newest connection of an identity wins, unless that has happened too

@@ -44,7 +44,7 @@ use relay_common::BIND_LEN;
 use relay_common::siphash::SipKey;
 
 pub use crate::protocol::flow_terms::LEASE;
-pub use agents::{Authenticated, ConnId};
+pub use agents::{AskedOn, Authenticated, ConnId};
 pub use counts::{Counts, Restrained};
 pub use draining::{Drain, DrainStatus};
 pub use event::{EndReason, Event};
@@ -408,6 +408,11 @@ impl Rendezvous {
     /// All agents with a control connection.
     pub fn peers(&self, now: MonoTime) -> Vec<PeerStatus> {
         self.agents.statuses(&self.nodes, now)
+    }
+
+    /// Where agents are told to send data; empty: where they reached the relay.
+    pub fn advertised(&self) -> &[SocketAddr] {
+        &self.settings.advertise
     }
 
     /// All sessions and offers.

@@ -142,6 +142,9 @@ fn doctor(stage: &Stage, pages: &mut Pages) {
         let looked = relay.runs("doctor", more).ends_with(&[0, 1]);
         assert!(looked.contains(RELAY_INTERFACE), "{looked}");
     }
+    relay.fill_node(stage.world.deployment.target.id());
+    let looked = relay.runs("doctor", "--from atlas_70b499d0...").ends_with(&[0, 1]);
+    assert!(looked.contains("the agent has connected to this node there"), "{looked}");
     let mut agent =
         Examples { shell: stage.agents_place("reader").shell("help-doctor-agent"), pages: relay.pages };
     agent.fill_node(stage.world.deployment.relay.id());
