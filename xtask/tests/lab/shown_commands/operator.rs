@@ -21,16 +21,16 @@ pub fn troubleshoot(stage: &Stage, pages: &mut Pages) {
     let line = "sudo -u atlas-relay atlas explain 198.51.100.7:40001 192.0.2.1:4433";
     relay.runs(pages, PAGE, line).says("forward: forwarded:");
     looked_at(&mut relay, pages, PAGE, "sudo ATLAS_ROOT=/var/lib/atlas-relay/.atlas atlas doctor");
-    relay.fill("atlas_<id>", stage.world.deployment.target.id());
-    let line = "sudo ATLAS_ROOT=/var/lib/atlas-relay/.atlas atlas doctor --from atlas_<id>";
-    let looked = relay.runs(pages, PAGE, line).ends_with(&[0, 1]);
-    assert!(looked.contains("the agent has connected to this node there"), "{looked}");
     let mut agent = stage.agents_place("reader").shell("troubleshoot-agent");
     agent.fill("atlas_<id>", stage.world.deployment.relay.id());
     agent.fill("198.51.100.7:4433", RELAY);
     let line = "atlas doctor --from atlas_<id>@198.51.100.7:4433";
     let looked = agent.runs(pages, PAGE, line).ends_with(&[0, 1]);
     assert!(looked.contains("reachable from here"), "{looked}");
+    relay.fill("atlas_<id>", stage.world.deployment.target.id());
+    let line = "sudo ATLAS_ROOT=/var/lib/atlas-relay/.atlas atlas doctor --from atlas_<id>";
+    let looked = relay.runs(pages, PAGE, line).ends_with(&[0, 1]);
+    assert!(looked.contains("the agent has connected to this node there"), "{looked}");
 
     relay.fill("IF", RELAY_INTERFACE);
     relay.fill("ADDRESS", side.agent.unwrap().ip());
