@@ -120,14 +120,14 @@ The exit code is that of the worst finding: 0 for ok and note, 1 for warning, 2 
 The self-test needs root: it makes two virtual interfaces in a network namespace of its own, attaches the program to them in
 their driver, sends one datagram through and computes the checksums of what comes out. It changes nothing outside.
 
---from NODE@HOST:PORT has two agents, with keys of the moment, connect to another relay, be paired and exchange a datagram through it. It
-shows that this relay is reachable from here. On a relay's host it then asks that relay to connect back to the address that it
-sees, at this relay's port, and to say which node answers (`reachable`): so this host is reachable from outside. If no relay
-runs here, doctor answers at the port meanwhile.
+--from NODE@HOST:PORT has two agents, with keys of the moment, connect to another relay, be paired and exchange a datagram
+through it. It shows that this relay is reachable from here. On a relay's host it then asks that relay to connect back to the
+address that it sees, at this relay's port, and to say which node answers (`reachable`): so this host is reachable from outside.
+If no relay runs here, doctor answers at the port meanwhile.
 
 --from NODE has the relay that runs here ask an agent that is connected to it (`net peers`) to connect to it anew, from another
-port, and to say which node answers: so `reachable` tells whether this relay lets new connections in, and not only those from
-before. An agent does so three times for a relay, then once a minute. Ask as the relay's user or as root.
+port, and to say which node answers. So `reachable` tells, in the agent's words, whether new connections are let in, and not only
+those from before. An agent does that three times for a relay, then once a minute. Ask as the relay's user or as root.
 
 With --json: worst, and findings with check, level, interface, found, expected and mend; the names are those of --list.";
 
