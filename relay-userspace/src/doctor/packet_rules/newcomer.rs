@@ -101,6 +101,8 @@ impl<'p> Newcomer<'p> {
             (Some("iifname"), ..) => return Known::Interface(self.interface),
             (Some("pkttype"), ..) => return Known::Words(&["host", "unicast"]),
             (_, Some("state"), _) => return Known::Words(&["new", "untracked"]),
+            // Nothing has become of it yet: firewalld asks whether it was translated.
+            (_, Some("status"), _) => return Known::Words(&[]),
             (.., Some("type")) => return Known::Words(&["local"]),
             _ => {}
         }

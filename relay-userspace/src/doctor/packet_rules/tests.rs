@@ -92,6 +92,7 @@ fn rules_for_others_do_not_let_it_in() {
         json!([meta("iifname", "==", json!("lo")), { "accept": null }]),
         json!([meta("l4proto", "==", json!({ "set": ["icmp", "ipv6-icmp"] })), { "accept": null }]),
         json!([matching(json!({ "ct": { "key": "state" } }), "in", json!(["established", "related"])), { "accept": null }]),
+        json!([matching(json!({ "ct": { "key": "status" } }), "in", json!("dnat")), { "accept": null }]),
         json!([{ "jump": { "target": "nothing" } }]),
         json!([{ "return": null }]),
     ] {

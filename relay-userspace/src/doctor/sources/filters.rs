@@ -69,9 +69,12 @@ fn names(rules: &str, port: u16) -> bool {
     })
 }
 
-/// Whether firewalld runs.
+/// Whether firewalld runs. As a service it writes no file of its pid; then systemd's group of it is there as long as it runs,
+/// which cannot be said of its folder in /run.
 pub fn firewalld() -> bool {
-    Path::new("/run/firewalld.pid").exists() || Path::new("/run/firewalld").exists()
+    ["/run/firewalld.pid", "/sys/fs/cgroup/system.slice/firewalld.service"]
+        .into_iter()
+        .any(|path| Path::new(path).exists())
 }
 
 /// Connections that are tracked, and how many can be.
