@@ -12,6 +12,10 @@ use crate::workspace::Workspace;
 /// What the commands of `deploy/README.md` need besides a minimal Debian.
 const INCLUDED: &[&str] = &["systemd", "sudo", "procps", "xz-utils", "nftables"];
 
+/// What single machines install on top of it: the packages lie in its apt's cache, with all that they need, and no other machine
+/// has their programs. firewalld does not start without netbase's list of protocols, which all but a minimal Debian have.
+const TO_INSTALL: &[&str] = &["firewalld", "netbase"];
+
 /// The folder, if it has been made.
 pub fn find(workspace: &Workspace) -> Option<PathBuf> {
     Some(path(workspace)).filter(|path| path.is_dir())
@@ -24,8 +28,16 @@ pub fn install_command(workspace: &Workspace) -> Tool {
                   \"Codename: $VERSION_CODENAME\" 'Component: main' | head -n 1); \
                   debootstrap --variant=minbase --include=\"$2\" \"$VERSION_CODENAME\" \"$1.new\" \"$mirror\" >\"$1.log\" 2>&1 \
                   || { tail -n 5 \"$1.log\" >&2; exit 1; }; \
-                  rm -f \"$1.new\"/var/cache/apt/archives/*.deb; mv \"$1.new\" \"$1\"";
-    Tool::new("sh").args(["-c", script, "sh"]).arg(path(workspace)).arg(INCLUDED.join(","))
+                  rm -f \"$1.new\"/var/cache/apt/archives/*.deb; \
+                  apt-get --option Dir::State::status=\"$1.new/var/lib/dpkg/status\" \
+                  --option Dir::Cache::archives=\"$1.new/var/cache/apt/archives\" --option APT::Sandbox::User=root \
+                  install --yes --quiet --no-install-recommends --download-only $3 >>\"$1.log\" 2>&1 \
+                  || { tail -n 5 \"$1.log\" >&2; exit 1; }; mv \"$1.new\" \"$1\"";
+    Tool::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(path(workspace))
+        .arg(INCLUDED.join(","))
+        .arg(TO_INSTALL.join(" "))
 }
 
 /// Makes it.
@@ -40,5 +52,6 @@ pub fn install(workspace: &Workspace) -> anyhow::Result<()> {
 
 /// One with other packages is another one.
 fn path(workspace: &Workspace) -> PathBuf {
-    Path::new(&workspace.tools()).join(format!("clean-root-with-{}", INCLUDED.join("-")))
+    let named = format!("clean-root-with-{}-to-install-{}", INCLUDED.join("-"), TO_INSTALL.join("-"));
+    Path::new(&workspace.tools()).join(named)
 }

@@ -14,6 +14,7 @@ mod in_lab {
     mod failover;
     mod fallback;
     mod families;
+    mod firewalld;
     mod forwarder;
     mod hand_agent;
     mod handshake_flood;

@@ -116,8 +116,12 @@ fn finding_of(world: &World, options: &str, check: &str) -> BTreeMap<String, Str
     let mut doctor = world.deployment.relay.start(&format!("doctor --json {options}")).unwrap();
     interrupt::wait_for("the report", Duration::from_secs(60), || doctor.ended()).unwrap();
     // Earlier runs have written there as well.
-    let said = doctor.output();
-    let reports = serde_json::Deserializer::from_str(&said).into_iter::<Value>().map(Result::unwrap);
+    finding_in(&doctor.output(), check)
+}
+
+/// What the last of some reports says of one check: its texts by their names.
+pub fn finding_in(said: &str, check: &str) -> BTreeMap<String, String> {
+    let reports = serde_json::Deserializer::from_str(said).into_iter::<Value>().map(Result::unwrap);
     let report = reports.last().unwrap();
     let findings = report["findings"].as_array().unwrap();
     let of_check: Vec<&Value> = findings.iter().filter(|finding| finding["check"] == check).collect();

@@ -1,4 +1,5 @@
 //! The firewall's snippets of `deploy/firewall`: a flood of senders leaves no entry in the relay's connection tracking.
+//! That for firewalld is in `firewalld.rs`.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use xtask::tool::Tool;
 use xtask::workspace::Workspace;
 
+use super::doctor::finding_in;
 use super::world::{RELAY, USERSPACE, World, wait_for};
 
 /// Senders of one datagram each, each with a port of its own.
@@ -16,11 +18,13 @@ const SENDERS: u64 = 500;
 fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for_nftables() {
     const NAME: &str =
         "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for_nftables";
-    let Some(flooded) = Flooded::new(NAME, usual_firewall) else { return };
+    let Some(world) = World::new(NAME) else { return };
+    usual_firewall(&world);
+    let flooded = Flooded::start(&world);
     flooded.assert_tracked();
     let load = Tool::new("nft").arg("-f").arg(snippet("nftables.conf"));
     for _again in 0..2 {
-        flooded.world.lab.relay.run(&load).unwrap();
+        world.lab.relay.run(&load).unwrap();
     }
     flooded.assert_untracked();
     let word = flooded.doctors_word();
@@ -30,14 +34,12 @@ fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_snippet_for
 #[test]
 fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw() {
     const NAME: &str = "a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_ufw";
-    let raise = |world: &World| {
-        let ufw = Ufw::of(world);
-        ufw.run("ufw --force enable");
-        ufw.run("ufw allow 4433/udp");
-    };
-    let Some(flooded) = Flooded::new(NAME, raise) else { return };
+    let Some(world) = World::new(NAME) else { return };
+    let ufw = Ufw::of(&world);
+    ufw.run("ufw --force enable");
+    ufw.run("ufw allow 4433/udp");
+    let flooded = Flooded::start(&world);
     flooded.assert_tracked();
-    let ufw = Ufw::of(&flooded.world);
     let rules = snippet("ufw.rules");
     for file in ["before.rules", "before6.rules"] {
         ufw.run(&format!("cat {} >> /etc/ufw/{file}", rules.display()));
@@ -56,22 +58,6 @@ fn a_flood_of_misses_leaves_no_entry_in_connection_tracking_with_the_rules_for_u
     assert!(word.contains("which cannot be told"), "nft shows no more of such rules: {word}");
 }
 
-#[test]
-fn the_rules_for_firewalld_are_those_for_ufw() {
-    let script = std::fs::read_to_string(snippet("firewalld.sh")).unwrap();
-    let rules = std::fs::read_to_string(snippet("ufw.rules")).unwrap();
-    let direct: Vec<String> = script
-        .lines()
-        .filter_map(|line| {
-            line.trim().strip_prefix("firewall-cmd --permanent --direct --add-rule $family raw ")
-        })
-        .map(|rule| format!("-A {}", rule.replacen(" 0 ", " ", 1)))
-        .collect();
-    let added: Vec<&str> = rules.lines().filter(|line| line.starts_with("-A ")).collect();
-    assert_eq!(direct, added);
-    assert_eq!(added.len(), 2);
-}
-
 /// A firewall of nobody's in particular that asks for the state of connections.
 fn usual_firewall(world: &World) {
     let firewall = "table inet usual {\n chain input {\n type filter hook input priority filter; policy drop;\n \
@@ -87,12 +73,9 @@ struct Ufw<'a> {
 }
 
 impl Ufw<'_> {
-    /// The files are copied once for each world.
     fn of(world: &World) -> Ufw<'_> {
         let files = world.lab.directory().join("ufw");
-        if !files.exists() {
-            Tool::new("cp").words("--archive /etc/ufw").arg(&files).output().unwrap();
-        }
+        Tool::new("cp").words("--archive /etc/ufw").arg(&files).output().unwrap();
         Ufw { world, files }
     }
 
@@ -105,22 +88,21 @@ impl Ufw<'_> {
 }
 
 /// A relay whose host tracks connections, as every host does whose firewall asks for their state.
-struct Flooded {
-    world: World,
+pub struct Flooded<'a> {
+    world: &'a World,
     _relay: xtask::lab::Process,
 }
 
-impl Flooded {
-    fn new(name: &str, raise_firewall: impl FnOnce(&World)) -> Option<Flooded> {
-        let world = World::new(name)?;
-        raise_firewall(&world);
+impl Flooded<'_> {
+    /// Starts the relay, behind a firewall that lets its port in already.
+    pub fn start(world: &World) -> Flooded<'_> {
         // In userspace all of the flood comes by the firewall, not what the XDP program passes up alone.
         let relay = world.deployment.start_relay(None, USERSPACE).unwrap();
-        Some(Flooded { world, _relay: relay })
+        Flooded { world, _relay: relay }
     }
 
     /// Otherwise the rest would prove nothing.
-    fn assert_tracked(&self) {
+    pub fn assert_tracked(&self) {
         self.flood();
         assert!(self.tracked() >= SENDERS, "{} of {SENDERS} senders are tracked", self.tracked());
         self.world.lab.relay.run(&Tool::new("conntrack").arg("--flush")).unwrap();
@@ -133,16 +115,19 @@ impl Flooded {
         let looked =
             Tool::new("sh").args(["-c", "\"$0\" doctor --json || test $? -le 2"]).arg(&self.world.binary);
         let said = relay.host().run(&looked.env("ATLAS_ROOT", relay.directory())).unwrap();
-        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
-        let findings = said["findings"].as_array().unwrap();
-        let finding = findings.iter().find(|finding| finding["check"] == "conntrack").unwrap();
-        finding["found"].as_str().unwrap().to_owned()
+        finding_in(&said, "conntrack").remove("found").unwrap()
     }
 
     /// The agents' own datagrams leave no entry either, and still get through.
-    fn assert_untracked(&self) {
-        self.flood();
+    pub fn assert_untracked(&self) {
+        self.assert_flood_untracked();
         let _target = self.world.deployment.start_target().unwrap();
+        assert_eq!(self.tracked(), 0, "{:?}", self.entries());
+    }
+
+    /// All of the flood reaches the relay.
+    pub fn assert_flood_untracked(&self) {
+        self.flood();
         assert_eq!(self.tracked(), 0, "{:?}", self.entries());
     }
 

@@ -17,6 +17,7 @@ use xtask::test::privileged_or_skip;
 use xtask::tool::Tool;
 use xtask::workspace::Workspace;
 
+use super::firewalld;
 use super::machine::Machine;
 use super::packages;
 use super::page::{Block, blocks_of};
@@ -36,6 +37,7 @@ const TAKEN: &[(&str, usize, &str)] = &[
     ("Does it work", 0, DAILY),
     ("Does it work", 1, DAILY),
     ("Firewall", 0, DAILY),
+    ("Firewall", 1, firewalld::STEPS),
     ("Receive buffers", 0, DAILY),
     ("Look", 0, DAILY),
     ("Another port", 0, UPSTREAM),
