@@ -45,7 +45,7 @@ impl Listener {
         handshake: Duration,
     ) {
         let Introduced { connection, peer, send, reader, unfinished } = introduced;
-        let mut remote = connection.remote_address();
+        let mut remote = from;
         let (outbox, mut to_agent) = mpsc::channel(OUTBOX_LEN);
         let relay = connection.local_ip();
         let agent = Authenticated { conn, node: peer.node_id, name: peer.name, remote, relay };

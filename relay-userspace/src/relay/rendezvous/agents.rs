@@ -19,6 +19,7 @@ use crate::protocol::flow_terms::{
 use crate::protocol::{ErrorCode, SessionId};
 use crate::refusals::Tally;
 use crate::relay::datapath::{FlowTuple, Flows};
+use crate::relay::prefix::Prefix;
 
 /// A control connection. The driver chooses numbers and never uses one twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +34,7 @@ pub struct Authenticated {
     pub node: NodeId,
     /// What it calls itself; not proved.
     pub name: String,
-    /// Where its control connection comes from.
+    /// Where it has shaken hands from, which proves that address.
     pub remote: SocketAddr,
     /// The relay's address that it goes to, where that is known.
     pub relay: Option<IpAddr>,
@@ -69,7 +70,11 @@ const CONNECT_BURST: u32 = 16;
 pub(super) struct Agent {
     pub node: NodeId,
     pub name: String,
+    /// Where its control connection comes from now.
     pub remote: SocketAddr,
+    /// What its sessions are charged to: where it has shaken hands from, however it moves. An agent can make it seem to be
+    /// elsewhere by packets that it forges, and would use up the sessions of others.
+    pub prefix: Prefix,
     /// The relay's address that it goes to, where that is known.
     pub relay: Option<IpAddr>,
     pub since: MonoTime,
@@ -184,6 +189,7 @@ impl Rendezvous {
                 node,
                 name,
                 remote,
+                prefix: Prefix::of(remote.ip()),
                 relay,
                 since: now,
                 unanswered_pings: 0,

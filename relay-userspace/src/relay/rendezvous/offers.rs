@@ -31,7 +31,7 @@ impl Rendezvous {
         now: MonoTime,
     ) {
         let Some(agent) = self.agents.get(conn) else { return };
-        let (source, remote) = (agent.node, agent.remote);
+        let (source, remote, prefix) = (agent.node, agent.remote, agent.prefix);
         if let Err(fault) = own_id(&connect.source_id, &source) {
             return self.expel(conn, ErrorCode::InvalidIdentity, fault.refusal(), fault.text(), now);
         }
@@ -53,7 +53,6 @@ impl Rendezvous {
         if self.draining.is_some() {
             return self.decline(conn, &target, Refusal::Draining, now);
         }
-        let prefix = Prefix::of(remote.ip());
         if connect.flow != Some(FLOW) {
             return self.splice(conn, [source, target], is_banned, prefix, randomness, now);
         }

@@ -78,7 +78,7 @@ fn sessions_that_a_prefix_has_asked_for_are_as_many_as_the_policy_says_now() {
     );
     let elsewhere = world.connect_from(4, addr("[2001:db8:0:200::1]:1000"));
     world.offer(elsewhere, 4, 102);
-    // An agent that moves takes nothing with it: what counts is where it was when it asked.
+    // An agent that moves takes nothing with it.
     world.rendezvous.moved(sources[0], addr("[2001:db8:0:200::2]:1000"));
     assert_eq!(
         refused(&mut world, sources[2], [3, 102], Refusal::PrefixSessions),
@@ -97,6 +97,28 @@ fn sessions_that_a_prefix_has_asked_for_are_as_many_as_the_policy_says_now() {
         0,
         "prefixes without sessions are forgotten"
     );
+}
+
+#[test]
+fn sessions_are_charged_to_where_an_agent_has_shaken_hands_wherever_it_seems_to_be_now() {
+    let mut world = World::new();
+    for target in [100, 101, 102] {
+        world.reachable(target);
+    }
+    world.policy(|policy| policy.sessions_per_prefix = 1);
+    let elsewhere = addr("203.0.113.2:1000");
+    let victim = world.connect_from(1, elsewhere);
+    let forger = world.connect_from(2, addr("203.0.113.3:1000"));
+    world.rendezvous.moved(forger, elsewhere);
+    let first = world.offer(forger, 2, 100);
+    // Neither is it the victim's, nor does it make room at home.
+    world.offer(victim, 1, 101);
+    refused(&mut world, forger, [2, 102], Refusal::PrefixSessions);
+    // One that it had before it moved on makes room where it was charged.
+    world.rendezvous.moved(forger, addr("203.0.113.4:1000"));
+    world.message(forger, disconnect(Some(first[0].session)));
+    world.offer(forger, 2, 102);
+    refused(&mut world, victim, [1, 100], Refusal::PrefixSessions);
 }
 
 #[test]
