@@ -16,6 +16,12 @@ impl Listening {
         self.why_not_with(address, own)
     }
 
+    /// Whether it is known that packets to `address` reach the sockets.
+    pub fn is_at(self, address: SocketAddr) -> bool {
+        let own = || Netlink::open().and_then(|mut netlink| netlink.addresses()).unwrap_or_default();
+        self.why_not_with(address, || Some(own())).is_none()
+    }
+
     fn why_not_with(self, address: SocketAddr, own: impl FnOnce() -> Option<Vec<IpAddr>>) -> Option<String> {
         let Some(open) = self.0.get(Family::of(address)) else {
             return Some("it has no socket for IPv6".to_owned());

@@ -43,7 +43,7 @@ pub struct PacketPath {
     name: &'static str,
     why: String,
     forwarder: Forwarder,
-    listening: Listening,
+    pub listening: Listening,
     bind_sender: BindSender,
 }
 

@@ -91,6 +91,23 @@ fn a_relay_whose_configuration_has_become_unsound_is_found_by_every_command_and_
 }
 
 #[test]
+fn a_hint_that_leads_back_to_the_relay_itself_is_refused_whatever_node_it_names() {
+    let (node, port) = (Node::relay(), free_port());
+    let config = fs::read_to_string(node.path("state/config.toml")).unwrap();
+    node.configure(&format!("{config}[network]\nadvertise = [\"198.51.100.7:443\"]\n"));
+    let mut running = node.start(&format!("net listen --port {port} --datapath userspace"));
+    node.until_it_answers("net peers");
+    for own in [&format!("127.0.0.1:{port}"), "198.51.100.7:443"] {
+        let hint = format!("drain --hint {OTHER}@{own}");
+        node.run(&hint).fails_with(&[&format!("{own} is an address of this relay"), &node.id()]);
+    }
+    assert!(!node.run("xdp status").stdout.contains("Draining"), "it goes on");
+    let other_port = format!("drain --hint {OTHER}@198.51.100.7:444");
+    assert_eq!(node.run(&other_port).code, 0);
+    assert_eq!(wait(&mut running, PATIENCE), Some(0));
+}
+
+#[test]
 fn a_relay_that_nobody_uses_is_drained_at_once_and_ends_without_a_fault() {
     for format in ["", " --json"] {
         let node = Node::relay();

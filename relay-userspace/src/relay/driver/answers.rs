@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Driver;
 use crate::admin::{Asked, Request};
 use crate::clock::MonoTime;
+use crate::config::RelayHint;
 use crate::relay::bans::{BanCause, BanStatus, BanSubject};
 use crate::relay::datapath::FlowTuple;
 use crate::relay::rendezvous::Drain;
@@ -45,6 +46,10 @@ impl Driver {
             Request::Drain { hint: Some(hint), .. } if hint.node == self.node => {
                 Err(format!("{hint} is this relay itself: name the one that its agents are to move to"))
             }
+            Request::Drain { hint: Some(hint), .. } if self.is_own(&hint) => Err(format!(
+                "{} is an address of this relay, whose node id is {}: name the one that its agents are to move to",
+                hint.at, self.node
+            )),
             Request::Drain { deadline_s, hint } => {
                 let to = hint.as_ref().map(tracing::field::display);
                 tracing::info!(deadline_s, to, "draining: no new sessions from now on");
@@ -63,6 +68,12 @@ impl Driver {
             Request::LiftBan { subject } => json(&self.lift_ban(subject)),
         };
         let _asker_gone = answer.send(value);
+    }
+
+    /// Whether agents that go where the hint says would come back to this relay, as far as an address tells; names may change.
+    fn is_own(&self, hint: &RelayHint) -> bool {
+        let at = hint.at.socket_addr();
+        at.is_some_and(|at| self.packets.listening.is_at(at) || self.rendezvous.advertises(at))
     }
 
     fn sessions(&self) -> report::Sessions {

@@ -1,5 +1,6 @@
 //! A relay that is about to stop: agents are told to move away, and once nobody uses it any more it is done.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::agents::ConnId;
@@ -58,6 +59,11 @@ impl Rendezvous {
         let Draining { deadline, hint, .. } = self.draining.as_ref()?;
         let left = deadline.map(|deadline| deadline.since(now));
         Some(DrainStatus { sessions: self.carried(), left, hint: hint.clone() })
+    }
+
+    /// Whether agents are told to send data to `address`.
+    pub fn advertises(&self, address: SocketAddr) -> bool {
+        self.settings.advertise.contains(&address)
     }
 
     /// An agent has said that it speaks flow. If the relay is being drained, it has not been told yet.
