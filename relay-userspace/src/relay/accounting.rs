@@ -61,14 +61,13 @@ impl Account<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Write};
     use std::path::Path;
-    use std::sync::{Arc, Mutex};
 
     use relay_common::Side;
 
     use super::*;
     use crate::relay::datapath::SideTraffic;
+    use crate::relay::written::Written;
 
     const TRAFFIC: Traffic = Traffic {
         sides: [
@@ -99,22 +98,7 @@ mod tests {
             .with_target(false)
             .finish();
         tracing::subscriber::with_default(log, || account.log());
-        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-        text.strip_suffix('\n').unwrap().to_owned()
-    }
-
-    /// What the log has written.
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+        written.text().strip_suffix('\n').unwrap().to_owned()
     }
 
     fn document() -> String {

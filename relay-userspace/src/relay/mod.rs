@@ -31,6 +31,8 @@ mod reconfiguration;
 mod remembered;
 mod sliding_count;
 mod splice;
+#[cfg(test)]
+mod written;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,14 +1,13 @@
 //! What the log and the metrics have of a session's life.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
 use super::*;
 use crate::relay::event_log::EventLog;
 use crate::relay::rendezvous::{Counts, Restrained};
+use crate::relay::written::Written;
 
 #[test]
 fn every_line_of_a_sessions_life_has_its_id_and_says_one_thing() {
@@ -91,20 +90,5 @@ fn logged(events: &[Event], now: MonoTime) -> Vec<Value> {
         let mut log = EventLog::default();
         events.iter().for_each(|event| log.log(event, now));
     });
-    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// What the log has written.
-#[derive(Clone, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Written {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    written.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
