@@ -136,8 +136,13 @@ fn a_gateway_whose_neighbour_entry_ages_is_asked_after_while_the_kernel_forwards
     }
     let _relay = world.deployment.start_relay(None, NATIVE).unwrap();
     with_stream(&world, |stream| {
-        wait_for_kernel(&world, &only_session(&world).session, 10);
-        let before = only_session(&world);
+        let daemon = |session: &RelaySession| session.sides.each_ref().map(|side| side.packets_userspace);
+        // The first datagrams go up while the gateway is looked for, and a daemon that waits for a CPU counts them later.
+        let before = wait_for("the daemon to be done with the beginning", Duration::from_secs(20), || {
+            let before = only_session(&world);
+            wait_for_kernel(&world, &before.session, 50);
+            (daemon(&only_session(&world)) == daemon(&before)).then_some(before)
+        });
         stream.gaps();
 
         for gateway in [RELAY_GATEWAYS[0].of(Family::V4), RELAY_GATEWAYS[0].of(Family::V6)] {
@@ -154,8 +159,8 @@ fn a_gateway_whose_neighbour_entry_ages_is_asked_after_while_the_kernel_forwards
         }
 
         wait_for_kernel(&world, &before.session, 100);
-        let daemon = |session: &RelaySession| session.sides.each_ref().map(|side| side.packets_userspace);
-        assert_eq!(daemon(&only_session(&world)), daemon(&before), "packets that went up");
+        let reasons = world.status().kernel;
+        assert_eq!(daemon(&only_session(&world)), daemon(&before), "packets that went up: {reasons:?}");
         println!("neighbour entries aged; at connector and target: {:?}", print_gaps(stream));
     });
 }
