@@ -158,19 +158,23 @@ fn every_block_that_shows_a_configuration_is_marked_as_one_and_understood() {
     for (path, page) in pages() {
         for (language, block) in page.blocks {
             let table = block.lines().find(|line| line.starts_with('[') && line.trim_end().ends_with(']'));
-            if language == "toml" {
-                let filled = block
+            // A block of its own, or what a command writes.
+            let typed =
+                || block.split_once("config.toml <<'END'\n")?.1.split_once("\nEND").map(|(text, _)| text);
+            let shown = if language == "toml" { Some(&*block) } else { typed() };
+            if let Some(shown) = shown {
+                let filled = shown
                     .replace("atlas_<id of a peer>", id)
                     .replace("atlas_<id>", id)
                     .replace("<relay_ip>", "192.0.2.1");
-                Config::parse(&filled, &path, &root).unwrap_or_else(|error| panic!("{error}\n{block}"));
+                Config::parse(&filled, &path, &root).unwrap_or_else(|error| panic!("{error}\n{shown}"));
                 understood += 1;
             } else if let Some(table) = table.filter(|_| language.is_empty()) {
                 panic!("{}: the block with {table} is not marked as toml", path.display());
             }
         }
     }
-    assert!(understood >= 8, "the blocks are read: {understood}");
+    assert!(understood >= 7, "the blocks are read: {understood}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The configuration file: what it means ([`Config`]), and where everything lies ([`AtlasRoot`]).
 //!
-//! [`keys`] is the table of all keys. A file is checked against it ([`document`]); what it means is [`Config`], in which
+//! [`keys`] is the table of all keys. A file is checked against it (`document`); what it means is [`Config`], in which
 //! units are types and nothing is left to check. Errors name file, line, key and what was expected.
 
 mod address;

@@ -443,7 +443,7 @@ impl PacketPath {
 /// by what there is.
 ///
 /// # Errors
-/// [`PacketPath::open`] would fail for their sake.
+/// `PacketPath::open` would fail for their sake.
 pub fn check_interfaces(wanted: &Datapath) -> Result<(), PathError> {
     if wanted.mode == DatapathMode::Userspace {
         return Ok(());

@@ -43,7 +43,7 @@ const CHOICES: u32 = 16;
 impl RelayPort {
     /// Opens `port` on all addresses of this host; 0 lets the kernel choose. `readers` is the number of sockets of each
     /// family for relayed traffic, which a thread each reads: one carries what one core can. 0 makes it one per CPU, up
-    /// to [`DEFAULT_READERS`]. `bind_magic` is what bind datagrams begin with. On a host without IPv6 the relay runs on
+    /// to `DEFAULT_READERS`. `bind_magic` is what bind datagrams begin with. On a host without IPv6 the relay runs on
     /// IPv4, and the log says why.
     ///
     /// # Errors
