@@ -49,7 +49,8 @@ fn relay<F: Frame, T: Tables, K: Tuple>(
 where
     Packet<K>: Rewrite,
 {
-    // Here and not where it is needed: before the look-up little is known yet that a call would have to keep.
+    // Here and not where it is needed: before the look-up little is known yet that a call would have to keep. So strangers can
+    // have it summed, too: that costs less than what their packets take beyond this program.
     let unfinished = packet.looks_unfinished() && !frame.verifies();
     let flow = look_up(tables, &packet.tuple)?;
     packet.suits(&flow.route, unfinished)?;

@@ -29,7 +29,7 @@ Examples:
   cargo xtask build                         target/release/atlas-relay with the XDP program inside
   cargo xtask dist                          tarball, Debian package and checksums in target/dist
   cargo xtask lab --delay 20ms --loss 0.1%  the demo's network, with agent 1 far away
-  cargo xtask bench                         measure it beside others, some ten minutes (root)
+  cargo xtask bench                         measure it beside others, some six minutes (root)
   cargo xtask load --interface eth0         attach the XDP program, for development";
 
 #[derive(Subcommand)]
@@ -111,7 +111,7 @@ enum Task {
     },
     /// Checks rules of the code's order that no compiler checks: imports, names, top-level parts.
     Tidy,
-    /// What continuous integration runs: format, lints, tests.
+    /// What continuous integration runs: format, lints, the library's pages, tests, packages, demo, benchmark.
     Ci,
 }
 

@@ -129,7 +129,7 @@ fn a_packet_whose_checksum_is_left_to_hardware_goes_up_uncharged() {
 
 /// A packet of `payload`, whose first two bytes are chosen so that its checksum, which is right, is the sum of its pseudo header
 /// as well.
-fn finished_alike(from: SocketAddr, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn finished_alike(from: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let made =
         |word: u16| frame(from, relay_for(from), 64, 0, &[&word.to_be_bytes(), &payload[2..]].concat());
     let check = |frame: &[u8]| {

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
-use proptest::prelude::{any, prop_assert_eq, proptest};
+use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use relay_common::{BIND_LEN, Reason};
 
+use crate::finished_alike;
 use crate::world::{CONNECTOR, CONNECTOR_V6, MAGIC, TARGET, TARGET_V6, World, data, frame, relay_for};
 
 const VLAN: u16 = 5;
@@ -45,6 +46,20 @@ proptest! {
         let control = priority << 12 | VLAN;
         let after = in_vlan(connector, target).forward(&tagged(control, &before)).unwrap();
         prop_assert_eq!(after, tagged(control, &without));
+    }
+
+    #[test]
+    fn a_tagged_packets_finished_checksum_is_told_from_one_left_to_hardware(
+        payload in proptest::collection::vec(any::<u8>(), 2..1400),
+        from_v6 in any::<bool>(),
+    ) {
+        let connector = if from_v6 { CONNECTOR_V6 } else { CONNECTOR };
+        let world = in_vlan(connector, TARGET);
+        let mut frame = tagged(VLAN, &finished_alike(connector, &payload));
+        prop_assert!(world.forward(&frame).is_ok());
+        let payload_at = if from_v6 { 66 } else { 46 };
+        frame[payload_at] ^= 1;
+        prop_assert_eq!(world.refusal(frame), Reason::UnfinishedChecksum);
     }
 
     /// Any damage to a tagged frame of a session: forwarded with payload and tag, or left alone.

@@ -103,7 +103,7 @@ impl DataSocket {
         self.relay
     }
 
-    /// Keeps the tuple bound until consent is lost; never returns before that.
+    /// Keeps the tuple bound until the session is lost; never returns before that.
     pub async fn keep_bound(&self, mut tell: impl FnMut(BindEvent)) {
         loop {
             let output = lock(&self.bind).poll(MonoTime::now(), unix_us());

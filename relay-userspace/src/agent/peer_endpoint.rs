@@ -13,6 +13,7 @@ use super::session::Session;
 use super::virtual_socket::VirtualSocket;
 use crate::identity::{NodeId, NodeKey};
 use crate::protocol::SessionId;
+use crate::protocol::bind::BindClient;
 use crate::protocol::handshake::printable;
 use crate::tls::{self, TlsError};
 
@@ -33,6 +34,9 @@ const STREAM_WINDOW: u32 = 8 << 20;
 /// Two agents that lost each other notice after this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
+
+// An idle session goes on without a relay's daemon, even if one of these is lost.
+const _: () = assert!(BindClient::HEARD_LATELY.as_secs() > 2 * KEEP_ALIVE.as_secs());
 
 /// Concurrent forwards and messages of one connection.
 const MAX_STREAMS: u32 = 256;

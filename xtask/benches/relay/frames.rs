@@ -78,17 +78,19 @@ pub struct Kind {
     pub is_bind: bool,
     /// Whether it is the first fragment of a larger packet (IPv4).
     pub is_fragment: bool,
+    /// Whether the UDP checksum is the sum of the pseudo header, as hardware finds it that is to finish it.
+    pub is_unfinished: bool,
 }
 
 impl Kind {
     /// An ordinary packet.
     pub const fn plain(family: Family, payload: usize) -> Kind {
-        Kind { family, payload, tos: 0, is_bind: false, is_fragment: false }
+        Kind { family, payload, tos: 0, is_bind: false, is_fragment: false, is_unfinished: false }
     }
 
     /// A bind datagram.
     pub const fn bind(family: Family) -> Kind {
-        Kind { family, payload: BIND_LEN, tos: 0, is_bind: true, is_fragment: false }
+        Kind { is_bind: true, ..Kind::plain(family, BIND_LEN) }
     }
 
     /// A whole frame of flow 0, checksums aside: the prologue writes them.
@@ -115,11 +117,12 @@ impl Kind {
         }
         let ip = &frame[14..self.family.headers() - 8];
         let ip_sum = ip.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-        // Any sum but the pseudo header's own would do, which is what unfinished checksums are.
+        // Any sum but the pseudo header's own does for a finished one.
+        let more = if self.is_unfinished { 0 } else { 0x5555 };
         let addresses = &ip[if self.family == Family::V4 { 12 } else { 8 }..];
         let sum: u32 =
             addresses.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-        let udp_sum = sum + u32::from(UDP) + (self.payload + 8) as u32 + 0x5555;
+        let udp_sum = sum + u32::from(UDP) + (self.payload + 8) as u32 + more;
         Template { head, source: FIRST_SOURCE, ip_sum, udp_sum, unused: 0 }
     }
 

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, bail};
 use relay_common::Reason;
+use relay_common::datagram::LONGEST_SUMMED;
 use relay_userspace::relay::datapath::{Flows as _, Limit};
 
 use crate::Bench;
@@ -64,6 +65,14 @@ fn paths() -> Vec<Path> {
             ..path("program, IPv4 to IPv6", V4, Reason::Forwarded)
         },
         Path { flows: STRANGERS, ..path("program, IPv4, miss", V4, Reason::NoFlow) },
+        Path {
+            flows: STRANGERS,
+            ..path(
+                "program, IPv4, miss, 1472 B, looks unfinished",
+                Kind { payload: LONGEST_SUMMED - 8, is_unfinished: true, ..V4 },
+                Reason::NoFlow,
+            )
+        },
         Path { limit: SCANTY, ..path("program, IPv4, over the limit", V4, Reason::Limited) },
         Path {
             is_marked: true,

@@ -1,8 +1,10 @@
 //! `deploy/README.md` as its reader takes it: on clean machines with a real systemd, the commands of its blocks as they stand
 //! there. What the page has in angle brackets is filled in. What takes the network of the real machine was done before: builds
 //! (`cargo xtask`), which put their files into the checkout, and packages of Debian, which the clean root has. doctor may warn
-//! of the clock, which is the real machine's. Two blocks are for an editor: keys of tables that a file has already, and what
-//! `systemctl edit` asks for.
+//! of the clock, which is the real machine's, and what `sysctl` sets is set in memory that lies over the kernel's files: these hold
+//! for all machines. What goes on until it is ended is typed at a terminal of 80 columns, what another user types, by `sudo`, and
+//! the target has nobody to ask yet when its steps end. apt asks nothing. Two blocks are for an editor: keys of tables that a file
+//! has already, and what `systemctl edit` asks for.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -328,7 +330,7 @@ impl Walk {
     fn type_commands(&self, machine: &Machine, commands: &[String]) -> Vec<String> {
         let mut said = Vec::new();
         for line in commands {
-            let is_place = |rest: &str| rest.starts_with(|c: char| c.is_ascii_lowercase());
+            let is_place = |rest: &str| rest.starts_with(|c: char| c.is_ascii_alphabetic());
             assert!(!line.split('<').skip(1).any(is_place), "{line}: what is to be filled in?");
             if let Some((_, awaited)) = LIVE.iter().find(|(live, _)| live == line) {
                 said.push(machine.see(line, awaited));

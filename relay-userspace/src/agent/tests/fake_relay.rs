@@ -44,6 +44,8 @@ pub struct RelayState {
     pub passes_off: Option<PassedOff>,
     /// In every Bound; None: where they are.
     pub sees_agents_at: Option<SocketAddr>,
+    /// As when its daemon is away: data is carried on.
+    pub answers_no_bind: bool,
     pub announces: usize,
     pub paired: u8,
     pub goodbyes: usize,
@@ -125,11 +127,11 @@ impl FakeRelay {
         }
     }
 
-    pub fn tell_max_datagram(&self, id: SessionId, max_datagram_bytes: u32) {
+    /// Sends both sides their terms again, changed.
+    pub fn tell_terms(&self, id: SessionId, change: impl Fn(FlowTerms) -> FlowTerms) {
         let state = self.state();
         let RelaySession { nodes, terms, .. } = &state.sessions[&id];
-        for (node, terms) in nodes.iter().zip(terms.clone()) {
-            let terms = FlowTerms { max_datagram_bytes, ..terms };
+        for (node, terms) in nodes.iter().zip(terms.clone().map(change)) {
             state.connections[node].1.send(RelayReady::with_terms(&terms).into()).unwrap();
         }
     }
@@ -259,6 +261,7 @@ async fn carry_data(
         }
         let datagram = &buffer[..len];
         let sends = match <&[u8; BIND_LEN]>::try_from(datagram) {
+            Ok(_) if datagram.starts_with(&magic.0) && state.lock().unwrap().answers_no_bind => Vec::new(),
             Ok(bind) if datagram.starts_with(&magic.0) => {
                 answer_bind(bind, from, &magic, &mut state.lock().unwrap())
             }

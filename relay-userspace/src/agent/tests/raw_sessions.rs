@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{Network, node};
 use crate::agent::{AgentSettings, Incoming, RawSendError, SessionEnd};
-use crate::protocol::flow_terms::disconnect_reason;
+use crate::clock::MonoTime;
+use crate::protocol::flow_terms::{FlowTerms, disconnect_reason};
 
 #[tokio::test]
 async fn raw_sessions_carry_datagrams_as_they_are() {
@@ -33,6 +34,26 @@ async fn raw_sessions_carry_datagrams_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_session_goes_on_beyond_its_consent_while_what_is_heard_shows_that_it_is_carried() {
+    let net = Network::start().await;
+    let bob = net.agent(AgentSettings { incoming: Incoming::Raw, ..net.serving(2, &[1], &[]) }).await;
+    let alice = net.dialer(1);
+    let mut near = alice.connect_raw(node(2)).await.unwrap();
+    let mut far = bob.accept_raw().await.unwrap();
+    net.relay.state().answers_no_bind = true;
+    let consent = Duration::from_secs(2);
+    net.relay.tell_terms(near.session().id(), |terms| FlowTerms { consent, ..terms });
+    let begun = MonoTime::now();
+    while MonoTime::now() < begun + 2 * consent {
+        near.send(b"there").await.unwrap();
+        assert_eq!(far.recv().await.as_deref(), Some(&b"there"[..]));
+        far.send(b"back").await.unwrap();
+        assert_eq!(near.recv().await.as_deref(), Some(&b"back"[..]));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn the_largest_datagram_follows_the_terms_of_the_relay() {
     let net = Network::start().await;
     let bob = net.agent(AgentSettings { incoming: Incoming::Raw, ..net.serving(2, &[1], &[]) }).await;
@@ -40,7 +61,8 @@ async fn the_largest_datagram_follows_the_terms_of_the_relay() {
     let near = alice.connect_raw(node(2)).await.unwrap();
     let far = bob.accept_raw().await.unwrap();
     for largest in [1452, 1472] {
-        net.relay.tell_max_datagram(near.session().id(), largest as u32);
+        let max_datagram_bytes = largest as u32;
+        net.relay.tell_terms(near.session().id(), |terms| FlowTerms { max_datagram_bytes, ..terms });
         let told = async {
             while (near.max_datagram(), far.max_datagram()) != (largest, largest) {
                 tokio::task::yield_now().await;

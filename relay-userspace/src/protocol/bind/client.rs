@@ -110,8 +110,8 @@ impl BindClient {
     pub const UNHEARD: Duration = Duration::from_secs(1);
 
     /// Data heard so lately shows that the relay forwards, though nobody there takes proofs: longer than an idle connection of
-    /// the agents waits with its sign of life (8 s), and once more for a lost one.
-    pub const FORWARDS: Duration = Duration::from_secs(20);
+    /// the agents waits with its sign of life, and once more for a lost one.
+    pub const HEARD_LATELY: Duration = Duration::from_secs(20);
 
     /// A client for the session and side of `terms`.
     pub fn new(terms: &FlowTerms, now: MonoTime) -> Self {
@@ -297,7 +297,7 @@ impl BindClient {
         let consent = self.proved_at + self.consent;
         match self.heard_at {
             Some(heard_at) if self.phase == Phase::Paired => {
-                consent.max((heard_at + Self::FORWARDS).min(self.proved_at + LEASE))
+                consent.max((heard_at + Self::HEARD_LATELY).min(self.proved_at + LEASE))
             }
             _ => consent,
         }
@@ -441,8 +441,8 @@ mod tests {
         };
         let seconds = Duration::from_secs;
         assert_eq!(lost_after(seconds(0)), terms().consent);
-        assert_eq!(lost_after(terms().consent - BindClient::FORWARDS), terms().consent);
-        assert_eq!(lost_after(seconds(100)), seconds(99) + BindClient::FORWARDS);
+        assert_eq!(lost_after(terms().consent - BindClient::HEARD_LATELY), terms().consent);
+        assert_eq!(lost_after(seconds(100)), seconds(99) + BindClient::HEARD_LATELY);
         assert_eq!(lost_after(10 * LEASE), LEASE);
     }
 

@@ -10,11 +10,12 @@ use super::super::page::blocks_in;
 use super::super::walk;
 
 /// What a command in the text of a page begins with. In a block that is marked `sh` everything is one.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "apt-get",
     "atlas",
     "atlas-relay",
     "cargo",
+    "date",
     "curl",
     "date",
     "ethtool",
@@ -218,7 +219,7 @@ fn without_comment(line: &str) -> &str {
 
 /// Whether a piece of text in the type of code is a command, and not only the name of a program or of something else.
 fn is_command(code: &str) -> bool {
-    let words: Vec<&str> = code.split_whitespace().collect();
+    let words: Vec<&str> = code.split_whitespace().skip_while(|word| word.contains('=')).collect();
     match words[..] {
         ["atlas" | "atlas-relay", group, ..] => GROUPS.contains(&group) || group.starts_with('-'),
         [first, _, ..] => PROGRAMS.contains(&first) || GROUPS.contains(&first),
@@ -241,7 +242,7 @@ fn plain(command: &str) -> Vec<&str> {
 
 #[test]
 fn a_command_is_found_in_blocks_and_by_its_program_in_text() {
-    let page = "Do `atlas bans\nlift` and `net peers`, `limited` or `atlas relay bind`, for `atlas`.\n\n\
+    let page = "Do `atlas bans\nlift` and `net peers`, `limited`, `A=b atlas bans` or `atlas relay bind`, for `atlas`.\n\n\
                 ```sh\natlas id init   # `a key`\n\nprintf '# %s' \\\n  b # c\n```\n\n```text\natlas id show\n```\n\n\
                 | a |\n|---|\n| `ethtool -i IF` |\n";
     let shown = shown_on("a.md", page).unwrap();
@@ -251,6 +252,7 @@ fn a_command_is_found_in_blocks_and_by_its_program_in_text() {
         [
             (1, None, "atlas bans lift"),
             (2, None, "net peers"),
+            (2, None, "A=b atlas bans"),
             (5, Some(1), "atlas id init"),
             (8, Some(1), "printf '# %s' b"),
             (17, None, "ethtool -i IF"),
