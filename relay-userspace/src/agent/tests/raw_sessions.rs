@@ -51,6 +51,11 @@ async fn a_session_goes_on_beyond_its_consent_while_what_is_heard_shows_that_it_
         assert_eq!(near.recv().await.as_deref(), Some(&b"back"[..]));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    assert_eq!(
+        net.relay.state().disconnected,
+        [],
+        "neither side has told the relay that it has lost the session"
+    );
 }
 
 #[tokio::test]
