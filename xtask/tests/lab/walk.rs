@@ -38,6 +38,7 @@ const TAKEN: &[(&str, usize, &str)] = &[
     ("The tarball", 0, UPSTREAM),
     ("Does it work", 0, DAILY),
     ("Does it work", 1, DAILY),
+    ("Does it work", 2, DAILY),
     ("Firewall", 0, DAILY),
     ("Firewall", 1, firewalld::STEPS),
     ("Receive buffers", 0, DAILY),
@@ -146,6 +147,8 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     walk.take(&connector, "Agents", 3);
     walk.take(&connector, "Agents", 4);
     walk.take(&connector, "Does it work", 1);
+    let [asked] = walk.take(&relay, "Does it work", 2).try_into().unwrap();
+    assert!(asked.contains("the agent has connected to this node there"), "{asked}");
     assert_confined(&target, "atlas-agent");
     assert_confined(&connector, "atlas-agent");
     copy_through(&lab, "first");
