@@ -10,12 +10,12 @@ mod peer_groups;
 mod places;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, BufRead as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -226,6 +226,9 @@ const SOCKET_MODE: u32 = 0o660;
 /// Longest request line, in bytes: a message's body, and what stands around it.
 const MAX_REQUEST_BYTES: u64 = 4096 + MAX_BODY_TEXT_LEN as u64;
 
+/// Longest answer, in bytes: a list of a million sessions is shorter.
+const MAX_ANSWER_BYTES: usize = 1 << 30;
+
 /// Connections that may wait to be looked at.
 const MAX_WAITING: i32 = 128;
 
@@ -331,30 +334,52 @@ pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
         _ => AskError::Io { path: path.to_owned(), source },
     };
     let stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
-    // A daemon that is late says so itself.
-    stream.set_read_timeout(Some(request.patience() + PATIENCE)).map_err(failed)?;
     let mut line = serde_json::to_string(&request)?;
     line.push('\n');
-    let answer = exchange(stream, &line).map_err(failed)?;
+    // A daemon that is late says so itself.
+    let until = Instant::now() + request.patience() + 2 * PATIENCE;
+    let answer = exchange(stream, &line, until).map_err(failed)?;
     if answer.is_empty() {
         return Err(AskError::Ended { path: path.to_owned() });
     }
-    match serde_json::from_str(&answer)? {
+    match serde_json::from_slice(&answer)? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(why) => Err(AskError::Refused(why)),
     }
 }
 
-/// The line that is answered to `question`.
-fn exchange(mut stream: std::os::unix::net::UnixStream, question: &str) -> io::Result<String> {
+/// The line that is answered to `question`, if it is `until` then.
+fn exchange(
+    mut stream: std::os::unix::net::UnixStream,
+    question: &str,
+    until: Instant,
+) -> io::Result<Vec<u8>> {
+    let left = || match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    stream.set_write_timeout(Some(left()?))?;
     match stream.write_all(question.as_bytes()) {
         // Who takes no more questions says why before it hangs up.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         written => written?,
     }
-    let mut answer = String::new();
-    io::BufReader::new(stream).read_line(&mut answer)?;
-    Ok(answer)
+    let (mut answer, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        stream.set_read_timeout(Some(left()?))?;
+        let read = match stream.read(&mut part) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => part.get(..read?).unwrap_or_default(),
+        };
+        answer.extend_from_slice(read);
+        if read.is_empty() || read.ends_with(b"\n") {
+            return Ok(answer);
+        }
+        if answer.len() > MAX_ANSWER_BYTES {
+            let why = format!("its answer is longer than {MAX_ANSWER_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+    }
 }
 
 /// Has the relay behind the admin socket at `path` end its sessions and stop, and waits until it has.

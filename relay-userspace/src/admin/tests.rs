@@ -91,7 +91,20 @@ fn who_is_refused_before_the_question_is_read_hears_why() {
     let refusal = as_line(&Answer::Error("too many are asking".to_owned())).unwrap();
     daemon.write_all(&refusal).unwrap();
     drop(daemon);
-    assert_eq!(exchange(asker, "a question\n").unwrap().into_bytes(), refusal);
+    assert_eq!(exchange(asker, "a question\n", Instant::now() + PATIENCE).unwrap(), refusal);
+}
+
+#[test]
+fn an_answer_that_does_not_end_is_given_up_however_often_some_of_it_comes() {
+    let (asker, mut daemon) = std::os::unix::net::UnixStream::pair().unwrap();
+    let dripping = std::thread::spawn(move || {
+        while daemon.write_all(b" ").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let given_up = exchange(asker, "a question\n", Instant::now() + Duration::from_millis(100)).unwrap_err();
+    assert!(matches!(given_up.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{given_up}");
+    dripping.join().unwrap();
 }
 
 #[tokio::test]
