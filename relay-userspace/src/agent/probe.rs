@@ -1,8 +1,9 @@
 //! Being asked by a relay, by `probe` in a Ping, to connect to it anew and to say who answers: so its operator hears whether who
 //! is not connected yet reaches it.
 //!
-//! No relay must be able to have this agent send to somebody else, or much: see `crate::probe`. So it connects to the IP address
-//! at which it is connected to that very relay, for one relay at a time, and for each so often, however often that one hangs up.
+//! No relay must be able to have this agent send to somebody else, or much: see `crate::probe`. So it connects to the address and
+//! port at which it is connected to that very relay, where newcomers go too; for one relay at a time, and for each so often,
+//! however often that one hangs up. The port that the relay names is not looked at: it may be another one outside.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::refusal::{Refusal, RefusalLog};
 use super::verification::unix_s;
 use crate::clock::MonoTime;
-use crate::probe::{MOST_PER_CONNECTION, answer, refusal, who_answers};
+use crate::probe::{MOST_AT_FIRST, Probed, who_answers};
 use crate::protocol::Message;
 
 /// A relay may ask this often in the long run.
@@ -47,29 +48,27 @@ pub struct RelayProbes {
 }
 
 impl RelayProbes {
-    /// The relay that is reached at `relay` asks what becomes of a connection to its `port`. The answer goes to `answers` once
-    /// there is one, if that is still there.
-    pub fn ask(&mut self, port: u16, relay: SocketAddr, echo: i64, answers: &mpsc::WeakSender<Message>) {
-        let mut to = relay;
-        to.set_port(port);
+    /// The relay that is reached at `to`, and says that its port is `port`, asks what becomes of another connection to it. The
+    /// answer goes to `answers` once there is one, if that is still there.
+    pub fn ask(&mut self, port: u16, to: SocketAddr, echo: i64, answers: &mpsc::WeakSender<Message>) {
         let Some(place) = self.place(port, MonoTime::now()) else {
             if let Some(times) = self.of_all.refusals.count(Refusal::ProbeLimit) {
-                tracing::debug!(%to, times, "not connecting to the relay anew: it asks too often");
+                tracing::debug!(%to, times, "not connecting to the relay anew: not now");
             }
-            return send(answers, refusal(unix_s(), echo).into());
+            return send(answers, Probed::Refused.answer(unix_s(), echo).into());
         };
         tracing::debug!(%to, "connecting to the relay anew: it asks who answers");
         let answers = answers.clone();
         tokio::spawn(async move {
-            let node = who_answers(to, place).await;
-            send(&answers, answer(unix_s(), echo, to, node).into());
+            let probed = who_answers(to, place).await;
+            send(&answers, probed.answer(unix_s(), echo).into());
         });
     }
 
     /// The place for one, if it may be.
     fn place(&mut self, port: u16, now: MonoTime) -> Option<OwnedSemaphorePermit> {
         let until = self.asked_until.max(now) + EVERY;
-        if port == 0 || until.since(now) > MOST_PER_CONNECTION * EVERY {
+        if port == 0 || until.since(now) > MOST_AT_FIRST * EVERY {
             return None;
         }
         let place = Arc::clone(&self.of_all.place).try_acquire_owned().ok()?;

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Ours: the code of a QUIC close that is no fault. Who closes has only asked who answers there, for somebody who is to be told.
+pub const PROBE_OVER: u32 = 3000;
+
 /// An error code: the upstream documentation's, and the 3000s, a range it leaves free, for pairing.
 ///
 /// The same numbers are QUIC application close codes.

@@ -345,8 +345,8 @@ pub mod disconnect_reason {
 pub struct Ping {
     /// The sender's clock, in seconds since the Unix epoch.
     pub ts: i64,
-    /// Ours: connect to this UDP port of the address that you see me at, and tell in Pong who answers. A relay sends it to agents
-    /// that said `flow`.
+    /// Ours: connect to me anew, and tell in Pong who answers. An agent names the UDP port of its address that is meant. A relay,
+    /// which sends it to agents that said `flow`, names its own, and is connected to where the agent has reached it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<u16>,
 }

@@ -267,7 +267,11 @@ impl Driver {
                 Output::Send { conn, message } => (conn, message),
                 // A Ping is out already that asks for more.
                 Output::Ping { conn } if self.agent_probes.waits(conn) => continue,
-                Output::Ping { conn } => (conn, Ping::new(unix_seconds()).into()),
+                Output::Ping { conn } => {
+                    let ping = Ping::new(unix_seconds());
+                    self.agent_probes.pinged(conn, ping.ts);
+                    (conn, ping.into())
+                }
                 Output::Pong { conn, echo } => (conn, Pong::new(unix_seconds(), echo).into()),
                 Output::Close { conn, code, reason, blamed } => {
                     if let Some(outbox) = self.outboxes.remove(&conn) {

@@ -77,7 +77,7 @@ fn a_firewall_that_lets_in_only_who_is_connected_is_found_by_an_agent_and_the_co
     let _relay = world.deployment.start_relay(None, NATIVE).unwrap();
     let _agent = world.deployment.start_target().unwrap();
     let from = format!("--from {}", world.deployment.target.id());
-    // The agent does one at a time, and one that nobody answers takes ten seconds altogether.
+    // The agent does one at a time, and one that nobody answers takes thirteen seconds altogether.
     let reachable = || {
         wait_for("the agent's answer", Duration::from_secs(60), || {
             let finding = finding_of(&world, &from, "reachable");

@@ -33,6 +33,8 @@ pub struct FakeRelay {
     pub state: Arc<StdMutex<RelayState>>,
     pub changed: Arc<tokio::sync::Notify>,
     pub data_blocked: Arc<AtomicBool>,
+    /// Whoever connects from now on is not answered.
+    pub ignores_newcomers: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -85,12 +87,18 @@ impl FakeRelay {
             state: Arc::default(),
             changed: Arc::default(),
             data_blocked: Arc::default(),
+            ignores_newcomers: Arc::default(),
         };
         let (state, changed, blocked) = (fake.state.clone(), fake.changed.clone(), fake.data_blocked.clone());
         tokio::spawn(carry_data(data.clone(), BindMagic::of_relay(&relay.public()), state.clone(), blocked));
         let data = data.local_addr().unwrap();
+        let ignores = fake.ignores_newcomers.clone();
         tokio::spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
+                if ignores.load(Ordering::SeqCst) {
+                    incoming.ignore();
+                    continue;
+                }
                 let (state, changed) = (state.clone(), changed.clone());
                 tokio::spawn(async move {
                     let Ok(connection) = incoming.await else { return };

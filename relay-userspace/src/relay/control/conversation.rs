@@ -17,7 +17,7 @@ use super::message_rate::{MessageRates, MessageVerdict};
 use super::{ControlEvent, Held, Listener, RECEIVE_WINDOW, Rules, ToAgent, lock, unix_seconds};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
-use crate::probe::{MOST_PER_CONNECTION, refusal};
+use crate::probe::{MOST_AT_FIRST, Probed};
 use crate::protocol::flow_terms::{ErrorMessage, FLOW, Ping};
 use crate::protocol::frames::{FrameError, write_frame};
 use crate::protocol::{ErrorCode, Message};
@@ -59,7 +59,7 @@ impl Listener {
         let mut readers = JoinSet::new();
         let (over_limit, mut too_many) = mpsc::channel(1);
         let (to_probe, mut asked) = mpsc::channel(1);
-        let (mut probing, mut probes_left) = (JoinSet::new(), MOST_PER_CONNECTION);
+        let (mut probing, mut probes_left) = (JoinSet::new(), MOST_AT_FIRST);
         let intake = Intake {
             conn,
             node: peer.node_id,
@@ -133,7 +133,7 @@ impl Listener {
                     probing.spawn(async move {
                         match probe {
                             Some(probe) => (stream, probe.run().await),
-                            None => (stream, refusal(unix_seconds(), ping.ts)),
+                            None => (stream, Probed::Refused.answer(unix_seconds(), ping.ts)),
                         }
                     });
                 }

@@ -11,6 +11,7 @@ use super::{ControlSettings, Listener, NO_SEAT, connections_full, unix_seconds};
 use crate::clock::MonoTime;
 use crate::identity::NodeId;
 use crate::protocol::ErrorCode;
+use crate::protocol::error_code::PROBE_OVER;
 use crate::protocol::flow_terms::ErrorMessage;
 use crate::protocol::frames::write_frame;
 use crate::protocol::handshake::{self, HandshakeError, Peer, Progress, Responder};
@@ -67,8 +68,8 @@ pub(super) struct TurnedAway {
 }
 
 impl Listener {
-    /// TLS and the four handshake messages, in [`handshake::TIMEOUT`] altogether.
-    pub(super) async fn introduce(&self, incoming: Incoming) -> Result<Introduced, Rejection> {
+    /// TLS and the four handshake messages, in [`handshake::TIMEOUT`] altogether. Nobody: it was only asked who is here.
+    pub(super) async fn introduce(&self, incoming: Incoming) -> Result<Option<Introduced>, Rejection> {
         let deadline = Instant::now() + handshake::TIMEOUT;
         let from = incoming.remote_address();
         // By a Retry, that is: a token of an earlier connection tells who had the address then, not who has it now.
@@ -93,6 +94,7 @@ impl Listener {
         let failed =
             |detail: String| Rejection { refusal: Refusal::HandshakeFailed, node, detail, blamed: false };
         let (mut send, receive) = match timeout_at(deadline, connection.accept_bi()).await {
+            Ok(Err(error)) if is_probe(&error) => return Ok(None),
             Ok(opened) => opened.map_err(|error| failed(error.to_string()))?,
             Err(_) => {
                 let code = ErrorCode::HandshakeTimeout.number();
@@ -150,7 +152,7 @@ impl Listener {
                 written.map_err(|_| late(node))?.map_err(|error| failed(error.to_string()))?;
             }
             if let Some(peer) = done {
-                return Ok(Introduced { connection, peer: *peer, send, reader, unfinished });
+                return Ok(Some(Introduced { connection, peer: *peer, send, reader, unfinished }));
             }
         }
     }
@@ -189,6 +191,11 @@ impl Listener {
             format!("banned for {} s more; the operator of this relay lifts it", left.as_secs().max(1));
         Some(TurnedAway { refusal, code: ErrorCode::RateLimited, text })
     }
+}
+
+/// Whether who has closed says that it only wanted to know who is here, as an agent does that this relay asks to.
+fn is_probe(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(close) if close.error_code == VarInt::from_u32(PROBE_OVER))
 }
 
 /// Whether a sound agent would not have done that. A clock that is not set yet or another version of the protocol are what

@@ -310,7 +310,8 @@ impl Listener {
         let handshake = begun.elapsed();
         drop(pending);
         let introduced = match introduced {
-            Ok(introduced) => introduced,
+            Ok(Some(introduced)) => introduced,
+            Ok(None) => return tracing::debug!(%from, "connected only to hear who is here"),
             Err(rejection) => return self.reject(rejection, from).await,
         };
         let (node, connection) = (introduced.peer.node_id, introduced.connection.clone());

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 
 use super::places::{Limits, Place};
 use super::{Listener, unix_seconds};
-use crate::probe::{answer, who_answers};
+use crate::probe::who_answers;
 use crate::protocol::flow_terms::{Ping, Pong};
 use crate::relay::prefix::Prefix;
 
-/// So many are under way at once. Each has a socket until QUIC has let go of it, ten seconds where nobody answers.
+/// So many are under way at once. Each has a socket for up to fifteen seconds.
 const AT_ONCE: Limits = Limits { all: 16, per_prefix: 4 };
 
 /// A connection that is to be tried.
@@ -41,8 +41,7 @@ impl Listener {
 impl Probe {
     /// Tries it: the answer for the agent.
     pub(super) async fn run(self) -> Pong {
-        let node = who_answers(self.to, self.place).await;
-        answer(unix_seconds(), self.echo, self.to, node)
+        who_answers(self.to, self.place).await.answer(unix_seconds(), self.echo)
     }
 }
 

@@ -49,8 +49,6 @@ pub struct AskedOn {
     pub remote: SocketAddr,
     /// Whether more than the documented messages may be sent on it.
     pub speaks_flow: bool,
-    /// Whether a Pong is still to come that has nothing to do with it.
-    pub owes_pong: bool,
 }
 
 /// An agent is asked for a sign of life this often.
@@ -241,7 +239,6 @@ impl Rendezvous {
             conn,
             remote: agent.remote,
             speaks_flow: agent.speaks_flow && !agent.gave_first_stream,
-            owes_pong: agent.unanswered_pings > 0,
         })
     }
 

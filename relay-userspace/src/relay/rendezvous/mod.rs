@@ -410,11 +410,6 @@ impl Rendezvous {
         self.agents.statuses(&self.nodes, now)
     }
 
-    /// Where agents are told to send data; empty: where they reached the relay.
-    pub fn advertised(&self) -> &[SocketAddr] {
-        &self.settings.advertise
-    }
-
     /// All sessions and offers.
     pub fn sessions(&self, flows: &impl Flows, now: MonoTime) -> Vec<SessionStatus> {
         let status = |session: &Session| {

@@ -18,6 +18,20 @@ fn an_announcing_agent_is_told_to_wait_and_is_listed() {
 }
 
 #[test]
+fn a_node_is_asked_on_the_connection_that_others_reach_it_by_else_on_its_newest() {
+    let mut world = World::new();
+    let asked_on = |world: &World| world.rendezvous.asked_on(&node(1)).map(|asked| asked.conn);
+    assert_eq!(asked_on(&world), None);
+    let first = world.connect(1);
+    let second = world.connect(1);
+    assert_eq!(asked_on(&world), Some(second));
+    world.message(first, announce(1));
+    assert_eq!(asked_on(&world), Some(first));
+    world.lose(first);
+    assert_eq!(asked_on(&world), Some(second));
+}
+
+#[test]
 fn an_agent_that_announces_itself_all_the_time_does_not_fill_the_log() {
     let mut world = World::new();
     let conn = world.connect(1);
