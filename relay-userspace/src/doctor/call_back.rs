@@ -15,7 +15,7 @@ use crate::agent::{KnownRelays, dial, initiate};
 use crate::clock::MonoTime;
 use crate::config::RelayAddress;
 use crate::identity::{NodeId, NodeKey};
-use crate::probe::Probed;
+use crate::probe::{Probed, ProbedRelay};
 use crate::protocol::Message;
 use crate::protocol::envelope::MAX_CONTROL_PAYLOAD_LEN;
 use crate::protocol::flow_terms::Ping;
@@ -31,7 +31,8 @@ const LONGEST_WORDS: usize = 256;
 
 const NONSENSE: &str = "the relay's answer makes no sense";
 
-/// Has `relay`, which is the one that it is known as, connect to `port` of this host. With `own`, no relay runs here: that port of its is answered on with that key.
+/// Has `relay`, which is the one that it is known as, connect to `port` of this host. With `own`, no relay runs here: that port of
+/// its is answered on with that key.
 ///
 /// # Errors
 /// The relay was not asked, and why, for people.
@@ -45,16 +46,20 @@ pub async fn call_back(
     asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
 }
 
-/// Has the relay behind the admin socket at `socket` ask `agent` to connect to it anew.
+/// Has the relay behind the admin socket at `socket` ask `agent` to connect to it anew. Who that relay is, it says itself:
+/// whoever asks may have another identity, or none.
 ///
 /// # Errors
 /// The agent was not asked or gave no answer, and why, for people.
-pub fn call_back_by_agent(socket: &Path, agent: NodeId) -> Result<Probed, String> {
+pub fn call_back_by_agent(socket: &Path, agent: NodeId) -> Result<ProbedRelay, String> {
+    // Some of it is what the daemon says.
+    let words = |error: AskError| printable(&error.to_string(), LONGEST_WORDS);
     match admin::ask(socket, Request::Probe { agent }) {
-        Ok(answer) => serde_json::from_value(answer).map_err(|error| AskError::from(error).to_string()),
+        Ok(answer) => serde_json::from_value(answer).map_err(|error| words(error.into())),
         Err(error @ AskError::NotRunning { .. }) => Err(format!(
             "an agent is asked by the relay that it is connected to, and {error}; without a relay here, another one can be asked: --from NODE@HOST:PORT"
         )),
+        Err(error @ (AskError::Refused(_) | AskError::Json(_))) => Err(words(error)),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -123,5 +128,43 @@ impl Answering {
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// What is told of a daemon that answers this.
+    fn told(answer: &'static str) -> Result<ProbedRelay, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let daemon = std::thread::spawn(move || {
+            let (mut asker, _) = listener.accept().unwrap();
+            BufReader::new(asker.try_clone().unwrap()).read_line(&mut String::new()).unwrap();
+            writeln!(asker, "{answer}").unwrap();
+        });
+        let told = call_back_by_agent(&socket, NodeId::from_bytes([1; 32]));
+        daemon.join().unwrap();
+        told
+    }
+
+    #[test]
+    fn the_daemons_words_are_shown_without_what_a_terminal_obeys() {
+        let refused = told(r#"{"error":"no \u001b[2J\u0007"}"#).unwrap_err();
+        assert!(refused.starts_with("no "), "{refused:?}");
+        for answer in [
+            r#"{"error":"no \u001b[2J\u0007"}"#,
+            r#"{"\u001b[2J":"no"}"#,
+            r#"{"ok":{"relay":"\u001b[2J","outcome":"refused"}}"#,
+            r#"{"ok":{"relay":"atlas_8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c","outcome":"\u001b[2J"}}"#,
+        ] {
+            let why = told(answer).unwrap_err();
+            assert!(!why.is_empty() && !why.contains(char::is_control), "{why:?}");
+        }
     }
 }

@@ -155,6 +155,8 @@ pub struct Running {
 pub struct CallBack {
     /// Who was asked.
     pub by: Caller,
+    /// Who ought to answer here, if that is known.
+    pub expected: Option<NodeId>,
     /// What came of it, or why it cannot be told.
     pub outcome: Result<Probed, String>,
 }

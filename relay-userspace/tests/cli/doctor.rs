@@ -1,6 +1,7 @@
 //! `doctor`, as an operator types it. What is found differs from host to host; how it is told does not.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use relay_userspace::doctor::{Check, Level};
 use serde_json::Value;
@@ -69,20 +70,50 @@ fn a_relay_that_runs_in_userspace_is_examined_and_found_to_have_its_port() {
     let mut other_running = other.start("net listen");
     other.until_it_answers("net peers");
     assert_eq!(one(&examined(&other, &from), &Check::Reachable)["found"], connected_back.as_str());
+    terminate(&other_running);
+    assert_eq!(wait(&mut other_running, Duration::from_secs(5)), Some(0));
+    terminate(&running);
+    assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
+}
 
-    // And it has an agent of its own connect to it anew.
+#[test]
+fn a_relays_agent_says_whether_newcomers_reach_it_whoever_asks_the_relay() {
+    let relay = Node::relay();
+    let port = free_port();
+    relay.configure(&format!(
+        "[network]\nport = {port}\n[transport]\nenable_relay = true\noffer_relay = true\n\
+         [datapath]\nmode = \"userspace\"\nmax_sessions = 16\n"
+    ));
+    let mut running = relay.start("net listen");
+    relay.until_it_answers("net peers");
     let agent = Node::with_identity();
     agent.configure(&format!(
-        "[network]\nrelays = [\"127.0.0.1:{of_other}\"]\n[transport]\nenable_relay = true\n"
+        "[network]\nrelays = [\"127.0.0.1:{port}\"]\n[transport]\nenable_relay = true\n"
     ));
     let mut agent_running = agent.start("net listen");
     agent.until_logged("announced: other agents can find this one there");
     let from = format!("--from {}", agent.id());
-    let report = examined(&other, &from);
-    let connected = format!("127.0.0.1:{of_other}: the agent has connected to this node there");
+    let report = examined(&relay, &from);
+    let connected = format!("127.0.0.1:{port}: the agent has connected to this node there");
     assert_eq!(one(&report, &Check::Reachable)["found"], connected.as_str());
     assert!(!report.contains_key(Check::Peer.name()), "no relay was asked: {report:?}");
-    let absent = examined(&other, &format!("--from {OTHER}"));
+
+    // As root has it who has set no more than where the relay's admin socket is.
+    let [nobody, somebody_else] = [Node::new(), Node::with_identity()];
+    for asker in [&nobody, &somebody_else] {
+        fs::create_dir_all(asker.path("state")).unwrap();
+        asker.configure(&format!("[admin]\nsocket = \"{}\"\n", relay.path("state/admin.sock")));
+        // One at a time: the agent lets go of the one before.
+        let found = || one(&examined(asker, &from), &Check::Reachable)["found"].as_str().unwrap().to_owned();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut said = found();
+        while said.contains("ask again") && Instant::now() < deadline {
+            said = found();
+        }
+        assert_eq!(said, connected);
+    }
+
+    let absent = examined(&relay, &format!("--from {OTHER}"));
     let absent = one(&absent, &Check::Reachable);
     assert!(
         absent["found"].as_str().unwrap().contains(&format!("no agent {OTHER} is connected")),
@@ -94,8 +125,6 @@ fn a_relay_that_runs_in_userspace_is_examined_and_found_to_have_its_port() {
     assert!(no_relay.contains("this daemon is an agent"), "{no_relay}");
     terminate(&agent_running);
     assert_eq!(wait(&mut agent_running, Duration::from_secs(5)), Some(0));
-    terminate(&other_running);
-    assert_eq!(wait(&mut other_running, Duration::from_secs(5)), Some(0));
     terminate(&running);
     assert_eq!(wait(&mut running, Duration::from_secs(5)), Some(0));
 }

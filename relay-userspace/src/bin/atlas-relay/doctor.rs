@@ -23,8 +23,10 @@ pub fn run(options: args::Doctor) -> anyhow::Result<ExitCode> {
     let mut facts = doctor::look(&Question { root: root.clone(), interfaces: interface });
     match from {
         Some(Peer::Agent(agent)) => {
-            let outcome = doctor::call_back_by_agent(&facts.socket, agent);
-            facts.call_back = Some(CallBack { by: Caller::Agent(agent), outcome });
+            let told = doctor::call_back_by_agent(&facts.socket, agent);
+            let expected = told.as_ref().ok().map(|told| told.relay);
+            let outcome = told.map(|told| told.probed);
+            facts.call_back = Some(CallBack { by: Caller::Agent(agent), expected, outcome });
         }
         Some(Peer::Relay(relay)) => from_relay(relay, &root, &mut facts)?,
         None => {}
@@ -74,7 +76,8 @@ fn from_relay(relay: RelayAddress, root: &AtlasRoot, facts: &mut Facts) -> anyho
             own.map(|key| (key, facts.port)),
         );
         let outcome = runtime()?.block_on(asking);
-        facts.call_back = Some(CallBack { by: Caller::Relay, outcome });
+        let expected = facts.identity.as_ref().ok().and_then(|id| id.parse().ok());
+        facts.call_back = Some(CallBack { by: Caller::Relay, expected, outcome });
     }
     facts.peer = Some((relay.to_string(), reached));
     Ok(())

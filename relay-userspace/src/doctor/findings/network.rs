@@ -77,14 +77,16 @@ fn firewall(facts: &Facts, port: (&'static str, &str)) -> Vec<Finding> {
     })]
 }
 
+/// What is said of a chain whose rules are not known.
+const WITHOUT_NFT: &str =
+    "drops what no rule accepts: whether one accepts the port cannot be told without nft";
+
 /// What is to be said of a chain that does not let everybody in.
 fn closed(chain: &InputChain, port: (&'static str, &str)) -> Option<Finding> {
     let InputChain { family, table, name, port: fate } = chain;
     let what = match fate {
         PortFate::Accepted | PortFate::Untold { drops: false } => return None,
-        PortFate::Untold { drops: true } => {
-            "drops what no rule accepts: whether one accepts the port cannot be told without nft"
-        }
+        PortFate::Untold { drops: true } => WITHOUT_NFT,
         PortFate::SomeAccepted => {
             "lets in some of what comes to the port at most: its rules have further conditions"
         }
@@ -254,11 +256,9 @@ fn reached(facts: &Facts, port: (&'static str, &str)) -> Option<Finding> {
     }
 }
 
-/// What who is named by --from has found on connecting here. What was found `before` tells of this
-/// host's firewalls.
+/// What who is named by --from has found on connecting here. What was found `before` tells of this host's firewalls.
 fn reachable(facts: &Facts, port: (&'static str, &str), before: &[Finding]) -> Option<Finding> {
-    let CallBack { by, outcome } = facts.call_back.as_ref()?;
-    let own = facts.identity.as_deref().unwrap_or_default();
+    let CallBack { by, expected, outcome } = facts.call_back.as_ref()?;
     let caller = match by {
         Caller::Relay => "the relay",
         Caller::Agent(_) => "the agent",
@@ -268,11 +268,19 @@ fn reachable(facts: &Facts, port: (&'static str, &str), before: &[Finding]) -> O
         ..Check::Reachable.at(Level::Note, format!("cannot tell: {why}"), &[port])
     };
     Some(match (outcome, by) {
-        (Ok(Probed::Answered { at, node }), _) if node.to_string() == own => {
+        (Ok(Probed::Answered { at, node }), _) if expected.is_none() => {
+            untold(&format!("{node} answers at {at}, and who this host is cannot be read here"))
+        }
+        (Ok(Probed::Answered { at, node }), _) if *expected == Some(*node) => {
             Check::Reachable.ok(format!("{at}: {caller} has connected to this node there"))
         }
         (Ok(Probed::Answered { at, node }), _) => {
             Check::Reachable.at(Level::Error, format!("{at}: another node answers there, {node}"), &[port])
+        }
+        (Ok(Probed::Silent { .. }), Caller::Relay)
+            if expected.is_none() && facts.port_state == PortState::Free =>
+        {
+            untold("no relay runs here, and without an identity nobody has answered in its place")
         }
         (Ok(Probed::Silent { at }), _) => {
             let but = match by {
@@ -286,7 +294,7 @@ fn reachable(facts: &Facts, port: (&'static str, &str), before: &[Finding]) -> O
             Finding { mend: opening(before).or(finding.mend), ..finding }
         }
         (Ok(Probed::Refused), _) => untold(&format!(
-            "{caller} does not connect now: it does so a few times for each and for few at once; ask again later"
+            "{caller} does not connect now, or was turned away: it does so a few times for each and for few at once; ask again later"
         )),
         (Ok(Probed::NotKnown | Probed::NotConnected), Caller::Relay) => {
             untold("the relay does not know how to connect back")
@@ -305,9 +313,12 @@ fn reachable(facts: &Facts, port: (&'static str, &str), before: &[Finding]) -> O
 /// What lists the agents that can be asked.
 const CONNECTED_AGENTS: &str = "atlas-relay net peers   # then name one of them";
 
-/// The command that opens the port, if a firewall of this host is found to keep it out.
+/// The command that opens the port, if a firewall of this host is found to keep it out, and not only cannot be told.
 fn opening(findings: &[Finding]) -> Option<String> {
     let firewalls = [Check::Firewall, Check::Ufw, Check::Firewalld].map(Check::name);
-    let closed = |finding: &&Finding| finding.level == Level::Warning && firewalls.contains(&finding.check);
+    let closed = |finding: &&Finding| {
+        let of_firewall = finding.level == Level::Warning && firewalls.contains(&finding.check);
+        of_firewall && !finding.found.ends_with(WITHOUT_NFT)
+    };
     findings.iter().find(closed)?.mend.clone()
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::doctor::facts::{Bpffs, CallBack, Caller, Interface, PortState, Running};
 use crate::doctor::packet_rules::{InputChain, PortFate};
-use crate::identity::{NodeId, NodeKey};
+use crate::identity::NodeKey;
 use crate::probe::Probed;
 
 fn interface() -> Interface {
@@ -498,29 +498,55 @@ fn what_they_have_found_who_were_asked_to_connect_is_told() {
         (agent, Err("no relay".to_owned()), Level::Note, "cannot tell: no relay"),
     ];
     for (by, outcome, level, found) in rows {
-        let finding = reachable(CallBack { by, outcome }, &own);
+        let finding = reachable(CallBack { by, expected: Some(own), outcome });
         assert_eq!(finding.level, level, "{finding:?}");
         assert!(finding.found.contains(found), "{finding:?}");
         let mend = finding.mend.unwrap_or_default();
         assert_eq!(mend.starts_with("let UDP 4433 in "), level == Level::Error, "{mend}");
     }
-    let absent = reachable(CallBack { by: agent, outcome: Ok(Probed::NotConnected) }, &own);
+    let absent = reachable(CallBack { by: agent, expected: None, outcome: Ok(Probed::NotConnected) });
     assert_eq!(absent.level, Level::Note);
     assert!(absent.mend.is_some_and(|mend| mend.starts_with("atlas-relay net peers ")));
 }
 
-fn reachable(call_back: CallBack, own: &NodeId) -> Finding {
-    one(&Facts { call_back: Some(call_back), identity: Ok(own.to_string()), ..host() }, Check::Reachable)
+fn reachable(call_back: CallBack) -> Finding {
+    one(&Facts { call_back: Some(call_back), ..host() }, Check::Reachable)
+}
+
+#[test]
+fn who_does_not_know_who_this_host_is_is_told_that_and_of_no_error() {
+    let at = "203.0.113.9:4433".parse().unwrap();
+    let node = NodeKey::from_seed(&[1; 32]).node_id();
+    let call_back = |outcome| Some(CallBack { by: Caller::Relay, expected: None, outcome });
+    let identity = || Err("no identity".to_owned());
+    let told = |outcome, port_state| {
+        one(
+            &Facts { call_back: call_back(outcome), identity: identity(), port_state, ..host() },
+            Check::Reachable,
+        )
+    };
+    let answered = told(Ok(Probed::Answered { at, node }), PortState::Taken);
+    assert_eq!((answered.level, &answered.mend), (Level::Note, &None), "{answered:?}");
+    assert!(answered.found.contains(&format!("{node} answers at {at}")), "{answered:?}");
+    let nobody_there = told(Ok(Probed::Silent { at }), PortState::Free);
+    assert_eq!((nobody_there.level, &nobody_there.mend), (Level::Note, &None), "{nobody_there:?}");
+    assert_eq!(told(Ok(Probed::Silent { at }), PortState::Taken).level, Level::Error);
 }
 
 #[test]
 fn where_a_firewall_of_this_host_keeps_the_port_out_its_command_mends_that_nobody_has_answered() {
     let at = "203.0.113.9:4433".parse().unwrap();
-    let call_back = Some(CallBack { by: Caller::Relay, outcome: Ok(Probed::Silent { at }) });
+    let own = NodeKey::from_seed(&[1; 32]).node_id();
+    let call_back =
+        Some(CallBack { by: Caller::Relay, expected: Some(own), outcome: Ok(Probed::Silent { at }) });
     let chains = Ok(vec![chain("inet", "filter", "input", PortFate::Dropped)]);
     let facts = Facts { call_back: call_back.clone(), chains, ..host() };
     let [reachable, firewall] = [Check::Reachable, Check::Firewall].map(|check| one(&facts, check).mend);
     assert!(reachable.is_some() && reachable == firewall, "{reachable:?}");
+    let chains = Ok(vec![chain("inet", "filter", "input", PortFate::Untold { drops: true })]);
+    let facts = Facts { call_back: call_back.clone(), chains, ..host() };
+    let untold = one(&facts, Check::Reachable).mend.unwrap();
+    assert!(untold.starts_with("let UDP 4433 in "), "what shows rules opens nothing: {untold}");
     let facts = Facts { call_back, ufw: Some(false), ..host() };
     assert_eq!(one(&facts, Check::Reachable).mend.unwrap(), "ufw allow 4433/udp");
 }
