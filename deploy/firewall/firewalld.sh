@@ -1,6 +1,6 @@
 #!/bin/sh
 # For firewalld, as root, beside nftables.conf, which says why the port is not tracked, and where it has to be. Run again, it
-# changes nothing.
+# changes nothing but what was not made permanent, which a reload of firewalld drops.
 #
 # It opens the port in the default zone: if the interface is in another one, give --add-port its --zone. The table of
 # nftables.conf stands beside firewalld's, which leaves it alone, and is loaded whenever firewalld starts: nftables.service

@@ -173,6 +173,17 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     walk.take(&relay, "Restart", 0);
     assert_eq!(forwarding_session(&relay).session, session.session);
     copy_through(&lab, "after-the-restart");
+
+    // systemd tries again, and what it keeps outlasts a start that fails.
+    relay.change_file(CONFIGURATION, |text| format!("unsound\n{text}"));
+    assert!(relay.try_type("systemctl restart atlas-relay").is_err());
+    relay.wait_until("another attempt", || {
+        (relay.type_in("systemctl show atlas-relay -P NRestarts").trim() >= "1").then_some(())
+    });
+    relay.change_file(CONFIGURATION, |text| text.replacen("unsound\n", "", 1));
+    relay.wait_until("the relay", || relay.try_type("sudo -u atlas-relay atlas net peers").ok());
+    assert_eq!(forwarding_session(&relay).session, session.session);
+    copy_through(&lab, "after-a-start-that-failed");
     let bans = walk.take(&relay, BANS, 0);
     assert!(bans[2].contains("192.0.2.1") && bans[2].contains(&target_id), "{bans:?}");
     assert!(!relay.type_in("sudo -u atlas-relay atlas bans").contains("192.0.2.1"));

@@ -12,7 +12,7 @@ fn the_page_for_operators_has_the_times_that_sessions_live_by() {
     for (time, since) in [
         (OFFER_LIFETIME, "it was offered"),
         (KEEPALIVE, "a side's last proof"),
-        (CONSENT, "a side's last proof; its own start"),
+        (CONSENT, "a side's last proof; the daemon's start"),
         (CONSENT, "a side's last proof | the agent gives"),
         (LEASE, "a side's last proof"),
     ] {
