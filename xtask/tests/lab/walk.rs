@@ -49,6 +49,7 @@ const TAKEN: &[(&str, usize, &str)] = &[
     ("Restart", 1, UPSTREAM),
     ("Upgrade", 0, packages::UPGRADE),
     ("Upgrade", 1, DAILY),
+    ("Upgrade", 2, DAILY),
     ("Roll back", 0, packages::UPGRADE),
     ("Roll back", 1, DAILY),
     ("Drain", 0, DAILY),
@@ -208,6 +209,8 @@ fn who_has_the_page_alone_runs_a_relay_from_a_checkout_for_two_agents_and_looks_
     std::fs::write(&newer, [std::fs::read(binary).unwrap(), b"newer".to_vec()].concat()).unwrap();
     relay.put(&newer, "target/release/atlas-relay");
     walk.take(&relay, "Upgrade", 1);
+    assert!(!relay.runs("atlas-relay").ends_with(b"newer"), "it is only tried");
+    walk.take(&relay, "Upgrade", 2);
     assert!(relay.runs("atlas-relay").ends_with(b"newer"));
     walk.take(&relay, "Roll back", 1);
     assert!(!relay.runs("atlas-relay").ends_with(b"newer"));
