@@ -50,7 +50,7 @@ where
     Packet<K>: Rewrite,
 {
     // Here and not where it is needed: before the look-up little is known yet that a call would have to keep. So strangers can
-    // have it summed, too: that costs less than what their packets take beyond this program.
+    // have it summed, too: docs/abuse.md.
     let unfinished = packet.looks_unfinished() && !frame.verifies();
     let flow = look_up(tables, &packet.tuple)?;
     packet.suits(&flow.route, unfinished)?;

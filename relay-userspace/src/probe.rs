@@ -201,9 +201,12 @@ mod tests {
         assert_eq!(who_answers(at, Arc::clone(&place)).await, Probed::Silent { at });
 
         assert_eq!(Arc::strong_count(&place), 2, "its socket is still there");
-        while Arc::strong_count(&place) > 1 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let let_go = async {
+            while Arc::strong_count(&place) > 1 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(2 * LETTING_GO, let_go).await.expect("the socket is let go of");
         let mut buffer = [0; 2048];
         let sent: Vec<usize> = std::iter::from_fn(|| silent.recv(&mut buffer).ok()).collect();
         assert_eq!(sent, [1200, 1200]);
