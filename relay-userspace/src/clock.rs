@@ -1,9 +1,9 @@
 //! The one clock that sessions, deadlines and buckets use.
 
-#![expect(unsafe_code, reason = "clock_gettime of the coarse clock is not in std")]
-
 use std::ops::{Add, Sub};
 use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// A point in time: nanoseconds of `CLOCK_MONOTONIC_COARSE`, the clock `bpf_ktime_get_coarse_ns` reads.
 ///
@@ -15,9 +15,7 @@ pub struct MonoTime(pub u64);
 impl MonoTime {
     /// The present. Only drivers call this; state machines are told the time.
     pub fn now() -> Self {
-        let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `at` is a valid, exclusive timespec. The call cannot fail for this clock id (Linux 2.6.32 and later).
-        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut at) };
+        let at = clock_gettime(ClockId::MonotonicCoarse);
         MonoTime((at.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(at.tv_nsec as u64))
     }
 
