@@ -80,12 +80,14 @@ async fn an_agent_connects_anew_and_tells_the_relays_operator_who_answers() {
     let answered = Probed::Answered { at: relay.address, node: key(0).node_id() };
     assert_eq!(relay.probe_from(key(1).node_id()).await, Ok(answered));
 
-    // That was no handshake that failed. One that fails is counted, and comes after it.
+    // It is counted as what it was, and not as a handshake that failed. One that fails comes after it.
+    relay.has_refused("only_probed").await;
     let (endpoint, connection) = Agent::dial(&relay, 2).await.unwrap();
     connection.close(0_u8.into(), b"");
     endpoint.wait_idle().await;
     relay.has_refused("handshake_failed").await;
-    assert_eq!(relay.ask::<Status>(Request::Status).await.control["handshake_failed"], 1);
+    let refused = relay.ask::<Status>(Request::Status).await.control;
+    assert_eq!(["only_probed", "handshake_failed"].map(|reason| refused[reason]), [1, 1]);
 }
 
 /// Another port at which the relay at `relay` is reached, as through a router that translates.

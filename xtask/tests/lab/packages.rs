@@ -82,6 +82,17 @@ fn a_newer_package_goes_on_with_the_sessions_of_an_older_one_and_a_removed_one_l
     let adopted: Vec<bool> = made.map(|line| line.contains("adopted=true")).collect();
     assert_eq!(adopted, [false, true, true], "{log}");
 
+    // A package that would not start with what is configured leaves the program from before running.
+    let running = || machine.type_in("systemctl show atlas-relay -P MainPID,ActiveState");
+    let (before_it, upgrade) = (running(), format!("dpkg --install {} 2>&1", name_of(&newer)));
+    machine.change_file(installed, |text| text.replace("= 5000000", "= \"much\""));
+    let said = machine.type_in(&upgrade);
+    assert!(said.contains("relay_bandwidth_limit") && said.contains("program from before"), "{said}");
+    assert_eq!(running(), before_it);
+    machine.change_file(installed, |text| text.replace("= \"much\"", "= 5000000"));
+    machine.type_in("systemctl restart atlas-relay");
+    assert_ne!(running(), before_it);
+
     machine.type_in("bash -c '. /usr/share/bash-completion/completions/atlas && complete -p atlas'");
     let page = machine.type_in("gzip --decompress --stdout /usr/share/man/man1/atlas-relay-net-listen.1.gz");
     assert!(page.contains("net listen \\-\\-port 4433"), "{page}");

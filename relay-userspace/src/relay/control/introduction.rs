@@ -68,8 +68,8 @@ pub(super) struct TurnedAway {
 }
 
 impl Listener {
-    /// TLS and the four handshake messages, in [`handshake::TIMEOUT`] altogether. Nobody: it was only asked who is here.
-    pub(super) async fn introduce(&self, incoming: Incoming) -> Result<Option<Introduced>, Rejection> {
+    /// TLS and the four handshake messages, in [`handshake::TIMEOUT`] altogether.
+    pub(super) async fn introduce(&self, incoming: Incoming) -> Result<Introduced, Rejection> {
         let deadline = Instant::now() + handshake::TIMEOUT;
         let from = incoming.remote_address();
         // By a Retry, that is: a token of an earlier connection tells who had the address then, not who has it now.
@@ -94,8 +94,14 @@ impl Listener {
         let failed =
             |detail: String| Rejection { refusal: Refusal::HandshakeFailed, node, detail, blamed: false };
         let (mut send, receive) = match timeout_at(deadline, connection.accept_bi()).await {
-            Ok(Err(error)) if is_probe(&error) => return Ok(None),
-            Ok(opened) => opened.map_err(|error| failed(error.to_string()))?,
+            Ok(opened) => opened.map_err(|error| {
+                let rejection = failed(error.to_string());
+                if is_probe(&error) {
+                    Rejection { refusal: Refusal::OnlyProbed, ..rejection }
+                } else {
+                    rejection
+                }
+            })?,
             Err(_) => {
                 let code = ErrorCode::HandshakeTimeout.number();
                 connection.close(VarInt::from_u32(code), b"no stream was opened in time");
@@ -152,7 +158,7 @@ impl Listener {
                 written.map_err(|_| late(node))?.map_err(|error| failed(error.to_string()))?;
             }
             if let Some(peer) = done {
-                return Ok(Some(Introduced { connection, peer: *peer, send, reader, unfinished }));
+                return Ok(Introduced { connection, peer: *peer, send, reader, unfinished });
             }
         }
     }

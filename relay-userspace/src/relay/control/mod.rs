@@ -310,8 +310,7 @@ impl Listener {
         let handshake = begun.elapsed();
         drop(pending);
         let introduced = match introduced {
-            Ok(Some(introduced)) => introduced,
-            Ok(None) => return tracing::debug!(%from, "connected only to hear who is here"),
+            Ok(introduced) => introduced,
             Err(rejection) => return self.reject(rejection, from).await,
         };
         let (node, connection) = (introduced.peer.node_id, introduced.connection.clone());

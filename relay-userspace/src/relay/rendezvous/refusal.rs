@@ -17,6 +17,7 @@ reasons! {
         TlsFailed = "tls_failed": "TLS failed, or the peer showed no usable Ed25519 certificate.",
         HandshakeTimeout = "handshake_timeout": "The four handshake messages took more than 10 s.",
         HandshakeFailed = "handshake_failed": "The handshake failed: wrong key for the node id, bad signature, wrong version.",
+        OnlyProbed = "only_probed": "A connection that was closed after TLS with the code of a probe, which only asks who is here.",
         ClockDrift = "clock_drift": "The agent's clock is off by more than `security.max_clock_drift_secs`.",
         BadFrame = "bad_frame": "Not a frame of the protocol, or cut short.",
         FrameTooLarge = "frame_too_large": "A frame longer than is taken, or too much of unfinished ones.",
