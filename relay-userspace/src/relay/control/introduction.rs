@@ -94,14 +94,10 @@ impl Listener {
         let failed =
             |detail: String| Rejection { refusal: Refusal::HandshakeFailed, node, detail, blamed: false };
         let (mut send, receive) = match timeout_at(deadline, connection.accept_bi()).await {
-            Ok(opened) => opened.map_err(|error| {
-                let rejection = failed(error.to_string());
-                if is_probe(&error) {
-                    Rejection { refusal: Refusal::OnlyProbed, ..rejection }
-                } else {
-                    rejection
-                }
-            })?,
+            Ok(Err(error)) if is_probe(&error) => {
+                return Err(Rejection { refusal: Refusal::OnlyProbed, ..failed(error.to_string()) });
+            }
+            Ok(opened) => opened.map_err(|error| failed(error.to_string()))?,
             Err(_) => {
                 let code = ErrorCode::HandshakeTimeout.number();
                 connection.close(VarInt::from_u32(code), b"no stream was opened in time");
